@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install check test test-fast demo bench clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed ## an environment with the tested versions
+
+# torch first: with it present, nothing draws in a CUDA build of several GB on a machine without GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+check: install ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install ## the whole test suite
+	$(BIN)/pytest
+
+test-fast: install ## without what trains or generates with real models
+	$(BIN)/pytest -m 'not slow'
+
+demo: install ## MACPO rounds 0..2 on the embedded world
+	$(BIN)/macpo run --recipe quickstart --until 2
+
+bench: install ## measure, and print rows for benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.selecting
+	$(BIN)/python -m benchmarks.generating
+
+clean: ## the environment and caches, not the runs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

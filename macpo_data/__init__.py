@@ -1,0 +1,1 @@
+"""Writes datasets, round by round. Importing it loads neither torch nor vllm."""

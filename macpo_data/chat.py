@@ -1,0 +1,187 @@
+"""Messages to token ids: one function for generation, scoring and training.
+
+A prompt is rendered by its chat template and tokenised whole; a response is tokenised after it, so
+that the prompt's ids are a prefix of prompt + response whatever the tokenizer would merge. What
+people or models wrote is never read as markup: a special token spelt in a message stays text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from macpo_data.errors import ModelError
+from macpo_data.recipe import NAMED_TEMPLATES, read_template
+from macpo_data.schema import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SYSTEM = "{% if messages[0].role == 'system' %}{{ messages[0].content + %s }}{% endif %}"
+TEMPLATES = {
+    "vicuna": _SYSTEM.replace("%s", "' '") + "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
+    "{% elif m.role == 'assistant' %}{{ 'ASSISTANT: ' + m.content + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    "alpaca": _SYSTEM.replace("%s", "'\n\n'") + "{% for m in messages %}"
+    "{% if m.role == 'user' %}{{ '### Instruction:\n' + m.content + '\n\n### Response:\n' }}"
+    "{% elif m.role == 'assistant' %}{{ m.content + eos_token + '\n\n' }}{% endif %}"
+    "{% endfor %}",
+    "chatml": "{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+}
+# Stands for a response, and for a special token spelt in a message, while a template renders.
+_HOLE = "\ue000{}\ue001"
+
+
+@dataclass
+class Chat:
+    """A tokenizer with its chat template."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str  # Jinja
+    eot_id: int = field(init=False)  # ends the assistant's turn
+    _lead: str = field(init=False)  # what the template puts between prompt and response
+    _anchor: str = field(init=False)  # the prompt's last character
+    _bos: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Ask the template and the tokenizer for their conventions once."""
+        tokenizer = self.tokenizer
+        asked: list[Message] = [{"role": "user", "content": "a"}]
+        hole = _HOLE.format("r")
+        prompt = self._render(asked, True)
+        full = self._render([*asked, {"role": "assistant", "content": hole}], False)
+        if not full.startswith(prompt.rstrip()) or hole not in full:
+            raise ModelError(
+                "this chat template does not put the prompt before the response unchanged; "
+                "choose another agents.X.chat_template"
+            )
+        before, _, tail = full.partition(hole)
+        self._lead = before[len(prompt) :]
+        self._anchor = prompt[-1:]
+        special = [i for i in self._encode(tail) if i in set(tokenizer.all_special_ids)]
+        eot = special[0] if special else tokenizer.eos_token_id
+        if eot is None:
+            raise ModelError(
+                "the tokenizer has no end-of-turn and no eos token; choose another base"
+            )
+        self.eot_id = int(eot)
+        adds_bos = tokenizer.bos_token_id is not None and (
+            list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+        )
+        self._bos = [int(tokenizer.bos_token_id)] if adds_bos else []
+
+    @property
+    def sha256(self) -> str:
+        """Identify the template, 64 hex digits."""
+        return hashlib.sha256(self.template.encode()).hexdigest()
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a response."""
+        eos = self.tokenizer.eos_token_id
+        return sorted({self.eot_id} | ({int(eos)} if eos is not None else set()))
+
+    @property
+    def pad_id(self) -> int:
+        """A token for padding; it is masked wherever it stands."""
+        pad = self.tokenizer.pad_token_id
+        return self.eot_id if pad is None else int(pad)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt up to where the assistant begins, with at most one BOS."""
+        spelt = [t for t in self.tokenizer.all_special_tokens if t]
+        holes: dict[str, str] = {}
+        safe: list[Message] = []
+        for message in messages:
+            content = message["content"]
+            for token in spelt:
+                if token in content:
+                    hole = _HOLE.format(f"t{spelt.index(token)}")
+                    holes[hole] = token
+                    content = content.replace(token, hole)
+            safe.append({"role": message["role"], "content": content})
+        text = self._render(safe, True)
+        ids = self._encode_around(text, holes) if holes else self._encode(text)
+        return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+
+    def response_ids(self, text: str, finished: bool) -> list[int]:
+        """Token ids of a response; the end-of-turn token is the last one if it was finished."""
+        anchor = self._encode(self._anchor, text_only=True)
+        ids = self._encode(self._anchor + self._lead + text, text_only=True)
+        # Tokenised behind the prompt's last character, as it would stand there; where the two
+        # merge into one token, alone.
+        if ids[: len(anchor)] == anchor:
+            ids = ids[len(anchor) :]
+        else:
+            ids = self._encode(self._lead + text, text_only=True)
+        return [*ids, self.eot_id] if finished else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a response, without the end-of-turn token and surrounding white space."""
+        return str(
+            self.tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        ).strip()
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages],
+                chat_template=self.template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        )
+
+    def _encode(self, text: str, *, text_only: bool = False) -> list[int]:
+        return list(
+            self.tokenizer(text, add_special_tokens=False, split_special_tokens=text_only)[
+                "input_ids"
+            ]
+        )
+
+    def _encode_around(self, text: str, holes: dict[str, str]) -> list[int]:
+        """Tokenise markup as markup and the special tokens that stand in holes as plain text."""
+        hole = min(holes, key=lambda h: text.find(h) if h in text else len(text))
+        before, found, after = text.partition(hole)
+        ids = self._encode(before) if before else []
+        if not found:
+            return ids
+        return [
+            *ids,
+            *self._encode(holes[hole], text_only=True),
+            *self._encode_around(after, holes),
+        ]
+
+
+def make_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str, base: str) -> Chat:
+    """Give a tokenizer the template that a recipe asks for.
+
+    Args:
+        tokenizer: of the base.
+        chat_template: `tokenizer` (its own), `vicuna`, `alpaca`, `chatml`, or a Jinja file.
+        base: as people call it, for errors.
+
+    Raises:
+        ModelError: the tokenizer has no template of its own, or lacks the template's tokens.
+    """
+    if chat_template == "tokenizer":
+        own = tokenizer.chat_template
+        if not isinstance(own, str):
+            raise ModelError(
+                f"the tokenizer of {base} has no chat template of its own; set "
+                f"agents.X.chat_template to one of {', '.join(NAMED_TEMPLATES[1:])} or a Jinja file"
+            )
+        return Chat(tokenizer, own)
+    if chat_template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
+        raise ModelError(
+            f"the tokenizer of {base} has no <|im_end|> token, which chat_template chatml needs; "
+            "use vicuna or alpaca"
+        )
+    return Chat(tokenizer, TEMPLATES.get(chat_template) or read_template(chat_template))

@@ -1,0 +1,276 @@
+"""What a method's `build` works with: prompts, sample sets, scores, pairs; each made once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from macpo_data import select, sources
+from macpo_data.engines import Voice
+from macpo_data.errors import DataError, StoreError
+from macpo_data.generate import Task, run_tasks
+from macpo_data.lock import Lock
+from macpo_data.models import Base
+from macpo_data.plan import FORMAT, Plan, Policy
+from macpo_data.recipe import Recipe, digest
+from macpo_data.schema import (
+    CANDIDATES,
+    DROPPED,
+    PAIRS,
+    PROMPTS,
+    SAMPLES,
+    SCORES,
+    UNUSABLE,
+    Part,
+    check,
+    empty,
+)
+from macpo_data.store import Shards, Store, write_parquet
+from macpo_data.worker import Report, Workers
+
+Progress = Callable[[str], AbstractContextManager[Report]]
+
+
+@dataclass(frozen=True)
+class RoundData:
+    """What a method's `build` returns: one learner's dataset of one round."""
+
+    pairs: pl.DataFrame
+    candidates: pl.DataFrame = field(default_factory=lambda: empty(CANDIDATES))
+    dropped: pl.DataFrame = field(default_factory=lambda: empty(DROPPED))
+
+
+class Context:
+    """What a method's `build` works with."""
+
+    def __init__(
+        self, plan: Plan, store: Store, workers: Workers, progress: Progress, redo: bool = False
+    ) -> None:
+        """Nothing is read or started yet. `redo` makes damaged parts anew."""
+        self.plan = plan
+        self.recipe: Recipe = plan.recipe
+        self.store = store
+        self.lock = Lock(store.root)
+        self._workers = workers
+        self._progress = progress
+        self._redo = redo
+
+    def prompts(self, part: Part) -> pl.DataFrame:
+        """The prompts of a part, as PROMPTS.
+
+        Raises:
+            DataError: the source cannot be read or holds too few usable rows.
+        """
+        name = self.plan.prompts_name
+        self._mend(name)
+        with self.store.lock(name):
+            if not self.store.is_done(name):
+                pins = self.lock.data(self.recipe.data)
+                parts, unusable = sources.read_parts(self.recipe.data, self.recipe.seed, pins)
+                folder = self.store.clear(name)
+                for each, frame in parts.items():
+                    write_parquet(folder / f"{each}.parquet", frame)
+                write_parquet(
+                    folder / "unusable.parquet", check(unusable, UNUSABLE, "unusable rows")
+                )
+                reasons = dict(unusable["reason"].value_counts().sort("reason").iter_rows())
+                self.store.finish(
+                    name,
+                    {
+                        "kind": "prompts",
+                        "format": FORMAT,
+                        "data": self.recipe.read("data"),
+                        "pins": pins,
+                        "rows": {each: len(frame) for each, frame in parts.items()},
+                        "unusable": reasons,
+                    },
+                )
+        return check(self.store.read(name, f"{part}.parquet"), PROMPTS, name)
+
+    def human_pairs(self, part: Part, noise_for: str | None = None) -> RoundData:
+        """The human's answers as pairs; for a learner, `data.noise` of them are swapped."""
+        prompts = self.prompts(part)
+        swap = self.recipe.data.noise if noise_for else 0.0
+        swapped = [
+            int(digest([self.recipe.seed, "noise", noise_for, i]), 16) < swap * 16**8
+            for i in prompts["prompt_id"]
+        ]
+        flip = pl.Series(swapped, dtype=pl.Boolean)
+        whole = prompts.filter(pl.col("chosen").is_not_null() & pl.col("rejected").is_not_null())
+        if whole.is_empty():
+            raise DataError(
+                f"no human pairs in {part}: round 0 trains the teachers on them; "
+                "name a source that has chosen and rejected answers"
+            )
+        sides = prompts.select(
+            "prompt_id",
+            "prompt",
+            chosen=pl.when(flip).then("rejected").otherwise("chosen"),
+            rejected=pl.when(flip).then("chosen").otherwise("rejected"),
+        ).drop_nulls()
+        for side in ("chosen", "rejected"):
+            human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
+            sides = sides.with_columns(
+                **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
+                **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
+            )
+        return RoundData(check(sides, PAIRS, "human pairs"))
+
+    def generate(
+        self, policies: Sequence[Policy], part: Part, n: int = 1, draw: str = ""
+    ) -> pl.DataFrame:
+        """What each policy writes for a part's prompts, `n` times, as SAMPLES.
+
+        Made once per policy, part and draw, whoever asks; rows stand by prompt, then policy.
+        """
+        prompts = self.prompts(part)
+        wanted = [(policy, i) for policy in policies for i in range(n)]
+        names, tasks = [], []
+        for policy, i in wanted:
+            name = self.plan.sample_name(policy, part, f"{draw}{i}")
+            voice = self._voice(policy)
+            # Like lengths together, so that batches pad little.
+            rows = prompts.select("prompt_id", "prompt").sort(_length("prompt"), "prompt_id")
+            task = Task(
+                Shards(self.store.path(name), rows["prompt_id"].to_list(), self._shard_size),
+                voice,
+                rows,
+                int(digest([self.recipe.seed, voice.fingerprint, draw, i]), 16),
+                self.recipe.sampling,
+                {"agent": policy.agent, "policy": voice.fingerprint, "draw": i},
+            )
+            names.append(name)
+            tasks.append((policy, task))
+        self._make(names, tasks, f"writing {part}")
+        order = prompts.select("prompt_id")
+        written = [check(self._rows(name), SAMPLES, name) for name in names]
+        frame = pl.concat(written) if written else empty(SAMPLES)
+        return order.join(frame, on="prompt_id", how="left", maintain_order="left_right")
+
+    def score(self, samples: pl.DataFrame, under: Policy) -> pl.DataFrame:
+        """Add SCORES under a policy to SAMPLES of D2 or the test prompts.
+
+        A response that was not written, or does not fit the model, has no score.
+        """
+        prompts = pl.concat([self.prompts("d2"), self.prompts("test")]).select(
+            "prompt_id", "prompt"
+        )
+        rows = samples.join(
+            prompts, on="prompt_id", how="left", maintain_order="left"
+        ).with_row_index()
+        rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
+        rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
+        rows = rows.sort(_length("prompt") + pl.col("response").str.len_bytes(), "index")
+        content = digest(rows.drop("prompt").rows())
+        voice = self._voice(under)
+        content = digest([FORMAT, self.recipe.read("engine"), content])
+        name = f"scores/{under}-{voice.fingerprint}-{content}"
+        ids = [str(i) for i in rows["index"]]
+        task = Task(Shards(self.store.path(name), ids, self._shard_size), voice, rows)
+        self._make([name], [(under, task)], f"scoring under {under}")
+        scored = self._rows(name)
+        perplexity = pl.when(pl.col("num_tokens") > 0).then(
+            (-pl.col("sum_logprob") / pl.col("num_tokens")).exp()
+        )
+        finite = pl.when(perplexity.is_finite()).then(perplexity)
+        scored = scored.with_columns(perplexity=finite)
+        joined = samples.with_row_index().join(
+            scored, on="index", how="left", maintain_order="left"
+        )
+        return joined.drop("index")
+
+    def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
+        """Pairs of what was selected with the rejected responses."""
+        pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
+        return RoundData(pairs, candidates, dropped)
+
+    @property
+    def _shard_size(self) -> int:
+        return self.recipe.engine.shard_size
+
+    def _voice(self, policy: Policy) -> Voice:
+        """The policy's adapter, checked, on its agent's template."""
+        maker = self.plan.maker(policy)
+        adapter = None
+        if maker is not None:
+            self.store.verify(self.plan.name(maker))
+            adapter = str(self.store.path(self.plan.name(maker)))
+        template = self.recipe.agents[policy.agent].chat_template
+        return Voice(adapter, template, self.plan.policy_fingerprint(policy))
+
+    def _rows(self, name: str) -> pl.DataFrame:
+        """All shards of a finished result, after checking their bytes."""
+        manifest = self.store.verify(name)
+        files = [f for f in manifest["files"] if f.startswith("shards/")]
+        return pl.concat([pl.read_parquet(self.store.path(name) / f) for f in sorted(files)])
+
+    def _mend(self, name: str) -> None:
+        """With --redo, move a damaged result aside."""
+        if not self._redo:
+            return
+        try:
+            if self.store.is_done(name):
+                self.store.verify(name)
+        except StoreError:
+            self.store.aside(name)
+
+    def _make(self, names: list[str], tasks: list[tuple[Policy, Task]], what: str) -> None:
+        """Make the results that are not there, base by base, one process for each base."""
+        with ExitStack() as locks:
+            for name in sorted(set(names)):
+                self._mend(name)
+                locks.enter_context(self.store.lock(name))
+            todo: dict[Base, dict[str, tuple[Policy, Task]]] = {}
+            for name, (policy, task) in zip(names, tasks, strict=True):
+                if not self.store.is_done(name):
+                    base = self.lock.base(self.recipe.agents[policy.agent])
+                    todo.setdefault(base, {})[name] = (policy, task)
+            # The base that is loaded already goes first.
+            for base in sorted(todo, key=lambda b: not self._workers.has(b.id)):
+                self._make_on(base, todo[base], what)
+
+    def _make_on(self, base: Base, todo: dict[str, tuple[Policy, Task]], what: str) -> None:
+        started = time.monotonic()
+        tasks = [task for _, task in todo.values()]
+        writers = ", ".join(dict.fromkeys(str(policy) for policy, _ in todo.values()))
+        title = what if "under" in what else f"{what}: {writers}"
+        with self._progress(title) as report:
+            if self.recipe.engine.name == "fake":
+                run_tasks(report, self.recipe.engine, base, tasks)
+                facts: dict[str, Any] = {"engine": "fake"}
+            else:
+                worker = self._workers.get(base.id)
+                facts = worker.call(
+                    "macpo_data.generate:run_tasks", self.recipe.engine, base, tasks, report=report
+                )
+        seconds = round(time.monotonic() - started, 2)
+        for name, (policy, task) in todo.items():
+            maker = self.plan.maker(policy)
+            self.store.finish(
+                name,
+                {
+                    "kind": "samples" if task.sampling else "scores",
+                    "format": FORMAT,
+                    "policy": str(policy),
+                    "adapter": maker and self.plan.name(maker),
+                    "base": base.id,
+                    "base_revision": base.revision,
+                    "chat_template": task.voice.chat_template,
+                    "sampling": task.sampling and task.sampling.model_dump(),
+                    "engine_settings": self.recipe.engine.model_dump(),
+                    "seed": task.seed,
+                    "rows": len(task.rows),
+                    "seconds_with_others": seconds,
+                    **facts,
+                },
+            )
+
+
+def _length(column: str) -> pl.Expr:
+    """Bytes of a message list, a cheap stand-in for its tokens."""
+    return pl.col(column).list.eval(pl.element().struct.field("content").str.len_bytes()).list.sum()

@@ -1,0 +1,39 @@
+"""A deterministic engine without a model: tries a recipe's logic in seconds, for no claims."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from macpo_data.engines import Completion, Request, Score, ScoreRequest
+from macpo_data.models import Base
+
+_WORDS = ("well", "sure", "first", "then", "water", "light", "stone", "paper", "north", "garden")
+
+
+class FakeEngine:
+    """Words and numbers that follow from the request alone."""
+
+    def __init__(self, base: Base) -> None:
+        """Nothing is loaded."""
+        self.base = base
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """A few words drawn by the request's seed."""
+        for i, request in enumerate(requests):
+            rng = random.Random(f"{request.seed} {request.voice.fingerprint}")
+            length = rng.randint(3, 24)
+            cut = length > request.sampling.max_new_tokens
+            length = min(length, request.sampling.max_new_tokens)
+            text = " ".join(rng.choice(_WORDS) for _ in range(length))
+            yield i, Completion(text, "length" if cut else "stop", length)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
+        """Each word between -3 and 0 nats, drawn by voice, prompt and response."""
+        for i, request in enumerate(requests):
+            rng = random.Random(
+                f"{request.voice.fingerprint} {request.prompt[-1]['content']} {request.response}"
+            )
+            words = len(request.response.split())
+            total = -sum(3 * rng.random() for _ in range(words))
+            yield i, Score(total, words, -rng.random() if request.finished else 0.0)

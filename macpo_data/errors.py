@@ -1,0 +1,33 @@
+"""The errors a person can mend. `cli.main` prints each as one line; everything else is a bug."""
+
+from __future__ import annotations
+
+
+class MacpoError(Exception):
+    """A mistake or a circumstance outside the program. The message ends in what to do next."""
+
+
+class RecipeError(MacpoError):
+    """The recipe cannot be used. Lists every mistake at once, each with its dotted path."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        """Keep the problems apart, so that a test or a page can show them one by one."""
+        self.source = source
+        self.problems = problems
+        super().__init__(f"recipe {source}: " + "; ".join(problems))
+
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[str, list[str]]]:
+        """Two arguments, so pickling across a process needs to be told of both."""
+        return type(self), (self.source, self.problems)
+
+
+class DataError(MacpoError):
+    """A dataset is missing, unreadable, or holds too few usable rows."""
+
+
+class ModelError(MacpoError):
+    """A base model, adapter or chat template is missing or does not fit."""
+
+
+class StoreError(MacpoError):
+    """A result on disk is damaged, locked by another process, or the disk refused a write."""

@@ -1,0 +1,64 @@
+"""lock.json: every revision as it was when the run first used it, so that later is not other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from macpo_data import models, sources
+from macpo_data.errors import DataError, StoreError
+from macpo_data.models import Base
+from macpo_data.recipe import Agent, Data
+from macpo_data.store import write_json
+
+
+class Lock:
+    """The pins of one run. Resolving needs the network once; what is pinned is read from disk."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` is runs/<run>."""
+        self.path = root / "lock.json"
+
+    def base(self, agent: Agent) -> Base:
+        """An agent's base at its pinned revision.
+
+        Raises:
+            ModelError: it is not pinned yet and cannot be resolved.
+        """
+        key = f"{agent.base}@{agent.revision}"
+        revision = self._pin("models", key, lambda: models.resolve(agent))
+        return Base(agent.base, revision, agent.trust_remote_code)
+
+    def data(self, data: Data) -> dict[str, str | None]:
+        """Each dataset that the recipe names, with its pin: a commit, or a local file's sha256.
+
+        Raises:
+            DataError: one cannot be reached, or a local file is not what it was.
+        """
+        revision = getattr(data, "revision", "main")
+        pins: dict[str, str | None] = {}
+        for path in sources.paths(data):
+            now = sources.resolve(path, revision) if Path(path).exists() else None
+            pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
+            if now is not None and pin != now:
+                raise DataError(
+                    f"{path} changed since this run first read it; restore it, or give the recipe "
+                    "another `run` name (--set run=NAME)"
+                )
+            pins[path] = pin
+        return pins
+
+    def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
+        try:
+            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+            known: dict[str, str | None] = pins.setdefault(kind, {})
+        except (ValueError, AttributeError):
+            raise StoreError(
+                f"{self.path} is damaged; restore it, or delete it to pin anew"
+            ) from None
+        if key not in known:
+            known[key] = resolve()
+            write_json(self.path, pins)
+        return known[key]

@@ -1,0 +1,34 @@
+"""A method is a module with two functions.
+
+plan(recipe) -> list[Step]          pure: learners, turns, inputs, objectives
+build(step, ctx) -> RoundData       reads like the paper's algorithm
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol, cast
+
+from macpo_data.context import Context, RoundData
+from macpo_data.plan import Plan, Step
+from macpo_data.recipe import Recipe
+
+
+class Method(Protocol):
+    """What a method's module offers."""
+
+    def plan(self, recipe: Recipe) -> list[Step]:
+        """All steps up to the recipe's last round, parents first."""
+
+    def build(self, step: Step, ctx: Context) -> RoundData:
+        """Write the dataset of one gen step."""
+
+
+def method(recipe: Recipe) -> Method:
+    """The method that a recipe names."""
+    return cast(Method, import_module(f"macpo_data.methods.{recipe.method}"))
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """The plan of a recipe."""
+    return Plan(recipe, method(recipe).plan(recipe))

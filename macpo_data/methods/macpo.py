@@ -1,0 +1,95 @@
+"""MACPO: weak teachers and a strong student teach each other (Lyu et al., ICLR 2025).
+
+Each learns from unfamiliar positives, written by the other side, against familiar negatives,
+written by its own negative twin.
+"""
+
+from __future__ import annotations
+
+from macpo_data import select
+from macpo_data.context import Context, RoundData
+from macpo_data.plan import Policy, Step
+from macpo_data.recipe import Recipe
+
+SFT_READS = ("seed", "lora", "train")
+WRITING_READS = ("seed", "sampling", "engine", "select")
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """Round 0: teachers, then the student. Round t: the student, then the teachers."""
+    (student,) = recipe.students
+    teachers = recipe.teachers
+    steps = []
+    for teacher in teachers:
+        steps += _initialise(recipe, teacher, turn=0, writers=())
+    labeller = recipe.labeller or teachers[0]
+    writers = (Policy(labeller, "positive", 0), Policy(labeller, "negative", 0))
+    steps += _initialise(recipe, student, turn=1, writers=writers)
+
+    for t in range(1, recipe.rounds + 1):
+        steps += _contrast(
+            recipe, student, t, 0, tuple(Policy(k, "positive", t - 1) for k in teachers)
+        )
+        alternating = recipe.schedule == "alternating"
+        seen = Policy(student, "positive", t if alternating else t - 1)
+        for teacher in teachers:
+            steps += _contrast(recipe, teacher, t, 1 if alternating else 0, (seen,))
+    return steps
+
+
+def _initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ...]) -> list[Step]:
+    """SFT on chosen makes the positive policy; SFT on rejected goes on from it to the negative."""
+    positive = Policy(agent, "positive", 0)
+    reads = (*SFT_READS, f"agents.{agent}.lr_scale")
+    data_reads = (*WRITING_READS,) if writers else ("seed", "data.noise")
+    return [
+        Step("gen", 0, turn, agent, policies=writers, reads=data_reads),
+        Step("train", 0, turn, agent, "positive", "sft_chosen", (Policy(agent),), (*reads, "sft")),
+        Step(
+            "train", 0, turn, agent, "negative", "sft_rejected", (positive,), (*reads, "negative")
+        ),
+    ]
+
+
+def _contrast(
+    recipe: Recipe, agent: str, t: int, turn: int, positives: tuple[Policy, ...]
+) -> list[Step]:
+    """DPO + gamma * SFT on others' positives against the agent's own negatives."""
+    before = Policy(agent, "positive", t - 1)
+    policies = (*positives, Policy(agent, "negative", 0), before)
+    return [
+        Step("gen", t, turn, agent, policies=policies, reads=(*WRITING_READS, "negatives")),
+        Step(
+            "train", t, turn, agent, "positive", "dpo", (before,),
+            (*SFT_READS, "dpo", f"agents.{agent}.lr_scale"),
+        ),
+    ]  # fmt: skip
+
+
+def build(step: Step, ctx: Context) -> RoundData:
+    """Write the pairs of one learner in one round."""
+    if step.round == 0:
+        return _labels(step, ctx)
+    *positives, negative, learner = step.policies
+    is_student = step.learner in ctx.recipe.students
+    fresh = f"r{step.round}-" if ctx.recipe.negatives == "every_round" else ""
+
+    # The student hears n answers of every teacher; a teacher hears the student's one answer, the
+    # same text for all teachers.
+    candidates = ctx.generate(positives, "d2", n=ctx.recipe.sampling.n if is_student else 1)
+    rejected = ctx.generate([negative], "d2", draw=fresh)
+    candidates = ctx.score(candidates, under=learner)
+    rejected = ctx.score(rejected, under=learner)
+
+    choose = select.lowest_perplexity if is_student else select.first
+    return ctx.pair(choose(candidates, rejected, ctx.recipe.select), rejected)
+
+
+def _labels(step: Step, ctx: Context) -> RoundData:
+    """Round 0: a teacher learns from the human's answers, the student from the labeller's."""
+    if not step.policies:
+        return ctx.human_pairs("d1", noise_for=step.learner)
+    positive, negative = step.policies
+    rejected = ctx.generate([negative], "d2")
+    candidates = select.first(ctx.generate([positive], "d2"), rejected, ctx.recipe.select)
+    return ctx.pair(candidates, rejected)

@@ -1,0 +1,151 @@
+"""Base + adapter -> a torch model and its tokenizer. The one place that loads weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macpo_data import world
+from macpo_data.chat import Chat, make_chat
+from macpo_data.errors import ModelError
+from macpo_data.recipe import Agent
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WORLD = "world:"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model with everything that decides how it is loaded."""
+
+    id: str  # as the recipe has it
+    revision: str | None  # a commit on the Hub; None for local folders
+    trust_remote_code: bool = False
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` takes."""
+        return str(world.base_path(self.id.removeprefix(WORLD))) if self.is_world else self.id
+
+    @property
+    def is_world(self) -> bool:
+        """Whether it is one of the embedded world's tiny bases."""
+        return self.id.startswith(WORLD)
+
+
+def check_world_base(base: str) -> None:
+    """Refuse a world base that does not exist.
+
+    Raises:
+        ModelError: there is no such base.
+    """
+    name = base.removeprefix(WORLD)
+    if base.startswith(WORLD) and name not in world.BASES:
+        names = ", ".join(WORLD + n for n in world.BASES)
+        raise ModelError(f"no base {base}; the embedded world has {names}")
+
+
+def resolve(agent: Agent) -> str | None:
+    """The commit that a base's revision names now; None for what is not on the Hub.
+
+    Raises:
+        ModelError: the base is not there, or the network is not.
+    """
+    check_world_base(agent.base)
+    if agent.base.startswith(WORLD):
+        return None
+    if agent.base.startswith((".", "/", "~")) or Path(agent.base).exists():
+        if not (Path(agent.base) / "config.json").is_file():
+            raise ModelError(f"no model in {agent.base}: a folder with a config.json is needed")
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().model_info(agent.base, revision=agent.revision).sha)
+    except Exception as error:  # every way of not reaching the Hub has its own class
+        raise ModelError(unreachable("base", agent.base, error)) from None
+
+
+def unreachable(what: str, name: str, error: Exception) -> str:
+    """Say in one line why something on the Hub cannot be had."""
+    kind = type(error).__name__
+    hints = {
+        "GatedRepoError": "it is gated: accept its licence on its page, then run `hf auth login`",
+        "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, "
+        "or run `hf auth login`",
+        "RevisionNotFoundError": "it has no such revision",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or name a local folder",
+        "HFValidationError": "it is neither a Hub id (org/name) nor a local folder",
+    }
+    hint = hints.get(kind, "the Hub cannot be reached: check the network, or name a local folder")
+    return f"{what} {name}: {hint} ({kind})"
+
+
+def load_chat(base: Base, chat_template: str) -> Chat:
+    """The tokenizer of a base with its chat template.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no such template.
+    """
+    return make_chat(load_tokenizer(base), chat_template, base.id)
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, base)
+
+
+def load_model(base: Base, dtype: str = "auto") -> PreTrainedModel:
+    """The base's weights, on the GPU if there is one. dtype: auto, float32 or bfloat16.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True).to(device())
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
+    try:
+        return loader.from_pretrained(
+            base.source,
+            revision=base.revision,
+            trust_remote_code=base.trust_remote_code,
+            **kwargs,
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(f"cannot load base {base.id}: {first}") from None
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Identify an adapter by its weights and its configuration, 64 hex digits.
+
+    peft writes the set of target modules in an order that changes from run to run, so lists in the
+    configuration are sorted first.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config = {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest.update((folder / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()

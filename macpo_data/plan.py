@@ -1,0 +1,136 @@
+"""Orders a method's steps and gives each its fingerprint. Knows no method and no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from macpo_data.recipe import Recipe, digest
+
+# Raise it when the same recipe would no longer give the same result.
+FORMAT = 1
+
+Behavior = Literal["positive", "negative"]
+Objective = Literal["sft_chosen", "sft_rejected", "dpo"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The weights that speak: an agent as trained in a round, or its bare base (round None)."""
+
+    agent: str
+    behavior: Behavior = "positive"
+    round: int | None = None
+
+    def __str__(self) -> str:
+        """As a person would call it: student-positive-2."""
+        return f"{self.agent}-{'base' if self.round is None else f'{self.behavior}-{self.round}'}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One `gen` of a learner's dataset, or one `train` of a learner's behavior, in one round."""
+
+    kind: Literal["gen", "train"]
+    round: int
+    turn: int  # order inside the round
+    learner: str
+    behavior: Behavior = "positive"  # train: which policy it makes
+    objective: Objective | None = None  # train: what is minimised
+    policies: tuple[Policy, ...] = ()  # gen: who writes and scores; train: where it starts
+    reads: tuple[str, ...] = ()  # dotted recipe paths that decide the result
+
+    def __str__(self) -> str:
+        """As a person would call it: gen round 2 student."""
+        behavior = f" {self.behavior}" if self.kind == "train" else ""
+        return f"{self.kind} round {self.round} {self.learner}{behavior}"
+
+    @property
+    def makes(self) -> Policy | None:
+        """The policy that a train step makes."""
+        if self.kind == "gen":
+            return None
+        return Policy(self.learner, self.behavior, self.round)
+
+
+class Plan:
+    """A method's steps for one recipe, in an order in which each comes after its parents."""
+
+    def __init__(self, recipe: Recipe, steps: Sequence[Step]) -> None:
+        """Take the steps as the method gave them."""
+        self.recipe = recipe
+        self.steps = list(steps)
+        self._fingerprints: dict[Step, str] = {}
+
+    @cached_property
+    def _makers(self) -> dict[Policy, Step]:
+        return {policy: step for step in self.steps if (policy := step.makes)}
+
+    @cached_property
+    def _datasets(self) -> dict[tuple[int, str], Step]:
+        return {(s.round, s.learner): s for s in self.steps if s.kind == "gen"}
+
+    def maker(self, policy: Policy) -> Step | None:
+        """The train step that makes a policy; None for a bare base."""
+        return None if policy.round is None else self._makers[policy]
+
+    def dataset(self, step: Step) -> Step:
+        """The gen step whose dataset a train step reads."""
+        return self._datasets[step.round, step.learner]
+
+    def parents(self, step: Step) -> list[Step]:
+        """The steps whose results a step reads."""
+        makers = [maker for policy in step.policies if (maker := self.maker(policy))]
+        return [self.dataset(step), *makers] if step.kind == "train" else makers
+
+    @cached_property
+    def prompts_fingerprint(self) -> str:
+        """Of the three parts of the data. Noise is no part of it: it is laid over D1 later."""
+        data = {k: v for k, v in self.recipe.read("data").items() if k != "noise"}
+        return digest(["prompts", FORMAT, data, self.recipe.seed])
+
+    def policy_fingerprint(self, policy: Policy) -> str:
+        """Of a policy: its train step's, or that of its base."""
+        maker = self.maker(policy)
+        if maker is None:
+            return digest(["base", FORMAT, self.recipe.read(f"agents.{policy.agent}")])
+        return self.fingerprint(maker)
+
+    def sample_fingerprint(self, policy: Policy, part: str, draw: str) -> str:
+        """Of what one policy wrote for one part of the data, whoever learns from it."""
+        sampling = {k: v for k, v in self.recipe.read("sampling").items() if k != "n"}
+        reads = [sampling, self.recipe.read("engine"), self.recipe.seed]
+        made_from = [self.policy_fingerprint(policy), self.prompts_fingerprint, part, draw]
+        return digest(["samples", FORMAT, reads, made_from])
+
+    def fingerprint(self, step: Step) -> str:
+        """8 hex digits of what decides a step's result: the fields it reads and its parents."""
+        if step not in self._fingerprints:
+            fields = {path: self.recipe.read(path) for path in step.reads}
+            parents = [self.policy_fingerprint(p) for p in step.policies]
+            parents.append(
+                self.fingerprint(self.dataset(step))
+                if step.kind == "train"
+                else self.prompts_fingerprint
+            )
+            who = [step.kind, self.recipe.method, step.round, step.learner, step.behavior]
+            self._fingerprints[step] = digest([FORMAT, who, step.objective, fields, parents])
+        return self._fingerprints[step]
+
+    def name(self, step: Step) -> str:
+        """The folder of a step's result inside the run."""
+        fingerprint = self.fingerprint(step)
+        if step.kind == "gen":
+            return f"data/round-{step.round}-{step.learner}-{fingerprint}"
+        return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
+
+    @property
+    def prompts_name(self) -> str:
+        """The folder of the prompts inside the run."""
+        return f"data/prompts-{self.prompts_fingerprint}"
+
+    def sample_name(self, policy: Policy, part: str, draw: str) -> str:
+        """The folder of a sample set inside the run."""
+        return f"samples/{policy}-{part}-{draw}-{self.sample_fingerprint(policy, part, draw)}"

@@ -1,0 +1,416 @@
+"""The recipe: the user's YAML, validated. All its mistakes are reported at once.
+
+A field marked `Knob` changes how fast or where a thing is made, not what it is; every other field
+is identity and enters the fingerprints of the steps that read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from macpo_data.errors import MacpoError, RecipeError
+
+KNOB = "knob"
+# Names become paths and dataset config names, so nothing but plain characters.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
+# Names a person types after --recipe; a path or a name with a suffix is a file.
+_SHIPPED = re.compile(r"^[a-z0-9_]+$")
+
+
+def digest(value: Any) -> str:
+    """Name a JSON value: the first 8 hex digits of the sha256 of its canonical form."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def read_template(path: str) -> str:
+    """Read a chat template that a recipe names by its file.
+
+    Raises:
+        MacpoError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MacpoError(
+            f"cannot read chat_template {path}: {error}; "
+            f"use one of {', '.join(NAMED_TEMPLATES)} or the path of a Jinja file"
+        ) from None
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and a key it does not know is a mistake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that decide a result, without the knobs, as JSON values."""
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if KNOB in field.metadata:
+                del values[name]
+            elif isinstance(value, Section):
+                values[name] = value.identity()
+            elif isinstance(value, dict):
+                values[name] = {
+                    k: v.identity() if isinstance(v, Section) else v for k, v in value.items()
+                }
+        return values
+
+
+class PartSpec(Section):
+    """Where one of the three parts of the data comes from."""
+
+    path: str | list[str] | None = None  # in place of data.path, for this part
+    split: str | None = None  # a split of a Hub dataset
+    count: Count | None = None  # rows to draw; null takes all
+
+
+class DataBase(Section):
+    """What all sources share."""
+
+    d1: PartSpec = PartSpec()  # initialises the teachers: human answers are used
+    d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts are used
+    test: PartSpec = PartSpec()  # held out for evaluation
+    limit: Count | None = None  # at most this many rows of each part, for a quick look
+    max_prompt_chars: Count | None = None  # longer prompts are put aside
+    noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
+
+
+class WorldData(DataBase):
+    """The embedded world: generated prompts with a gold judge."""
+
+    source: Literal["world"]
+
+
+class FileData(DataBase):
+    """A dataset on the Hub, or local files."""
+
+    path: str | list[str] | None = None  # Hub id, or local parquet / JSONL (.gz) file(s)
+    subset: str | None = None  # a folder of the Hub dataset, such as helpful-base
+    revision: str = "main"  # of the Hub dataset; pinned in lock.json when first read
+
+    @model_validator(mode="after")
+    def _has_path(self) -> FileData:
+        missing = [
+            p for p in ("d1", "d2", "test") if self.path is None and getattr(self, p).path is None
+        ]
+        if missing:
+            raise ValueError(f"no path for {', '.join(missing)}: set data.path or data.<part>.path")
+        return self
+
+
+class HHData(FileData):
+    """Anthropic HH-RLHF: its raw Human/Assistant text, or parquet with message lists."""
+
+    source: Literal["hh_rlhf"]
+
+
+class PKUData(FileData):
+    """PKU-SafeRLHF: two responses, one better and one safer."""
+
+    source: Literal["pku_saferlhf"]
+    preference: Literal["better", "safer"] = "better"
+
+
+class Columns(Section):
+    """Which columns of a dataset hold what."""
+
+    prompt: str = "prompt"  # a string or a message list
+    chosen: str | None = "chosen"  # a string, or a message list whose last turn is the answer
+    rejected: str | None = "rejected"
+
+
+class PairsData(FileData):
+    """Any preference dataset."""
+
+    source: Literal["pairs"]
+    columns: Columns = Columns()
+
+
+Data = Annotated[WorldData | HHData | PKUData | PairsData, Field(discriminator="source")]
+
+
+class Agent(Section):
+    """A participant. Its identity is what decides its voice before any training."""
+
+    role: Annotated[Literal["teacher", "student"], KNOB]
+    base: Annotated[str, Field(min_length=1)]  # Hub id, local folder, or world:NAME
+    revision: str = "main"  # of the base on the Hub; pinned in lock.json when first read
+    chat_template: str = "tokenizer"  # tokenizer | vicuna | alpaca | chatml | a Jinja file
+    lr_scale: Annotated[Positive, KNOB] = 1.0  # multiplies its learning rates; train steps read it
+    trust_remote_code: Annotated[bool, KNOB] = False  # runs code that the base's repository brings
+
+    def identity(self) -> dict[str, Any]:
+        """A template in a file counts by its content, not by its path."""
+        values = super().identity()
+        if self.chat_template not in NAMED_TEMPLATES:
+            values["chat_template"] = digest(read_template(self.chat_template))
+        return values
+
+
+class Sampling(Section):
+    """How policies write."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.95  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    top_k: Annotated[int, Field(ge=0)] = 50  # 0 keeps all tokens
+    max_new_tokens: Count = 512
+    n: Count = 1  # answers per positive policy and prompt
+
+
+class Select(Section):
+    """Which candidates become chosen responses."""
+
+    keep: Count = 1  # pairs per prompt, lowest perplexity first
+    max_perplexity: Positive | None = None  # candidates above it never become chosen
+    on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
+    min_chars: Annotated[int, Field(ge=0)] = 1
+    max_chars: Count | None = None
+    truncated: bool = True  # catch responses that the token limit cut
+    max_repetition: Share | None = 0.5  # share of 3-word runs that occurred before in the response
+    same_as_rejected: bool = True  # catch a chosen response equal to the rejected one
+
+
+class SFT(Section):
+    """Supervised fine-tuning: cross-entropy over response tokens."""
+
+    epochs: Positive = 3.0
+    learning_rate: Positive = 5e-5
+    batch_size: Count = 32  # sequences per optimiser step
+
+
+class DPO(Section):
+    """Direct preference optimisation with an SFT term on the chosen response."""
+
+    epochs: Positive = 1.0
+    learning_rate: Positive = 1e-5
+    batch_size: Count = 16  # pairs per optimiser step
+    beta: Positive = 0.1
+    gamma: Annotated[float, Field(ge=0.0)] = 0.2  # weight of the SFT term
+    sft_normalization: Literal["response", "token"] = "response"
+    reference: Literal["base", "previous"] = "base"
+
+
+class Lora(Section):
+    """The adapter's shape."""
+
+    r: Count = 8
+    alpha: Count = 16
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: list[str] = ["q_proj", "v_proj"]
+
+
+class Train(Section):
+    """What SFT and DPO share."""
+
+    max_length: Count = 1024  # tokens of prompt and response; a response is cut at its end
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Share = 0.0  # share of the steps
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    micro_batch_size: Annotated[Count | None, KNOB] = None  # null: the whole batch at once
+    gradient_checkpointing: Annotated[bool, KNOB] = False
+
+
+class Engine(Section):
+    """What runs the models that write and score."""
+
+    name: Annotated[Literal["auto", "transformers", "fake"], KNOB] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as the base was saved
+    batch_size: Annotated[Count, KNOB] = 64  # sequences per forward pass
+    shard_size: Annotated[Count, KNOB] = 256  # prompts per file: what a kill may cost
+    keep_loaded: Annotated[Count, KNOB] = 1  # base models in memory at once
+
+    def identity(self) -> dict[str, Any]:
+        """Which real engine wrote is no identity, but a fake one is."""
+        return super().identity() | {"fake": self.name == "fake"}
+
+
+class Recipe(Section):
+    """One experiment, from data to trained rounds."""
+
+    run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
+    method: Literal["macpo"] = "macpo"
+    seed: int = 0
+    rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
+    data: Data
+    agents: dict[Name, Agent]
+    labeller: str | None = None  # teacher who labels D2 for the student; null: the first
+    schedule: Literal["alternating", "simultaneous"] = "alternating"
+    negatives: Literal["once", "every_round"] = "once"
+    sampling: Sampling = Sampling()
+    select: Select = Select()
+    sft: SFT = SFT()
+    negative: SFT = SFT(epochs=1.0)
+    dpo: DPO = DPO()
+    lora: Lora = Lora()
+    train: Train = Train()
+    engine: Engine = Engine()
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the teachers, as written."""
+        return [name for name, agent in self.agents.items() if agent.role == "teacher"]
+
+    @property
+    def students(self) -> list[str]:
+        """Names of the students, as written."""
+        return [name for name, agent in self.agents.items() if agent.role == "student"]
+
+    def read(self, path: str) -> Any:
+        """The identity of what stands at a dotted path, such as `agents.student` or `dpo`."""
+        value: Any = self
+        for key in path.split("."):
+            value = value[key] if isinstance(value, dict) else getattr(value, key)
+        return value.identity() if isinstance(value, Section) else value
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("recipes").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def recipe_text(recipe: str | None) -> tuple[str, str]:
+    """Find a recipe: (where it is, its YAML).
+
+    `None` is ./macpo.yaml where there is one, else quickstart.
+
+    Raises:
+        MacpoError: there is no such recipe.
+    """
+    if recipe is None:
+        recipe = "macpo.yaml" if Path("macpo.yaml").is_file() else "quickstart"
+    if _SHIPPED.match(recipe):
+        if recipe not in shipped():
+            raise MacpoError(
+                f"no recipe named {recipe!r}; shipped are {', '.join(shipped())} "
+                "(a file is given with its path, such as ./mine.yaml)"
+            )
+        return recipe, (resources.files("recipes") / f"{recipe}.yaml").read_text("utf-8")
+    try:
+        return recipe, Path(recipe).read_text("utf-8")
+    except FileNotFoundError:
+        raise MacpoError(
+            f"no recipe file {recipe}; `macpo init` writes ./macpo.yaml, shipped are "
+            f"{', '.join(shipped())}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MacpoError(f"cannot read recipe {recipe}: {error}; give a YAML file") from None
+
+
+def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Recipe:
+    """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
+
+    Raises:
+        RecipeError: anything is wrong; all mistakes at once, with dotted paths.
+        MacpoError: there is no such recipe.
+    """
+    source, text = recipe_text(recipe)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise RecipeError(source, [f"not valid YAML{line}"]) from None
+    if not isinstance(values, dict):
+        raise RecipeError(source, ["a recipe is a mapping of keys, see `macpo init quickstart`"])
+    problems = [p for setting in sets or [] if (p := _apply(values, setting))]
+    if problems:
+        raise RecipeError(source, problems)
+    try:
+        loaded = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(source, _explain(error) + _misfits(values)) from None
+    if problems := _misfits(values):
+        raise RecipeError(source, problems)
+    return loaded
+
+
+def _misfits(values: dict[str, Any]) -> list[str]:
+    """Mistakes between fields. Looks at the raw values, so that a wrong field hides none."""
+    agents = values.get("agents")
+    if not isinstance(agents, dict):
+        return []
+    roles = {name: a.get("role") for name, a in agents.items() if isinstance(a, dict)}
+    teachers = [name for name, role in roles.items() if role == "teacher"]
+    students = [name for name, role in roles.items() if role == "student"]
+    labeller = values.get("labeller")
+    problems = []
+    if not teachers:
+        problems.append("agents: no agent with role teacher")
+    if len(students) != 1:
+        problems.append(f"agents: {len(students)} agents with role student, 1 is needed")
+    if labeller is not None and labeller not in teachers:
+        problems.append(f"labeller: {labeller!r} is no teacher (those are: {', '.join(teachers)})")
+    keep = (values.get("select") or {}).get("keep", 1)
+    n = (values.get("sampling") or {}).get("n", 1)
+    if isinstance(keep, int) and isinstance(n, int) and teachers and keep > n * len(teachers):
+        problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
+    return problems
+
+
+def _apply(values: dict[str, Any], setting: str) -> str | None:
+    """Lay `a.b=c` over nested `values`; return what is wrong with it, or None."""
+    path, equals, text = setting.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        return f"--set {setting}: write it as key.key=value"
+    at = values
+    for key in keys[:-1]:
+        child = at.setdefault(key, {})
+        if child is None:
+            child = at[key] = {}
+        if not isinstance(child, dict):
+            return f"--set {setting}: {key} is not a section"
+        at = child
+    try:
+        at[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"--set {setting}: the value is not valid YAML"
+    return None
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """Say each mistake in one phrase that begins with its dotted path."""
+    said = []
+    for problem in error.errors():
+        # The discriminator of `data` is part of pydantic's path, not of the user's.
+        loc = [str(p) for p in problem["loc"] if p not in ("world", "hh_rlhf", "pku_saferlhf")]
+        if len(loc) > 1 and loc[0] == "data" and loc[1] == "pairs":
+            del loc[1]
+        path = ".".join(p for p in loc if p != "[key]")
+        if problem["type"] == "extra_forbidden":
+            said.append(f"{path}: unknown key")
+        elif problem["type"] == "missing":
+            said.append(f"{path}: missing")
+        elif problem["type"] == "string_pattern_mismatch":
+            said.append(f"{path}: a name has only letters, digits, _ and -")
+        elif problem["type"] == "value_error":
+            message = problem["msg"].removeprefix("Value error, ")
+            said += [f"{path}: {m}" if path else m for m in message.split("\n")]
+        else:
+            said.append(f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return said

@@ -1,0 +1,119 @@
+"""The tables that flow between the parts, each column declared once with one line of meaning.
+
+Rows are polars frames. `check` is called at each door: it refuses a frame that lacks a column or
+has another type, and returns it with the columns in the declared order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal, TypedDict
+
+import polars as pl
+
+from macpo_data.errors import DataError
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+Table = dict[str, pl.DataType]
+Part = Literal["d1", "d2", "test"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation, in the form every chat template understands."""
+
+    role: str
+    content: str
+
+
+# What a source yields; see sources.py. One row per prompt, unique by prompt_id.
+PROMPTS: Table = {
+    "prompt_id": pl.String(),  # sha256 of the messages
+    "prompt": MESSAGES,  # one or more turns, the last one the user's
+    "chosen": pl.String(),  # the human's better answer; null where the source has none
+    "rejected": pl.String(),  # the human's worse answer; null where the source has none
+}
+
+# Rows that a source could not use, kept aside.
+UNUSABLE: Table = {
+    "part": pl.String(),  # d1, d2 or test
+    "row": pl.Int64(),  # position in the source
+    "reason": pl.String(),  # why the row cannot be used
+    "text": pl.String(),  # the row as JSON, shortened
+}
+
+# What one policy wrote for one prompt.
+SAMPLES: Table = {
+    "prompt_id": pl.String(),
+    "agent": pl.String(),  # who wrote
+    "policy": pl.String(),  # fingerprint of the policy that wrote
+    "draw": pl.Int64(),  # 0.. for several answers to one prompt
+    "response": pl.String(),  # text, end-of-turn token stripped; null where nothing was written
+    "finish_reason": pl.String(),  # stop | length | prompt_too_long
+    "repetition": pl.Float64(),  # share of its 3-word runs that occurred before in it; 0 if none
+}
+
+# Log-likelihood of a response under a policy; nats.
+SCORES: Table = {
+    "sum_logprob": pl.Float64(),  # over response tokens, without the end-of-turn token
+    "num_tokens": pl.Int64(),  # response tokens, without the end-of-turn token
+    "eot_logprob": pl.Float64(),  # the end-of-turn token's; 0 where the response was cut
+    "perplexity": pl.Float64(),  # exp(-sum_logprob / num_tokens); null where there are no tokens
+}
+
+# Every response that was up for selection.
+CANDIDATES: Table = {
+    **SAMPLES,
+    **SCORES,
+    "reason": pl.String(),  # the filter that caught it, null if none
+    "rank": pl.Int64(),  # 1 = lowest perplexity of its prompt among the usable; null if unusable
+    "selected": pl.Boolean(),  # became a chosen response
+}
+
+_SIDE: Table = {"agent": pl.String(), "policy": pl.String(), "finish_reason": pl.String(), **SCORES}
+
+# A round's dataset. Scores are those of the learner before training; null where none were made.
+PAIRS: Table = {
+    "prompt_id": pl.String(),
+    "prompt": MESSAGES,
+    "chosen": pl.String(),
+    "rejected": pl.String(),
+    **{f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in _SIDE.items()},
+}
+
+# What a step left out, and why.
+DROPPED: Table = {
+    "prompt_id": pl.String(),
+    "agent": pl.String(),  # who wrote it
+    "response": pl.String(),
+    "reason": pl.String(),
+}
+
+
+def check(frame: pl.DataFrame, table: Table, what: str) -> pl.DataFrame:
+    """Return `frame` with exactly the columns of `table`, in order.
+
+    Raises:
+        DataError: a column is missing or has another type.
+    """
+    problems = [f"no column {name}" for name in table if name not in frame.columns]
+    problems += [
+        f"{name} is {frame.schema[name]}, not {dtype}"
+        for name, dtype in table.items()
+        if name in frame.columns and frame.schema[name] not in (dtype, pl.Null())
+    ]
+    if problems:
+        raise DataError(f"{what}: {', '.join(problems)}")
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in table.items())
+
+
+def empty(table: Table) -> pl.DataFrame:
+    """A frame of `table` without rows."""
+    return pl.DataFrame(schema=table)
+
+
+def prompt_id(prompt: list[Message]) -> str:
+    """Identify a prompt by its messages: sha256 of their canonical JSON, 64 hex digits."""
+    turns = [[m["role"], m["content"]] for m in prompt]
+    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()

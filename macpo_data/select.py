@@ -1,0 +1,129 @@
+"""Who becomes chosen. Pure polars: frames in, frames out; whatever is left out keeps its reason."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from macpo_data.recipe import Select
+from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SCORES, check
+
+# No setting keeps these: there is nothing to train on, or nothing to compare.
+UNUSABLE = ("prompt_too_long", "empty", "no_score")
+
+
+def lowest_perplexity(
+    candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select
+) -> pl.DataFrame:
+    """Choose each prompt's candidates of lowest perplexity (MACPO, student turn).
+
+    Ties go to the candidate that stands first: the order of the agents in the recipe, then of the
+    draws.
+
+    Args:
+        candidates: SAMPLES with SCORES under the learner.
+        rejected: SAMPLES, one per prompt; a candidate equal to it is caught by a filter.
+        settings: filters, threshold and how many to keep per prompt.
+
+    Returns:
+        CANDIDATES in the same order.
+    """
+    high = pl.lit(None, pl.String)
+    if settings.max_perplexity is not None:
+        high = pl.when(pl.col("perplexity") > settings.max_perplexity).then(
+            pl.lit("perplexity_too_high")
+        )
+    unscored = pl.when(pl.col("perplexity").is_null()).then(pl.lit("no_score"))
+    reason = pl.coalesce(_reason(settings), unscored, high)
+    frame = _with_rejected(candidates, rejected).with_columns(reason=reason)
+    # The threshold belongs to the selection, so it drops whatever `on_filter` says.
+    usable = _usable(settings) & (pl.col("reason").ne_missing("perplexity_too_high"))
+    rank = pl.when(usable).then(pl.col("perplexity")).rank("ordinal").over("prompt_id")
+    return _select(frame, rank, settings.keep)
+
+
+def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) -> pl.DataFrame:
+    """Choose each prompt's first usable candidate, whatever its perplexity.
+
+    Args and result as in `lowest_perplexity`; scores may be missing.
+    """
+    scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in candidates.columns}
+    frame = _with_rejected(candidates.with_columns(**scores), rejected)
+    frame = frame.with_columns(reason=_reason(settings))
+    position = pl.when(_usable(settings)).then(pl.int_range(pl.len()))
+    return _select(frame, position.rank("ordinal").over("prompt_id"), 1)
+
+
+def pair(
+    prompts: pl.DataFrame, candidates: pl.DataFrame, rejected: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Join what was selected with the rejected response of its prompt.
+
+    Args:
+        prompts: PROMPTS; their order is that of the pairs.
+        candidates: CANDIDATES.
+        rejected: SAMPLES, one per prompt, with or without SCORES.
+
+    Returns:
+        PAIRS, and DROPPED: candidates that a filter took out, and prompts without a rejected side.
+    """
+    scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in rejected.columns}
+    rejected = rejected.with_columns(**scores)
+    mute = pl.col("response").is_null() | (pl.col("response") == "")
+    sides = {
+        "chosen": candidates.filter("selected").sort("rank", maintain_order=True),
+        "rejected": rejected.filter(~mute),
+    }
+    joined = prompts.select("prompt_id", "prompt")
+    for side, frame in sides.items():
+        columns = ["agent", "policy", "finish_reason", *SCORES]
+        renamed = frame.select(
+            "prompt_id",
+            pl.col("response").alias(side),
+            *(pl.col(c).alias(f"{side}_{c}") for c in columns),
+        )
+        joined = joined.join(renamed, on="prompt_id", how="inner", maintain_order="left_right")
+    caught = candidates.filter(pl.col("reason").is_not_null() & pl.col("rank").is_null())
+    silent = rejected.filter(mute).with_columns(
+        reason=pl.concat_str(
+            pl.lit("rejected_"),
+            pl.when(pl.col("response").is_null()).then("finish_reason").otherwise(pl.lit("empty")),
+        )
+    )
+    dropped = pl.concat([frame.select(DROPPED.keys()) for frame in (caught, silent)])
+    return check(joined, PAIRS, "pairs"), check(dropped, DROPPED, "dropped rows")
+
+
+def _with_rejected(candidates: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
+    other = rejected.select("prompt_id", pl.col("response").alias("_rejected"))
+    return candidates.join(other, on="prompt_id", how="left", maintain_order="left")
+
+
+def _reason(settings: Select) -> pl.Expr:
+    """The first filter that catches a response, or null."""
+    length = pl.col("response").str.len_chars()
+    caught = [
+        (pl.col("response").is_null(), "prompt_too_long"),
+        (length == 0, "empty"),
+        (length < settings.min_chars, "too_short"),
+    ]
+    if settings.max_chars is not None:
+        caught.append((length > settings.max_chars, "too_long"))
+    if settings.truncated:
+        caught.append((pl.col("finish_reason") == "length", "truncated"))
+    if settings.max_repetition is not None:
+        caught.append((pl.col("repetition") > settings.max_repetition, "repetition"))
+    if settings.same_as_rejected:
+        caught.append((pl.col("response") == pl.col("_rejected"), "same_as_rejected"))
+    return pl.coalesce(pl.when(condition).then(pl.lit(reason)) for condition, reason in caught)
+
+
+def _usable(settings: Select) -> pl.Expr:
+    if settings.on_filter == "count":
+        return ~pl.col("reason").is_in(UNUSABLE).fill_null(False)
+    return pl.col("reason").is_null()
+
+
+def _select(frame: pl.DataFrame, rank: pl.Expr, keep: int) -> pl.DataFrame:
+    frame = frame.with_columns(rank=rank.cast(pl.Int64))
+    frame = frame.with_columns(selected=(pl.col("rank") <= keep).fill_null(False))
+    return check(frame, CANDIDATES, "candidates")

@@ -1,0 +1,147 @@
+"""What a person sees in the terminal. Text from models is printed as text, never as markup."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from macpo_data.plan import Step
+from macpo_data.worker import Report
+
+STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
+PLAIN_SECONDS = 10  # between two lines where there is no terminal
+
+
+def plain(text: str) -> Text:
+    """Text as data: no markup, and no control characters that a terminal would obey."""
+    return Text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Report]:
+    """A bar on stderr with counts, rate and time left; plain lines where there is no terminal."""
+    console = Console(stderr=True)
+    started = time.monotonic()
+    said = started
+    if not console.is_terminal:
+
+        def lines(done: int, total: int, note: str) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if done and now - said > PLAIN_SECONDS:
+                said = now
+                left = (now - started) / done * (total - done)
+                rate = done / (now - started)
+                print(
+                    f"{title}: {done}/{total} {note}, {rate:.1f}/s, {left:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        yield lines
+        print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(plain(title).plain, total=None, note="")
+
+        def bar(done: int, total: int, note: str) -> None:
+            rate = done / max(time.monotonic() - started, 1e-9)
+            bars.update(task, completed=done, total=total, note=f"{note} {rate:.1f}/s")
+
+        yield bar
+    print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+
+
+def print_steps(rows: Sequence[tuple[Step, str, Path, list[str]]], title: str) -> None:
+    """A table of steps with their states, paths, and what they wait for."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("round", "step", "learner", "state", "result or what it waits for"):
+        table.add_column(column, no_wrap=column != "result or what it waits for")
+    for step, state, path, waiting in rows:
+        where = ", ".join(waiting) if waiting else str(path)
+        behavior = f" {step.behavior}" if step.kind == "train" else ""
+        table.add_row(
+            str(step.round),
+            step.kind + behavior,
+            step.learner,
+            Text(state, STYLES[state]),
+            plain(where),
+        )
+    Console().print(table)
+
+
+def print_pairs(pairs: pl.DataFrame, manifest: dict[str, Any] | None, count: int) -> None:
+    """Some pairs of a dataset, evenly spread over it."""
+    console = Console()
+    facts = manifest or {}
+    console.print(
+        plain(f"{len(pairs)} pairs of round {facts.get('round')} for {facts.get('learner')}")
+    )
+    for at in range(0, len(pairs), max(1, len(pairs) // count))[:count]:
+        row = pairs.row(at, named=True)
+        body = Text()
+        for message in row["prompt"]:
+            body.append(f"{message['role']}: ", "bold").append_text(plain(message["content"]))
+            body.append("\n")
+        for side, style in (("chosen", "bold green"), ("rejected", "bold red")):
+            body.append(f"{side} ", style).append(f"({_origin(row, side)})\n", "dim")
+            body.append_text(plain(row[side])).append("\n")
+        console.print(Panel(body, title=row["prompt_id"][:12], title_align="left"))
+
+
+def _origin(row: dict[str, Any], side: str) -> str:
+    perplexity = row[f"{side}_perplexity"]
+    score = "" if perplexity is None else f", perplexity {perplexity:.2f}"
+    return f"{row[f'{side}_agent']}{score}"
+
+
+def print_gold(table: pl.DataFrame, path: Path) -> None:
+    """Gold means of the held-out prompts, agents down and rounds across."""
+    shown = Table(
+        title="gold score of held-out prompts: mean ± standard error (mean length in characters)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    rounds = sorted(table["round"].unique())
+    shown.add_column("policy")
+    for each in rounds:
+        shown.add_column(f"round {each}", justify="right")
+    for (agent, behavior), rows in table.group_by(["agent", "behavior"], maintain_order=True):
+        cells = {r["round"]: r for r in rows.iter_rows(named=True)}
+        shown.add_row(
+            f"{agent} {behavior}",
+            *(
+                f"{c['mean']:.3f} ± {c['stderr']:.3f} ({c['chars']:.0f})" if c else ""
+                for c in map(cells.get, rounds)
+            ),
+        )
+    Console().print(shown)
+    print(path)

@@ -1,0 +1,250 @@
+"""Where a result lives on disk. Nothing is overwritten, and a manifest is written last.
+
+A result is a folder. It is done when its `manifest.json` is there, which holds the sha256 of each
+of its files, of the results it was made from, and of itself, so that an edit is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from filelock import FileLock, Timeout
+
+from macpo_data.errors import StoreError
+from macpo_data.plan import Plan, Step
+from macpo_data.recipe import digest
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+State = Literal["done", "ready", "waiting", "stale"]
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling to write to; it takes the name `path` when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that a person can read and a diff can show."""
+    with atomic(path) as temporary:
+        temporary.write_text(
+            json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False), "utf-8"
+        )
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a frame; the same frame gives the same bytes."""
+    with atomic(path) as temporary:
+        frame.write_parquet(temporary, compression="zstd")
+
+
+def sha256(path: Path) -> str:
+    """Hash a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    body = {k: v for k, v in manifest.items() if k != "seal"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class Store:
+    """The results of one run, by the names that its plan gives them."""
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda line: None) -> None:
+        """`root` is runs/<run>; `say` prints a line where a person has to wait."""
+        self.root = root
+        self.say = say
+
+    def path(self, name: str) -> Path:
+        """Where a result lives."""
+        return self.root / name
+
+    def manifest(self, name: str) -> Manifest | None:
+        """The manifest of a finished result, None if it is not finished.
+
+        Raises:
+            StoreError: the manifest was edited or truncated.
+        """
+        path = self.path(name) / MANIFEST
+        try:
+            manifest: Manifest = json.loads(path.read_text("utf-8"))
+            intact = bool(manifest["seal"] == _seal(manifest))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            intact = False
+        if not intact:
+            raise StoreError(f"{path} was edited or cut short; --redo makes the result anew")
+        return manifest
+
+    def is_done(self, name: str) -> bool:
+        """Whether a result is finished."""
+        return self.manifest(name) is not None
+
+    def content(self, name: str) -> str | None:
+        """The sha256 over a finished result's files, None if it is not finished."""
+        manifest = self.manifest(name)
+        return None if manifest is None else str(manifest["content"])
+
+    def read(self, name: str, file: str) -> pl.DataFrame:
+        """Read a table of a finished result, after checking its bytes.
+
+        Raises:
+            StoreError: the result is missing, or the file is not as it was written.
+        """
+        self.verify(name, file)
+        return pl.read_parquet(self.path(name) / file)
+
+    def verify(self, name: str, *files: str) -> Manifest:
+        """Check that the named files (or all) of a result are as they were written."""
+        manifest = self.manifest(name)
+        if manifest is None:
+            raise StoreError(f"{self.path(name)} is not finished; run `macpo status`")
+        for file in files or manifest["files"]:
+            path = self.path(name) / file
+            if not path.is_file() or sha256(path) != manifest["files"][file]:
+                raise StoreError(f"{path} is damaged or missing; --redo makes the result anew")
+        return manifest
+
+    def finish(self, name: str, manifest: Manifest) -> Manifest:
+        """Seal a result: hash its files, then write its manifest."""
+        folder = self.path(name)
+        files = {
+            str(p.relative_to(folder)): sha256(p)
+            for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name != MANIFEST and not p.name.endswith(".tmp")
+        }
+        content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        facts = {**manifest, "files": files, "content": content, "created": created}
+        sealed: Manifest = json.loads(json.dumps(facts))
+        sealed["seal"] = _seal(sealed)
+        write_json(folder / MANIFEST, sealed)
+        return sealed
+
+    def aside(self, name: str) -> Path | None:
+        """Move a result out of the way; say where to, None if there was none."""
+        folder = self.path(name)
+        if not folder.exists():
+            return None
+        target = self.root / "aside" / f"{folder.name}-{time.time_ns()}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(target)
+        return target
+
+    def clear(self, name: str) -> Path:
+        """An empty folder for a result that was begun and not finished."""
+        folder = self.path(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Keep other processes off a result. Waits for them, and says so."""
+        path = self.root / ".locks" / f"{name.replace('/', '-')}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            self.say(f"waiting for another macpo process that is making {name}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def names(self) -> list[str]:
+        """All results and beginnings of results, and what was moved aside."""
+        kinds = ("data", "samples", "scores", "adapters", "eval", "aside")
+        folders = [path for kind in kinds for path in self.root.glob(f"{kind}/*")]
+        return sorted(str(p.relative_to(self.root)) for p in folders if p.is_dir())
+
+
+class Shards:
+    """The rows of a result in files of `size` rows: what a kill may cost, and what resume reads.
+
+    A shard's name carries a hash of the ids it holds, so that a run with other knobs does not take
+    one for another.
+    """
+
+    def __init__(self, folder: Path, ids: list[str], size: int) -> None:
+        """`ids` name the rows in the order in which they are made."""
+        self.folder = folder / "shards"
+        self.spans = [range(at, min(at + size, len(ids))) for at in range(0, len(ids), size)]
+        self.files = [
+            self.folder / f"{n:05d}-{digest([ids[i] for i in span])}.parquet"
+            for n, span in enumerate(self.spans)
+        ]
+
+    def missing(self) -> list[int]:
+        """The shards that are still to be made. Leftovers of other spans are removed."""
+        if self.folder.is_dir():
+            for path in set(self.folder.iterdir()) - set(self.files):
+                path.unlink()
+        return [n for n, path in enumerate(self.files) if not path.is_file()]
+
+    def write(self, shard: int, frame: pl.DataFrame) -> None:
+        """Write a shard whole."""
+        write_parquet(self.files[shard], frame)
+
+
+def inputs(plan: Plan, store: Store, step: Step) -> dict[str, str]:
+    """What a step is made from: the content of its parents' results.
+
+    Raises:
+        StoreError: a parent is not finished.
+    """
+    names = [plan.name(parent) for parent in plan.parents(step)]
+    if step.kind == "gen":
+        names.append(plan.prompts_name)
+    contents = {name: store.content(name) for name in names}
+    if missing := [name for name, content in contents.items() if content is None]:
+        raise StoreError(f"{step}: {', '.join(missing)} is not finished; run `macpo status`")
+    return {name: str(content) for name, content in contents.items()}
+
+
+def states(plan: Plan, store: Store) -> dict[Step, State]:
+    """The state of every step. Reads manifests only: no network, no model.
+
+    A done step is stale where a parent has other content than the one it was made from, or is
+    itself stale. A damaged manifest counts as stale too: it has to be made anew.
+    """
+    found: dict[Step, State] = {}
+    for step in plan.steps:
+        parents = plan.parents(step)
+        try:
+            manifest = store.manifest(plan.name(step))
+            made_from: dict[str, str] = manifest["inputs"] if manifest else {}
+            fresh = all(store.content(n) in (c, None) for n, c in made_from.items())
+        except StoreError:
+            found[step] = "stale"
+            continue
+        if manifest is not None:
+            stale = not fresh or any(found[parent] == "stale" for parent in parents)
+            found[step] = "stale" if stale else "done"
+        else:
+            ready = all(found[parent] == "done" for parent in parents)
+            found[step] = "ready" if ready else "waiting"
+    return found

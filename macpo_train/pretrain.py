@@ -1,0 +1,322 @@
+"""Pretrain the tiny bases of the embedded world, so that a demo needs no download.
+
+A base reads good and bad answers alike: like any pretrained model it can do both, and which one it
+does is for the method to teach. It never reads the task pool's prompts.
+"""
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import count, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from macpo_data import world
+
+START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+VOCABULARY = 1200
+PROMPT_WEIGHT = 0.2
+"""A prompt token's share in the loss: prompts teach the words, answers teach the behavior."""
+ANSWERS = (world.good, world.good, world.bad)
+"""What a base reads to each prompt. More good than bad: only good answers tie facts to topics."""
+WARMUP = 0.05
+IGNORE = -100
+
+
+class Document(NamedTuple):
+    """Token ids of a prompt and of several answers to it."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt) + sum(map(len, self.answers))
+
+
+class Packed(NamedTuple):
+    """A batch of documents, a row each; see `_pack`."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    sees: torch.Tensor
+    sources: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Train the byte-level tokenizer that all bases share; it encodes any Unicode text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = (
+        text
+        for example in world.examples("pretrain")
+        for message in example.prompt
+        for text in (message["role"], message["content"], example.chosen, example.rejected)
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        model_max_length=2048,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def pretrain(name: str, report: Callable[[int, int], None], threads: int) -> Path:
+    """Pretrain one base, unless it is ready, and return its folder.
+
+    `report` gets the number of examples read so far and in all. Another process that trains the
+    same base is waited for.
+
+    Raises:
+        KeyError: no such base.
+    """
+    target = world.base_path(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not world.is_ready(name):
+            torch.set_num_threads(threads)
+            partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+            try:
+                _write_base(name, partial, report)
+                os.replace(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def ensure_bases(
+    names: Iterable[str], progress: Callable[[str, int, int], None] | None = None
+) -> dict[str, Path]:
+    """Pretrain the missing ones of the named bases side by side, a single-threaded process each.
+
+    `progress(name, done, total)` counts examples; it is called from several threads.
+
+    Raises:
+        KeyError: no such base.
+        RuntimeError: a process failed; its error is on stderr.
+    """
+    paths = {name: world.base_path(name) for name in names}
+    missing = [name for name in paths if not world.is_ready(name)]
+    longest_first = sorted(missing, key=lambda name: -_cost(world.BASES[name]))
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for done in [pool.submit(_pretrain_in_child, name, progress) for name in longest_first]:
+            done.result()
+    return paths
+
+
+def _pretrain_in_child(name: str, progress: Callable[[str, int, int], None] | None) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "macpo_train.pretrain", name],
+        # Held open and never written to: when this process dies, however suddenly, the child reads
+        # the end of the file.
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            done, total = map(int, line.split())
+            if progress is not None:
+                progress(name, done, total)
+        if child.wait():
+            raise RuntimeError(f"pretraining {name} failed with exit code {child.returncode}")
+
+
+def _child(name: str) -> None:
+    def die_with_parent() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+    pretrain(name, lambda done, total: print(done, total, flush=True), threads=1)
+
+
+def _write_base(name: str, folder: Path, report: Callable[[int, int], None]) -> None:
+    started = time.monotonic()
+    spec = world.BASES[name]
+    tokenizer = train_tokenizer()
+    torch.manual_seed(spec.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=spec.width,
+            intermediate_size=spec.mlp,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    loss = _fit(model, spec, _documents(tokenizer, spec), report)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    manifest = {
+        "base": name,
+        "spec": asdict(spec),
+        "world_version": world.VERSION,
+        "parameters": model.num_parameters(),
+        "final_loss": round(loss, 4),
+        "seconds": round(time.monotonic() - started, 1),
+        "versions": {p: version(p) for p in ("torch", "transformers", "tokenizers")},
+        "files": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+        },
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _documents(tokenizer: PreTrainedTokenizerFast, spec: world.BaseSpec) -> list[Document]:
+    """The prompts a base reads, in reading order, each with several answers."""
+    rng = random.Random(f"macpo pretraining {spec.seed}")
+    asks = (ask for lap in count() for ask in world.asks("pretrain", 1000 * spec.seed + lap))
+    documents = []
+    for prompt, ask in islice(asks, spec.prompts):
+        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        answers = [draw(ask, rng) for draw in ANSWERS]
+        documents.append(
+            Document(
+                tokenizer(text)["input_ids"],
+                [tokenizer(f"{answer}{END}\n")["input_ids"] for answer in answers],
+            )
+        )
+    return documents
+
+
+def _fit(
+    model: LlamaForCausalLM,
+    spec: world.BaseSpec,
+    documents: list[Document],
+    report: Callable[[int, int], None],
+) -> float:
+    """Train in place with AdamW and a cosine schedule; return the mean loss of the last steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=(0.9, 0.95))
+    steps = math.ceil(len(documents) / spec.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
+    model.train()
+    losses: list[float] = []
+    done = 0
+    for batch in _batches(documents, spec):
+        loss = _loss(model, _pack(batch, model.config.pad_token_id))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        done += len(batch)
+        report(done, len(documents))
+    return sum(losses[-50:]) / len(losses[-50:])
+
+
+def _loss(model: LlamaForCausalLM, packed: Packed) -> torch.Tensor:
+    logits = model(
+        packed.ids, attention_mask=packed.sees, position_ids=packed.positions, use_cache=False
+    ).logits
+    each = cross_entropy(logits.flatten(0, 1)[packed.sources], packed.targets, reduction="none")
+    return (each * packed.weights).sum() / packed.weights.sum()
+
+
+def _rate(progress: float) -> float:
+    if progress < WARMUP:
+        return progress / WARMUP + 1e-3
+    return 0.05 + 0.95 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP))) / 2
+
+
+def _batches(documents: list[Document], spec: world.BaseSpec) -> Iterator[list[Document]]:
+    """Batches of similar lengths, to pad little: sorted within windows, shuffled among them."""
+    rng = random.Random(f"macpo batches {spec.seed}")
+    window = 32 * spec.batch
+    for start in range(0, len(documents), window):
+        near = sorted(documents[start : start + window], key=lambda document: document.tokens)
+        batches = [near[i : i + spec.batch] for i in range(0, len(near), spec.batch)]
+        rng.shuffle(batches)
+        yield from batches
+
+
+def _pack(batch: list[Document], pad: int) -> Packed:
+    """A row per prompt, its answers behind it, none of which sees another.
+
+    Position ids and mask let each answer follow the prompt directly. The first token of an answer
+    is predicted by the prompt's last one, which has several successors: `targets` lists
+    (row, position of the predicting token, target, weight).
+    """
+    length = max(document.tokens for document in batch)
+    ids = torch.full((len(batch), length), pad)
+    positions = torch.zeros(len(batch), length, dtype=torch.long)
+    parts = torch.full((len(batch), length), -1)
+    sources: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    for row, (prompt, answers) in enumerate(batch):
+        start = 0
+        for part, tokens in enumerate((prompt, *answers)):
+            end = start + len(tokens)
+            first = len(prompt) if part else 0
+            ids[row, start:end] = torch.tensor(tokens)
+            positions[row, start:end] = torch.arange(first, first + len(tokens))
+            parts[row, start:end] = part
+            before = [len(prompt) - 1, *range(start, end - 1)] if part else range(end - 1)
+            sources += [row * length + source for source in before]
+            targets += tokens if part else tokens[1:]
+            weights += [1.0 if part else PROMPT_WEIGHT] * len(before)
+            start = end
+    same = parts[:, :, None] == parts[:, None, :]
+    sees = (same | (parts == 0)[:, None, :]) & torch.ones(length, length).tril().bool()
+    return Packed(
+        ids,
+        positions,
+        sees[:, None],
+        torch.tensor(sources),
+        torch.tensor(targets),
+        torch.tensor(weights),
+    )
+
+
+def _cost(spec: world.BaseSpec) -> int:
+    return spec.layers * spec.width**2 * spec.prompts
+
+
+if __name__ == "__main__":
+    _child(sys.argv[1])

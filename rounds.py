@@ -1,0 +1,339 @@
+"""A run's steps, made: the one place that sees both stages.
+
+`gen` and `train` make whatever of theirs is ready in a round and say what waits for what.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from macpo_data import models, world
+from macpo_data.context import Context, Progress, RoundData
+from macpo_data.errors import DataError, MacpoError
+from macpo_data.generate import versions
+from macpo_data.lock import Lock
+from macpo_data.methods import Method, make_plan, method
+from macpo_data.plan import FORMAT, Plan, Step
+from macpo_data.recipe import Recipe
+from macpo_data.store import State, Store, inputs, states, write_parquet
+from macpo_data.worker import Workers
+
+Kind = Literal["gen", "train"]
+
+
+@dataclass
+class Outcome:
+    """What a command did."""
+
+    wrote: list[tuple[Step, Path]] = field(default_factory=list)
+    kept: list[tuple[Step, Path]] = field(default_factory=list)  # was done already
+    waiting: dict[Step, list[str]] = field(default_factory=dict)  # what each waits for
+
+
+class Run:
+    """A recipe with its plan and store, and the processes that work for it."""
+
+    def __init__(
+        self, recipe: Recipe, runs: Path, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        """Nothing is read or started yet."""
+        self.recipe = recipe
+        self.plan: Plan = make_plan(recipe)
+        self.method: Method = method(recipe)
+        self.store = Store(runs / recipe.run, say)
+        self.progress = progress
+        self.say = say
+        self._keep = recipe.engine.keep_loaded > 1
+        self._writers = Workers(recipe.engine.keep_loaded)
+        self._trainers = Workers(1)
+
+    def __enter__(self) -> Run:
+        """Close the processes at the end, whatever happens."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give all memory back."""
+        self._writers.close()
+        self._trainers.close()
+
+    @cached_property
+    def lock(self) -> Lock:
+        """The pins of this run."""
+        return Lock(self.store.root)
+
+    def context(self, redo: bool = False) -> Context:
+        """What builds datasets; `redo` makes damaged parts anew."""
+        return Context(self.plan, self.store, self._writers, self.progress, redo)
+
+    def states(self) -> dict[Step, State]:
+        """The state of every step."""
+        return states(self.plan, self.store)
+
+    def path(self, step: Step) -> Path:
+        """Where a step's result is or will be."""
+        return self.store.path(self.plan.name(step))
+
+    def select(self, kind: Kind | None, round_: int, learner: str | None = None) -> list[Step]:
+        """The steps of a round, of one kind and learner where they are named.
+
+        Raises:
+            MacpoError: the recipe has no such round or learner.
+        """
+        if not 0 <= round_ <= self.recipe.rounds:
+            raise MacpoError(
+                f"no round {round_}: this recipe has rounds 0..{self.recipe.rounds}; "
+                f"for more say --set rounds={max(round_, 0)}"
+            )
+        if learner is not None and learner not in self.recipe.agents:
+            raise MacpoError(f"no learner {learner!r}: choose {', '.join(self.recipe.agents)}")
+        return [
+            step
+            for step in self.plan.steps
+            if step.round == round_
+            and kind in (None, step.kind)
+            and learner in (None, step.learner)
+        ]
+
+    def waits_for(self, step: Step, found: dict[Step, State]) -> list[str]:
+        """Which parents of a step are missing or stale."""
+        return [
+            str(parent) + (" (stale)" if found[parent] == "stale" else "")
+            for parent in self.plan.parents(step)
+            if found[parent] != "done"
+        ]
+
+    def make(
+        self, kind: Kind, round_: int, learner: str | None = None, redo: bool = False
+    ) -> Outcome:
+        """Make whatever is ready of a kind in a round; each result once.
+
+        Raises:
+            MacpoError: anything that a person can mend; what is finished stays.
+        """
+        outcome = Outcome()
+        todo = self.select(kind, round_, learner)
+        first = self.states()
+        redone = {s for s in todo if redo and not self.waits_for(s, first)}
+        while todo:
+            found = self.states()
+            able = [s for s in todo if s in redone or found[s] in ("done", "ready")]
+            if not able:
+                break
+            # Steps on the base that is loaded already go first.
+            step = min(able, key=lambda s: (s.turn, not self._loaded(s)))
+            todo.remove(step)
+            if found[step] == "done" and step not in redone:
+                outcome.kept.append((step, self.path(step)))
+                continue
+            if step in redone and (old := self.store.aside(self.plan.name(step))):
+                self.say(f"{step}: the old result is in {old}")
+            self._prepare_bases(step)
+            if kind == "gen":
+                self._gen(step, self.context(redo))
+            else:
+                self._train(step)
+            outcome.wrote.append((step, self.path(step)))
+        found = self.states()
+        for step in todo:
+            reasons = self.waits_for(step, found)
+            outcome.waiting[step] = reasons or ["its inputs, which changed since: use --redo"]
+        if not self._keep:
+            self._writers.close()
+            self._trainers.close()
+        return outcome
+
+    def finish_round(self, round_: int) -> Outcome:
+        """All of a round: gen and train in turns until nothing more becomes ready."""
+        whole = Outcome()
+        while True:
+            before = len(whole.wrote)
+            for kind in ("gen", "train"):
+                outcome = self.make(kind, round_)
+                whole.wrote += outcome.wrote
+                new = [kept for kept in outcome.kept if kept not in whole.wrote + whole.kept]
+                whole.kept += new
+            if len(whole.wrote) == before:
+                break
+        found = self.states()
+        for step in self.select(None, round_):
+            if found[step] != "done":
+                whole.waiting[step] = self.waits_for(step, found) or ["--redo"]
+        return whole
+
+    def _loaded(self, step: Step) -> bool:
+        return self._writers.has(self.recipe.agents[step.learner].base)
+
+    def _prepare_bases(self, step: Step) -> None:
+        """Pretrain the embedded world's bases where they are missing: all of the recipe at once."""
+        if self.recipe.engine.name == "fake" or (step.kind == "gen" and not step.policies):
+            return
+        bases = [a.base for a in self.recipe.agents.values() if a.base.startswith(models.WORLD)]
+        for base in bases:
+            models.check_world_base(base)
+        names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
+        missing = [name for name in names if not world.is_ready(name)]
+        if not missing:
+            return
+        from macpo_train.pretrain import ensure_bases
+
+        counts: dict[str, tuple[int, int]] = {}
+        with self.progress(f"pretraining {', '.join(missing)} (once, then cached)") as report:
+
+            def progress(name: str, done: int, total: int) -> None:
+                counts[name] = (done, total)
+                report(
+                    sum(d for d, _ in counts.values()),
+                    sum(t for _, t in counts.values()),
+                    "examples",
+                )
+
+            ensure_bases(missing, progress)
+
+    def _gen(self, step: Step, context: Context) -> None:
+        """Write the dataset of one gen step: build it as the method says, write it, seal it."""
+        name = self.plan.name(step)
+        with self.store.lock(name):
+            if self.store.is_done(name):
+                return
+            context.prompts("d1")
+            made_from = inputs(self.plan, self.store, step)
+            data = self.method.build(step, context)
+            if data.pairs.is_empty():
+                raise DataError(
+                    f"{step}: no pair is left, dropped by reason: "
+                    f"{summary(data)['dropped_by_reason']}; loosen the filters under `select`, or "
+                    "set select.on_filter=count"
+                )
+            folder = self.store.clear(name)
+            write_parquet(folder / "pairs.parquet", data.pairs)
+            write_parquet(folder / "candidates.parquet", data.candidates)
+            write_parquet(folder / "dropped.parquet", data.dropped)
+            self.store.finish(name, self._facts(step, made_from) | {"summary": summary(data)})
+
+    def _train(self, step: Step) -> None:
+        """Train one policy on its dataset, from where the plan says."""
+        from macpo_train.train import Job, train
+
+        name = self.plan.name(step)
+        with self.store.lock(name):
+            if self.store.is_done(name):
+                return
+            recipe, agent = self.recipe, self.recipe.agents[step.learner]
+            made_from = inputs(self.plan, self.store, step)
+            dataset = self.plan.name(self.plan.dataset(step))
+            self.store.verify(dataset, "pairs.parquet")
+            (start,) = step.policies
+            maker = self.plan.maker(start)
+            if maker is not None:
+                self.store.verify(self.plan.name(maker))
+            fake = recipe.engine.name == "fake"
+            settings = {"sft_chosen": recipe.sft, "sft_rejected": recipe.negative}
+            job = Job(
+                dataset=self.store.path(dataset) / "pairs.parquet",
+                column="rejected" if step.objective == "sft_rejected" else "chosen",
+                base=models.Base(agent.base, None) if fake else self.lock.base(agent),
+                chat_template=agent.chat_template,
+                start=None if maker is None else self.path(maker),
+                out=self.store.clear(name),
+                settings=settings.get(str(step.objective), recipe.dpo),
+                lora=recipe.lora,
+                train=recipe.train,
+                lr_scale=agent.lr_scale,
+                seed=recipe.seed,
+                fake=fake,
+            )
+            with self.progress(f"training {step.makes}") as report:
+                if fake:
+                    facts = train(report, job)
+                else:
+                    worker = self._trainers.get("training" if self._keep else agent.base)
+                    facts = worker.call("macpo_train.train:train", job, report=report)
+            manifest = self._facts(step, made_from) | facts
+            manifest |= {
+                "objective": step.objective,
+                "base": job.base.id,
+                "base_revision": job.base.revision,
+                "start": None if maker is None else self.plan.name(maker),
+                "adapter_sha256": models.adapter_sha256(job.out),
+            }
+            if step.objective == "dpo":
+                manifest["reference"] = (
+                    job.base.id if recipe.dpo.reference == "base" else manifest["start"]
+                )
+            self.store.finish(name, manifest)
+
+    def _facts(self, step: Step, made_from: dict[str, str]) -> dict[str, Any]:
+        """What every step's manifest says."""
+        return {
+            "kind": step.kind,
+            "format": FORMAT,
+            "method": self.recipe.method,
+            "round": step.round,
+            "learner": step.learner,
+            "behavior": step.behavior,
+            "fingerprint": self.plan.fingerprint(step),
+            "reads": {path: self.recipe.read(path) for path in step.reads},
+            "inputs": made_from,
+            "recipe": self.recipe.model_dump(mode="json"),
+            **versions(),
+        }
+
+
+def unreachable(runs: list[Run]) -> list[str]:
+    """Results in a run's folder that none of these recipes reaches, begun ones included."""
+    store = runs[0].store
+    reached = set()
+    for run in runs:
+        plan = run.plan
+        reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name}
+        policies = [policy for step in plan.steps if (policy := step.makes)]
+        for name in store.names():
+            kind, _, rest = name.partition("/")
+            for policy in policies:
+                found = re.fullmatch(rf"{re.escape(str(policy))}-(.+)-([0-9a-f]{{8}})", rest)
+                if kind == "samples" and found:
+                    part, _, draw = found[1].partition("-")
+                    if plan.sample_name(policy, part, draw) == name:
+                        reached.add(name)
+                if kind == "scores" and found and found[1] == plan.policy_fingerprint(policy):
+                    reached.add(name)
+    return [name for name in store.names() if name not in reached]
+
+
+def remove(store: Store, name: str) -> None:
+    """Delete a result. Its manifest goes first, so that a kill leaves nothing that looks done."""
+    (store.path(name) / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(store.path(name))
+
+
+def summary(data: RoundData) -> dict[str, Any]:
+    """Counts and means that say at a glance what a dataset is."""
+    import polars as pl
+
+    pairs = data.pairs
+
+    def counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
+        return dict(frame[column].drop_nulls().value_counts().sort(column).iter_rows())
+
+    def mean(expression: pl.Expr) -> float | None:
+        value = pairs.select(expression.mean()).item()
+        return None if value is None else round(float(value), 4)
+
+    return {
+        "pairs": len(pairs),
+        "prompts": pairs["prompt_id"].n_unique(),
+        "candidates": len(data.candidates),
+        "caught_by_reason": counts(data.candidates, "reason"),
+        "dropped_by_reason": counts(data.dropped, "reason"),
+        "chosen_by_agent": counts(pairs, "chosen_agent"),
+        "chosen_chars": mean(pl.col("chosen").str.len_chars()),
+        "rejected_chars": mean(pl.col("rejected").str.len_chars()),
+        "chosen_perplexity": mean(pl.col("chosen_perplexity")),
+        "rejected_perplexity": mean(pl.col("rejected_perplexity")),
+    }
