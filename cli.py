@@ -50,6 +50,10 @@ RedoOption = Annotated[
     bool, typer.Option("--redo", help="Make the results anew; the old ones are moved aside.")
 ]
 RUNS = Path("runs")
+# A disk that is full, out of quota or out of bounds, or that may not be written to.
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS
+)  # fmt: skip
 
 
 @app.command()
@@ -288,7 +292,7 @@ def main() -> None:
     except MacpoError as error:
         sys.exit("error: " + " ".join(str(error).split("\n")))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         sys.exit(

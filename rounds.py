@@ -16,6 +16,7 @@ from typing import Any, Literal
 from macpo_data import models, world
 from macpo_data.context import Context, Progress, RoundData
 from macpo_data.errors import DataError, MacpoError
+from macpo_data.evaluate import gold_name
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
 from macpo_data.methods import Method, make_plan, method
@@ -293,6 +294,8 @@ def unreachable(runs: list[Run]) -> list[str]:
         plan = run.plan
         reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name}
         policies = [policy for step in plan.steps if (policy := step.makes)]
+        for last in range(plan.recipe.rounds + 1):
+            reached.add(gold_name(plan, [p for p in policies if (p.round or 0) <= last]))
         for name in store.names():
             kind, _, rest = name.partition("/")
             for policy in policies:

@@ -8,6 +8,7 @@ people or models wrote is never read as markup: a special token spelt in a messa
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -95,18 +96,18 @@ class Chat:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt up to where the assistant begins, with at most one BOS."""
         spelt = [t for t in self.tokenizer.all_special_tokens if t]
-        holes: dict[str, str] = {}
+        holes = {token: _HOLE.format(f"t{n}") for n, token in enumerate(spelt)}
         safe: list[Message] = []
         for message in messages:
             content = message["content"]
-            for token in spelt:
-                if token in content:
-                    hole = _HOLE.format(f"t{spelt.index(token)}")
-                    holes[hole] = token
-                    content = content.replace(token, hole)
+            for token, hole in holes.items():
+                content = content.replace(token, hole)
             safe.append({"role": message["role"], "content": content})
         text = self._render(safe, True)
-        ids = self._encode_around(text, holes) if holes else self._encode(text)
+        if any(hole in text for hole in holes.values()):
+            ids = self._encode_around(text, holes)
+        else:
+            ids = self._encode(text)
         return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
 
     def response_ids(self, text: str, finished: bool) -> list[int]:
@@ -147,17 +148,16 @@ class Chat:
         )
 
     def _encode_around(self, text: str, holes: dict[str, str]) -> list[int]:
-        """Tokenise markup as markup and the special tokens that stand in holes as plain text."""
-        hole = min(holes, key=lambda h: text.find(h) if h in text else len(text))
-        before, found, after = text.partition(hole)
-        ids = self._encode(before) if before else []
-        if not found:
-            return ids
-        return [
-            *ids,
-            *self._encode(holes[hole], text_only=True),
-            *self._encode_around(after, holes),
-        ]
+        """Tokenise the template's special tokens as such, and those that stand in holes as text."""
+        ids: list[int] = []
+        for piece in re.split("(" + "|".join(map(re.escape, holes)) + ")", text):
+            if piece in holes:
+                ids.append(int(self.tokenizer.convert_tokens_to_ids(piece)))
+            elif piece:
+                for token, hole in holes.items():
+                    piece = piece.replace(hole, token)
+                ids += self._encode(piece, text_only=True)
+        return ids
 
 
 def make_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str, base: str) -> Chat:

@@ -237,8 +237,9 @@ class Context:
     def _make_on(self, base: Base, todo: dict[str, tuple[Policy, Task]], what: str) -> None:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
-        writers = ", ".join(dict.fromkeys(str(policy) for policy, _ in todo.values()))
-        title = what if "under" in what else f"{what}: {writers}"
+        writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
+        who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
+        title = what if "under" in what else f"{what}: {who}"
         with self._progress(title) as report:
             if self.recipe.engine.name == "fake":
                 run_tasks(report, self.recipe.engine, base, tasks)

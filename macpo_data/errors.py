@@ -13,8 +13,8 @@ class RecipeError(MacpoError):
     def __init__(self, source: str, problems: list[str]) -> None:
         """Keep the problems apart, so that a test or a page can show them one by one."""
         self.source = source
-        self.problems = problems
-        super().__init__(f"recipe {source}: " + "; ".join(problems))
+        self.problems = [" ".join(p.split()) for p in problems]  # a key may hold a line break
+        super().__init__(f"recipe {source}: " + "; ".join(self.problems))
 
     def __reduce__(self) -> tuple[type[RecipeError], tuple[str, list[str]]]:
         """Two arguments, so pickling across a process needs to be told of both."""

@@ -8,7 +8,7 @@ import polars as pl
 
 from macpo_data import world
 from macpo_data.context import Context
-from macpo_data.plan import Policy
+from macpo_data.plan import Plan, Policy
 from macpo_data.recipe import digest
 from macpo_data.store import write_parquet
 
@@ -25,8 +25,7 @@ def gold_table(ctx: Context, last: int) -> tuple[pl.DataFrame, Path]:
         for step in ctx.plan.steps
         if (policy := step.makes) and step.round <= last and ctx.store.is_done(ctx.plan.name(step))
     ]
-    fingerprints = [ctx.plan.sample_fingerprint(policy, "test", "0") for policy in policies]
-    name = f"eval/{digest(fingerprints)}"
+    name = gold_name(ctx.plan, policies)
     if not ctx.store.is_done(name):
         scored = _score(ctx, policies)
         folder = ctx.store.clear(name)
@@ -34,6 +33,11 @@ def gold_table(ctx: Context, last: int) -> tuple[pl.DataFrame, Path]:
         write_parquet(folder / "table.parquet", _means(scored))
         ctx.store.finish(name, {"kind": "eval", "policies": [str(p) for p in policies]})
     return ctx.store.read(name, "table.parquet"), ctx.store.path(name) / "table.parquet"
+
+
+def gold_name(plan: Plan, policies: list[Policy]) -> str:
+    """The folder of the scores of these policies inside the run."""
+    return f"eval/{digest([plan.sample_fingerprint(policy, 'test', '0') for policy in policies])}"
 
 
 def _score(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
@@ -53,13 +57,9 @@ def _score(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
 
 
 def _means(scored: pl.DataFrame) -> pl.DataFrame:
-    return (
-        scored.group_by("agent", "behavior", "round", maintain_order=True)
-        .agg(
-            mean=pl.col("gold").mean(),
-            stderr=pl.col("gold").std() / pl.len().sqrt(),
-            chars=pl.col("response").str.len_chars().mean(),
-            responses=pl.len(),
-        )
-        .sort("agent", "behavior", "round", descending=[True, True, False])
+    return scored.group_by("agent", "behavior", "round", maintain_order=True).agg(
+        mean=pl.col("gold").mean(),
+        stderr=pl.col("gold").std() / pl.len().sqrt(),
+        chars=pl.col("response").str.len_chars().mean(),
+        responses=pl.len(),
     )

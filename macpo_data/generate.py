@@ -6,7 +6,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -143,6 +143,7 @@ def repetition(text: str) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
+@cache
 def versions() -> dict[str, Any]:
     """The versions of what makes results, and the hardware's name."""
     found = {}

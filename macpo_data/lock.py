@@ -40,7 +40,7 @@ class Lock:
         revision = getattr(data, "revision", "main")
         pins: dict[str, str | None] = {}
         for path in sources.paths(data):
-            now = sources.resolve(path, revision) if Path(path).exists() else None
+            now = sources.resolve(path, revision) if sources.is_local(path) else None
             pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
             if now is not None and pin != now:
                 raise DataError(

@@ -317,7 +317,7 @@ def recipe_text(recipe: str | None) -> tuple[str, str]:
             f"no recipe file {recipe}; `macpo init` writes ./macpo.yaml, shipped are "
             f"{', '.join(shipped())}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise MacpoError(f"cannot read recipe {recipe}: {error}; give a YAML file") from None
 
 
@@ -331,7 +331,7 @@ def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Rec
     source, text = recipe_text(recipe)
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise RecipeError(source, [f"not valid YAML{line}"]) from None
@@ -365,11 +365,15 @@ def _misfits(values: dict[str, Any]) -> list[str]:
         problems.append(f"agents: {len(students)} agents with role student, 1 is needed")
     if labeller is not None and labeller not in teachers:
         problems.append(f"labeller: {labeller!r} is no teacher (those are: {', '.join(teachers)})")
-    keep = (values.get("select") or {}).get("keep", 1)
-    n = (values.get("sampling") or {}).get("n", 1)
+    keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     if isinstance(keep, int) and isinstance(n, int) and teachers and keep > n * len(teachers):
         problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
     return problems
+
+
+def _raw(values: dict[str, Any], section: str, key: str, default: Any) -> Any:
+    part = values.get(section)
+    return part.get(key, default) if isinstance(part, dict) else default
 
 
 def _apply(values: dict[str, Any], setting: str) -> str | None:
@@ -388,7 +392,7 @@ def _apply(values: dict[str, Any], setting: str) -> str | None:
         at = child
     try:
         at[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         return f"--set {setting}: the value is not valid YAML"
     return None
 
@@ -397,10 +401,9 @@ def _explain(error: ValidationError) -> list[str]:
     """Say each mistake in one phrase that begins with its dotted path."""
     said = []
     for problem in error.errors():
-        # The discriminator of `data` is part of pydantic's path, not of the user's.
-        loc = [str(p) for p in problem["loc"] if p not in ("world", "hh_rlhf", "pku_saferlhf")]
-        if len(loc) > 1 and loc[0] == "data" and loc[1] == "pairs":
-            del loc[1]
+        loc = [str(p) for p in problem["loc"]]
+        if loc[0] == "data" and len(loc) > 2:
+            del loc[1]  # the discriminator, which is part of pydantic's path and not of the user's
         path = ".".join(p for p in loc if p != "[key]")
         if problem["type"] == "extra_forbidden":
             said.append(f"{path}: unknown key")

@@ -12,7 +12,7 @@ import hashlib
 import io
 import random
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
@@ -29,12 +29,12 @@ WORLD = "the embedded world"
 TEXT_CHARS = 300  # of a row put aside
 # What polars makes of a message list in a column where another row holds plain text.
 _FLATTENED = r'^\[\{"(role|content)": '
-
 _TURN = "\x1e"  # a control character that no text has; one that had it would be put aside
 
 # A file or Hub dataset and its split; None where a file knows no splits. Parts that name the same
 # origins share one shuffle.
 Origin = tuple[str, str | None]
+Place = tuple[Origin, ...]
 Frames = dict[str, pl.DataFrame]
 
 
@@ -54,43 +54,29 @@ def read_parts(
     Raises:
         DataError: a dataset cannot be read, or holds too few usable rows.
     """
-    # 1. Where each part comes from.
     files = {path: _read_file(path) for path in paths(data) if is_local(path)}
-    origins = {part: _origins(data, part, files) for part in PARTS}
-    _check_counts(data, origins)
-
-    # 2. One shuffled pool per place: usable rows, each prompt once.
-    pools: dict[tuple[Origin, ...], pl.DataFrame] = {}
-    aside = [schema.empty(UNUSABLE)]
-    why: dict[tuple[Origin, ...], list[str]] = {}
-    for part, place in origins.items():
-        if place not in pools:
-            rows = _read_place(data, place, seed, files, revisions)
-            rows = _judge(rows, data.max_prompt_chars)
-            good, bad = rows.filter(pl.col("reason").is_null()), rows.drop_nulls("reason")
-            aside.append(_unusable(bad, part))
-            why[place] = bad["reason"].to_list()
-            if good.is_empty():
-                raise DataError(
-                    f"{_named(place)}: no usable row of {len(rows)}{_tally(why[place])}; "
-                    "check data.source, data.columns and data.max_prompt_chars"
-                )
-            order = list(range(len(good)))
-            random.Random(f"macpo prompts: {seed}").shuffle(order)
-            pools[place] = good[order]
-
-    # 3. Each part takes from the top of its pool what no part before it has.
+    places = _places(data, files)
+    pools: dict[Place, pl.DataFrame] = {}  # usable rows, shuffled; each part takes from the top
+    aside: dict[Place, pl.DataFrame] = {}
     taken: dict[str, Part] = {}
     parts: dict[Part, pl.DataFrame] = {}
-    for part, place in origins.items():
+    for part, place in places.items():
+        # 1. The first part that names a place opens it.
+        if place not in pools:
+            rows = [_read(data, origin, seed, files, revisions) for origin in place]
+            judged = _judge(pl.concat(rows), data.max_prompt_chars)
+            pools[place] = _shuffle(judged.filter(pl.col("reason").is_null()), seed)
+            aside[place] = _put_aside(judged, part)
+        # 2. What an earlier part took from another place is not drawn again.
         owner = pl.col("prompt_id").replace_strict(taken, default=None, return_dtype=pl.String)
         pool = pools[place].with_columns(reason="prompt_in_" + owner)
-        clash, free = pool.drop_nulls("reason"), pool.filter(pl.col("reason").is_null())
-        aside.append(_unusable(clash, part))
-        why[place] += clash["reason"].to_list()
-        asked = _asked(data, part, len(free))
-        if len(free) < asked or free.is_empty():
-            raise DataError(_too_few(data, part, place, asked, len(free), why[place]))
+        free = pool.filter(pl.col("reason").is_null())
+        aside[place] = pl.concat([aside[place], _put_aside(pool, part)])
+        # 3. Take from the top. A limit alone asks for no more than there are.
+        count = getattr(data, part).count or len(free)
+        asked = min(count, data.limit or count)
+        if free.is_empty() or len(free) < asked:
+            raise DataError(_too_few(data, part, place, asked, len(free), aside[place]))
         drawn, pools[place] = free.head(asked), free.slice(asked)
         if part == "d1" and drawn["chosen"].null_count() + drawn["rejected"].null_count():
             raise DataError(
@@ -99,14 +85,14 @@ def read_parts(
             )
         taken |= dict.fromkeys(drawn["prompt_id"], part)
         parts[part] = schema.check(drawn, PROMPTS, f"data.{part}")
-    return parts, schema.check(pl.concat(aside), UNUSABLE, "unusable rows")
+    return parts, schema.check(pl.concat(aside.values()), UNUSABLE, "unusable rows")
 
 
 def paths(data: Data) -> list[str]:
     """Every file and Hub id that the parts are read from, each once."""
     if isinstance(data, WorldData):
         return []
-    return list(dict.fromkeys(path for part in PARTS[::-1] for path in _part_paths(data, part)))
+    return list(dict.fromkeys(path for part in sorted(PARTS) for path in _part_paths(data, part)))
 
 
 def is_local(path: str) -> bool:
@@ -136,100 +122,84 @@ def _part_paths(data: HHData | PKUData | PairsData, part: Part) -> list[str]:
     return [named] if isinstance(named, str) else list(named or [])
 
 
-def _origins(data: Data, part: Part, files: Frames) -> tuple[Origin, ...]:
-    """Where a part comes from; each file of a list counts by itself."""
-    spec = getattr(data, part)
+def _places(data: Data, files: Frames) -> dict[Part, Place]:
+    """Where each part comes from; parts with an equal place share its shuffle."""
     if isinstance(data, WorldData):
-        if spec.path or spec.split:
-            raise DataError(f"data.{part}: source world has no path or split; leave both out")
-        return ((WORLD, None),)
-    # A file that has no column `split` is one split by itself, whatever the recipe calls it.
-    whole = {path for path, frame in files.items() if "split" not in frame.columns}
-    split_of = {p: None if p in whole else spec.split for p in _part_paths(data, part)}
-    if not split_of:
-        raise DataError(f"data.{part}.path is an empty list; name a file or a Hub dataset")
-    return tuple((p, split if p in files else split or "train") for p, split in split_of.items())
-
-
-def _check_counts(data: Data, origins: dict[Part, tuple[Origin, ...]]) -> None:
-    """Refuse parts that share a place where one of them would take all of it."""
-    places = list(origins.values())
-    open_ends = [
-        f"data.{part}.count"
-        for part, place in origins.items()
-        if places.count(place) > 1 and getattr(data, part).count is None
-    ]
-    if open_ends:
+        odd = [f"data.{p}" for p in PARTS if getattr(data, p).path or getattr(data, p).split]
+        if odd:
+            raise DataError(f"{', '.join(odd)}: source world has no path or split; leave them out")
+        places: dict[Part, Place] = dict.fromkeys(PARTS, ((WORLD, None),))
+    else:
+        places = {part: _origins(data, part, files) for part in PARTS}
+    shared = [part for part in PARTS if list(places.values()).count(places[part]) > 1]
+    if open_ends := [f"data.{part}.count" for part in shared if not getattr(data, part).count]:
         raise DataError(
-            f"several parts are drawn from {_named(origins[PARTS[0]])}; set {', '.join(open_ends)}"
-            if len(set(places)) == 1
-            else f"parts with the same path and split need a number of rows; "
-            f"set {', '.join(open_ends)}"
+            f"{_named(places[shared[0]])}: several parts are drawn from it, and each must say how "
+            f"many rows it takes; set {', '.join(open_ends)}"
         )
+    return places
 
 
-def _asked(data: Data, part: Part, available: int) -> int:
-    """How many rows a part takes. A limit without a count asks for no more than there are."""
-    count = getattr(data, part).count or available
-    return min(count, data.limit or count)
+def _origins(data: HHData | PKUData | PairsData, part: Part, files: Frames) -> Place:
+    """A part's files and Hub datasets, each with the split that counts for it."""
+    split = getattr(data, part).split
+    place: list[Origin] = []
+    for path in _part_paths(data, part):
+        # A file without a text column `split` is one split, whatever the recipe calls it.
+        whole = path in files and files[path].schema.get("split") != pl.String
+        place.append((path, None if whole else split if path in files else split or "train"))
+    if not place:
+        raise DataError(f"data.{part}.path is an empty list; name a file or a Hub dataset")
+    return tuple(place)
+
+
+def _shuffle(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
+    order = list(range(len(rows)))
+    random.Random(f"macpo prompts: {seed}").shuffle(order)
+    return rows[order]
 
 
 def _too_few(
-    data: Data, part: Part, place: tuple[Origin, ...], asked: int, there: int, why: list[str]
+    data: Data, part: Part, place: Place, asked: int, there: int, aside: pl.DataFrame
 ) -> str:
-    by = "data.limit" if asked == data.limit else f"data.{part}.count"
-    mend = f"set {by} to {there} or less, or" if there else "take fewer for the other parts, or"
+    key = "data.limit" if asked == data.limit else f"data.{part}.count"
+    what = f"{there} usable rows are left for it" if there else "no usable row is left for it"
+    mend = f"set {key} to {there} or less" if there else "check data.source, split and columns"
+    counts = aside["reason"].value_counts().sort(["count", "reason"], descending=[True, False])
+    because = ", ".join(f"{n} {reason}" for reason, n in counts.iter_rows()) or "nothing"
     return (
-        f"{_named(place)}: data.{part} asks for {asked} rows ({by}), {there} usable prompts are "
-        f"left for it{_tally(why)}; {mend} set data.{part}.path to more data"
+        f"{_named(place)}: data.{part} asks for {asked or 'some'} rows, {what} "
+        f"(put aside: {because}); {mend}, or set data.{part}.path to more"
     )
 
 
-def _named(place: tuple[Origin, ...]) -> str:
+def _named(place: Place) -> str:
     return ", ".join(path + (f" ({split})" if split else "") for path, split in place)
 
 
-def _tally(reasons: list[str]) -> str:
-    """Say how many rows were put aside and why."""
-    counts = pl.Series("reason", reasons, dtype=pl.String).value_counts(sort=True)
-    rows = sorted(counts.iter_rows(), key=lambda row: (-row[1], row[0]))
-    return f" (put aside: {', '.join(f'{n} {reason}' for reason, n in rows)})" if rows else ""
+def _put_aside(rows: pl.DataFrame, part: Part) -> pl.DataFrame:
+    """The rows that have a reason, in the form in which they are kept."""
+    row = pl.struct("prompt", "chosen", "rejected").struct.json_encode().str.head(TEXT_CHARS)
+    return rows.drop_nulls("reason").select(pl.lit(part).alias("part"), "row", "reason", text=row)
 
 
-def _unusable(rows: pl.DataFrame, part: Part) -> pl.DataFrame:
-    return rows.select(pl.lit(part).alias("part"), "row", "reason", "text")
-
-
-# ------------------------------------------------------------------------------ reading
-
-
-def _read_place(
-    data: Data,
-    place: tuple[Origin, ...],
-    seed: int,
-    files: Frames,
-    revisions: Mapping[str, str | None],
+def _read(
+    data: Data, origin: Origin, seed: int, files: Frames, revisions: Mapping[str, str | None]
 ) -> pl.DataFrame:
-    """All rows of a place as (row, prompt, chosen, rejected, reason, text), nothing judged yet."""
+    """The rows of an origin as (row, prompt, chosen, rejected, reason)."""
+    path, split = origin
+    mine = pl.lit(True)
     if isinstance(data, WorldData):
         every = [vars(example) for example in world.examples("task", seed=seed)]
-        frame = pl.DataFrame(every, schema={**PROMPTS, "reason": pl.String()}, strict=False)
-        return frame.with_row_index("row").with_columns(
-            pl.col("row").cast(pl.Int64), text=pl.lit("")
-        )
-    frames = []
-    for path, split in place:
-        if path in files:
-            raw = files[path].with_row_index("macpo_row")
-            raw = raw.filter(pl.col("split") == split) if split else raw
-        else:
-            revision = revisions.get(path) or data.revision
-            raw = _read_hub(path, data.subset, split, revision).with_row_index("macpo_row")
-        shown = raw.drop("macpo_row")
-        text = shown.select(pl.struct(pl.all()).struct.json_encode().str.head(TEXT_CHARS))
-        rows = _reader(data)(raw, f"{path}: ")
-        frames.append(rows.with_columns(row=raw["macpo_row"].cast(pl.Int64), text=text.to_series()))
-    return pl.concat(frames)
+        form = {k: v for k, v in PROMPTS.items() if k != "prompt_id"}
+        rows = pl.DataFrame(every, schema={**form, "reason": pl.String()})
+    elif path in files:
+        rows = _one_form(data, files[path], path)
+        mine = pl.lit(files[path]["split"] == split) if split else mine
+    else:
+        revision = revisions.get(path) or data.revision
+        rows = _one_form(data, _read_hub(path, data.subset, split, revision), path)
+    return rows.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64)).filter(mine)
 
 
 def _read_hub(path: str, subset: str | None, split: str | None, revision: str) -> pl.DataFrame:
@@ -281,152 +251,127 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-# ------------------------------------------------------------------------------ one form
-
-
-def _reader(data: HHData | PKUData | PairsData) -> Callable[[pl.DataFrame, str], pl.DataFrame]:
+def _one_form(data: HHData | PKUData | PairsData, raw: pl.DataFrame, path: str) -> pl.DataFrame:
+    """Bring a dataset's own form into (prompt, chosen, rejected, reason)."""
     if isinstance(data, PairsData):
-        return lambda raw, where: _pairs(raw, data.columns, where)
+        return _pairs(raw, data.columns, path)
     if isinstance(data, PKUData):
-        return lambda raw, where: _pku(raw, data.preference, where)
-    return _hh
+        return _pku(raw, data.preference, path)
+    return _hh(raw, path)
 
 
-def _hh(raw: pl.DataFrame, where: str) -> pl.DataFrame:
+def _hh(raw: pl.DataFrame, path: str) -> pl.DataFrame:
     """HH-RLHF: raw text of two whole conversations, unless there is a column of prompts."""
     if "prompt" not in raw.columns:
-        raw = _texts(raw, ["chosen", "rejected"], where)
-        raw = raw.with_columns(_dialogue(pl.col(side)).alias(side) for side in ("chosen", "rejected"))
-    return _pairs(raw, Columns(), where)
+        sides = ["chosen", "rejected"]
+        _need(raw, sides, path, text=True)
+        raw = raw.with_columns(_dialogue(pl.col(side)).alias(side) for side in sides)
+    return _pairs(raw, Columns(), path)
 
 
 def _dialogue(text: pl.Expr) -> pl.Expr:
     """Take HH's "Human: ... Assistant: ..." text apart; text before the first turn has no role."""
-    text = "\n\n" + text.str.strip_chars_start()
+    text = "\n\n" + text.cast(pl.String).str.strip_chars_start()
     marked = text.str.replace_all(r"\n\n(Human|Assistant):", f"{_TURN}${{1}}:").str.split(_TURN)
-    turn = pl.element()
-    role = (
-        pl.when(turn.str.starts_with("Human:"))
-        .then(pl.lit("user"))
-        .when(turn.str.starts_with("Assistant:"))
-        .then(pl.lit("assistant"))
-        .otherwise(pl.lit("none"))
-    )
-    content = turn.str.replace(r"^(Human|Assistant):", "")
+    turn, speaker = pl.element(), r"^(Human|Assistant):"
+    roles = {"Human": "user", "Assistant": "assistant"}
+    role = turn.str.extract(speaker).replace_strict(roles, default="none")
+    content = turn.str.replace(speaker, "")
     return marked.list.eval(pl.struct(role=role, content=content).filter(turn != ""))
 
 
-def _pku(raw: pl.DataFrame, preference: str, where: str) -> pl.DataFrame:
+def _pku(raw: pl.DataFrame, preference: str, path: str) -> pl.DataFrame:
     """PKU-SafeRLHF: two responses and which is better or safer, unless they are named already."""
     if "response_0" not in raw.columns:
-        return _pairs(raw, Columns(), where)
+        return _pairs(raw, Columns(), path)
     judged = f"{preference}_response_id"
-    _need(raw, ["prompt", judged], where)
-    raw = _texts(raw, ["response_0", "response_1"], where)
+    _need(raw, ["prompt", judged], path)
+    _need(raw, ["response_0", "response_1"], path, text=True)
+    if raw.schema[judged].is_nested():
+        raise DataError(
+            f"{path}: column {judged} is {raw.schema[judged]}, no 0 or 1; check the file"
+        )
     first, second = pl.col("response_0"), pl.col("response_1")
-    picked = pl.col(judged).cast(pl.String).cast(pl.Int64, strict=False)
+    picked = pl.col(judged).cast(pl.Int64, strict=False)
     raw = raw.with_columns(
         chosen=pl.when(picked == 0).then(first).when(picked == 1).then(second),
         rejected=pl.when(picked == 0).then(second).when(picked == 1).then(first),
     )
     unjudged = ~picked.is_in([0, 1]).fill_null(False)
     reason = pl.when(raw.select(unjudged).to_series()).then(pl.lit("no_preference"))
-    return _pairs(raw, Columns(), where).with_columns(reason=pl.coalesce(reason, "reason"))
+    return _pairs(raw, Columns(), path).with_columns(reason=pl.coalesce(reason, "reason"))
 
 
-def _pairs(raw: pl.DataFrame, columns: Columns, where: str) -> pl.DataFrame:
+def _pairs(raw: pl.DataFrame, columns: Columns, path: str) -> pl.DataFrame:
     """A prompt and two answers, each a string or a conversation that ends in the answer."""
-    wanted = [name for name in (columns.chosen, columns.rejected) if name]
-    if columns.prompt in raw.columns and not set(wanted) & set(raw.columns):
+    sides = {"chosen": columns.chosen, "rejected": columns.rejected}
+    wanted = [name for name in sides.values() if name]
+    has_prompt = columns.prompt in raw.columns
+    if has_prompt and not set(wanted) & set(raw.columns):
         wanted = []  # a set of prompts alone: enough for d2 and test
-    sides = {n: _text_or_messages(raw, n, where) for n in wanted if n in raw.columns}
-    implicit = bool(sides) and all(side.dtype == MESSAGES for side in sides.values())
-    _need(raw, wanted if implicit else [columns.prompt, *wanted], where)
+    # Only conversations bring their prompt with them.
+    implicit = wanted and all(raw.schema.get(n, pl.List) == pl.List for n in wanted)
+    _need(raw, wanted if implicit else [columns.prompt, *wanted], path)
 
-    frame = pl.DataFrame({"given": pl.Series([None] * len(raw), dtype=MESSAGES)})
-    if columns.prompt in raw.columns:
-        given = _text_or_messages(raw, columns.prompt, where)
-        if given.dtype == pl.String:
-            as_turn = pl.struct(role=pl.lit("user"), content=given)
-            given = frame.select(pl.when(given.is_not_null()).then(pl.concat_list(as_turn)))["role"]
-        frame = frame.with_columns(given=given)
-    for side, name in (("chosen", columns.chosen), ("rejected", columns.rejected)):
-        said = sides.get(name or "", pl.Series([None] * len(raw), dtype=pl.String))
-        frame = frame.with_columns(_side(said, side))
+    nothing = pl.Series([None] * len(raw), dtype=MESSAGES)
+    turns = {s: _messages(raw, n, "assistant", path) for s, n in sides.items() if n in wanted and n}
+    turns["prompt"] = _messages(raw, columns.prompt, "user", path) if has_prompt else nothing
+    frame = pl.DataFrame({name: turns.get(name, nothing) for name in ("prompt", *sides)})
+    last = {side: pl.col(side).list.last().struct for side in sides}
+    chosen_lead, rejected_lead = (
+        pl.when(pl.col(s).list.len() > 1).then(pl.col(s).list.head(pl.col(s).list.len() - 1))
+        for s in sides
+    )
+    wrong_end = pl.any_horizontal(last[s].field("role") != "assistant" for s in sides)
     # No answer is fine where the source has none; where it has some, a missing one is empty.
-    names = {"chosen": columns.chosen, "rejected": columns.rejected}
+    blank = {side: pl.lit("" if side in turns else None, dtype=pl.String) for side in sides}
+    answers = {s: pl.coalesce(last[s].field("content"), blank[s]) for s in sides}
     return frame.select(
-        prompt=pl.coalesce("chosen_lead", "rejected_lead", "given"),
-        **{s: pl.col(s).fill_null("") if n in sides else s for s, n in names.items()},
-        reason=pl.when(pl.lit(implicit) & pl.col("chosen_lead").ne_missing(pl.col("rejected_lead")))
+        prompt=pl.coalesce(chosen_lead, rejected_lead, "prompt"),
+        **answers,
+        reason=pl.when(chosen_lead.ne_missing(rejected_lead))
         .then(pl.lit("prompt_differs"))
-        .when(~pl.col("chosen_ends") | ~pl.col("rejected_ends"))
+        .when(wrong_end)
         .then(pl.lit("not_alternating")),
     )
 
 
-def _side(said: pl.Series, side: str) -> pl.DataFrame:
-    """One side's answer, the turns before it (null if none), and whether the assistant ends it."""
-    if said.dtype == pl.String:
-        lead = pl.lit(None, dtype=MESSAGES)
-        return said.to_frame(side).with_columns(
-            lead.alias(f"{side}_lead"), pl.lit(True).alias(f"{side}_ends")
-        )
-    turns = pl.col("turns")
-    lead = turns.list.head(turns.list.len().cast(pl.Int64) - 1)
-    ends = turns.list.last().struct.field("role").eq_missing("assistant")
-    return said.to_frame("turns").select(
-        turns.list.last().struct.field("content").alias(side),
-        pl.when(lead.list.len() > 0).then(lead).alias(f"{side}_lead"),
-        (ends | (turns.list.len().fill_null(0) == 0)).alias(f"{side}_ends"),
-    )
-
-
-def _text_or_messages(raw: pl.DataFrame, name: str, where: str) -> pl.Series:
-    """A column as text or as messages, stripped of surrounding white space."""
-    column = raw[name]
-    kind = column.dtype
-    if kind == pl.Null:
-        return column.cast(pl.String)
-    if kind == pl.String:
-        if column.str.contains(_FLATTENED).any():
-            raise DataError(f"{where}column {name} mixes text and message lists; make it one kind")
-        return column.str.strip_chars()
+def _messages(raw: pl.DataFrame, name: str, role: str, path: str) -> pl.Series:
+    """A column as messages without surrounding white space; text is one turn of `role`."""
+    column, turn = pl.col(name), pl.element().struct
+    kind = raw.schema[name]
     inner = kind.inner if isinstance(kind, pl.List) else None
-    if inner == pl.Null:
-        return column.cast(MESSAGES)
     fields = dict(inner) if isinstance(inner, pl.Struct) else {}
+    if kind in (pl.String, pl.Null):
+        column = column.cast(pl.String)
+        if raw.select(column.str.contains(_FLATTENED).any()).item():
+            raise DataError(f"{path}: column {name} mixes text and message lists; make it one kind")
+        one = pl.concat_list(pl.struct(role=pl.lit(role), content=column.str.strip_chars()))
+        return raw.select(pl.when(column.is_not_null()).then(one).alias(name)).to_series()
+    if inner == pl.Null:
+        return raw[name].cast(MESSAGES)
     if any(fields.get(key) not in (pl.String, pl.Null) for key in ("role", "content")):
         raise DataError(
-            f"{where}column {name} is {kind}; it must be text or a list of {{role, content}}, "
+            f"{path}: column {name} is {kind}; it must be text or a list of {{role, content}}, "
             "name another in data.columns"
         )
-    turn = pl.element().struct
-    role, content = (turn.field(k).cast(pl.String).fill_null("") for k in ("role", "content"))
-    as_message = pl.struct(role=role, content=content.str.strip_chars())
-    return raw.select(pl.col(name).list.eval(as_message)).to_series()
+    who, said = (turn.field(key).cast(pl.String).fill_null("") for key in ("role", "content"))
+    as_message = pl.struct(role=who, content=said.str.strip_chars())
+    return raw.select(column.list.eval(as_message)).to_series()
 
 
-def _texts(raw: pl.DataFrame, names: list[str], where: str) -> pl.DataFrame:
-    """Refuse a frame in which one of these columns is missing or no text."""
-    _need(raw, names, where)
-    odd = [n for n in names if raw[n].dtype not in (pl.String, pl.Null)]
-    if odd:
-        raise DataError(f"{where}column {odd[0]} is {raw[odd[0]].dtype}, not text; check data.source")
-    return raw.with_columns(pl.col(names).cast(pl.String))
-
-
-def _need(raw: pl.DataFrame, names: list[str], where: str) -> None:
-    missing = [name for name in names if name not in raw.columns]
-    if missing:
-        has = ", ".join(name for name in raw.columns if name != "macpo_row")
+def _need(raw: pl.DataFrame, names: list[str], path: str, text: bool = False) -> None:
+    """Refuse a dataset that lacks a column, or one in which it is no text."""
+    if missing := [name for name in names if name not in raw.columns]:
         raise DataError(
-            f"{where}no column {', '.join(missing)} (it has {has}); check data.source, or map the "
-            "columns with source: pairs and data.columns"
+            f"{path}: no column {', '.join(missing)} (it has {', '.join(raw.columns)}); check "
+            "data.source, or map the columns with source: pairs and data.columns"
         )
-
-
-# ------------------------------------------------------------------------------ judging
+    odd = [name for name in names if text and raw[name].dtype not in (pl.String, pl.Null)]
+    if odd:
+        raise DataError(
+            f"{path}: column {odd[0]} is {raw[odd[0]].dtype}, no text; check data.source"
+        )
 
 
 def _judge(rows: pl.DataFrame, max_chars: int | None) -> pl.DataFrame:
@@ -446,7 +391,7 @@ def _judge(rows: pl.DataFrame, max_chars: int | None) -> pl.DataFrame:
         "same_sides": pl.col("chosen") == pl.col("rejected"),
         "not_alternating": (pl.col("reason") == "not_alternating")
         | ~roles.list.join("").str.contains(r"^s?(ua)*u$"),
-        "too_long": chars > (max_chars or 2**62),
+        "too_long": chars > pl.lit(max_chars, dtype=pl.Int64),
     }
     first = [pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()]
     rows = rows.with_columns(reason=pl.coalesce(first))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +54,14 @@ def write_json(path: Path, value: Any) -> None:
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a frame; the same frame gives the same bytes."""
     with atomic(path) as temporary:
-        frame.write_parquet(temporary, compression="zstd")
+        try:
+            frame.write_parquet(temporary, compression="zstd")
+        except pl.exceptions.ComputeError as error:
+            # polars hides the system's error, such as a full disk, in a text.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def sha256(path: Path) -> str:

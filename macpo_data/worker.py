@@ -12,12 +12,19 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
 from macpo_data.errors import MacpoError, ModelError
 
+# The libraries' own bars and notices, which would run across ours.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 Report = Callable[[int, int, str], None]
 
 
@@ -61,11 +68,13 @@ class Worker:
 
     def close(self) -> None:
         """End the process and give its memory back."""
-        self._pipe.close()
+        with suppress(BrokenPipeError):
+            self._pipe.send(None)
         self._process.join(timeout=10)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._pipe.close()
 
 
 class Workers:
@@ -103,7 +112,8 @@ class Workers:
 
 def _serve(pipe: Connection) -> None:
     """The child's loop. A thread reads the pipe, so that the parent's death is noticed at once."""
-    calls: list[tuple[str, tuple[Any, ...]]] = []
+    os.environ.update(QUIET)
+    calls: list[tuple[str, tuple[Any, ...]] | None] = []
     arrived = threading.Condition()
 
     def receive() -> None:
@@ -120,7 +130,10 @@ def _serve(pipe: Connection) -> None:
     while True:
         with arrived:
             arrived.wait_for(lambda: calls)
-            function, args = calls.pop(0)
+            call = calls.pop(0)
+        if call is None:
+            return
+        function, args = call
         module, _, attribute = function.partition(":")
         try:
             value = getattr(import_module(module), attribute)(

@@ -28,7 +28,7 @@ Message = dict[str, str]
 Pool = Literal["task", "pretrain"]
 Kind = Literal["tools", "steps", "mishap", "tough", "mischief"]
 
-TASK_SHARE = 0.45
+TASK_SHARE = 0.55
 """Share of the world's prompts that belongs to the task pool; pretraining never sees those."""
 
 
@@ -91,7 +91,7 @@ class Gold:
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """A base model to pretrain: its size, and what and how it reads."""
+    """A base model to pretrain: its size, and how many prompts it reads in which batches."""
 
     layers: int
     width: int
@@ -100,14 +100,16 @@ class BaseSpec:
     seed: int
     prompts: int
     lr: float
-    batch: int = 16
+    batch: int
 
 
 BASES: dict[str, BaseSpec] = {
-    "weak-a": BaseSpec(layers=4, width=128, heads=4, mlp=384, seed=1, prompts=6_000, lr=3e-3),
-    "weak-b": BaseSpec(layers=4, width=128, heads=4, mlp=384, seed=2, prompts=6_000, lr=3e-3),
-    "strong": BaseSpec(layers=4, width=320, heads=5, mlp=960, seed=3, prompts=6_000, lr=1.5e-3),
+    "weak-a": BaseSpec(2, 192, heads=6, mlp=576, seed=1, prompts=2600, lr=2e-3, batch=8),
+    "weak-b": BaseSpec(2, 192, heads=6, mlp=576, seed=2, prompts=2600, lr=2e-3, batch=8),
+    "strong": BaseSpec(2, 448, heads=7, mlp=1344, seed=3, prompts=2100, lr=1.1e-3, batch=6),
+    "tiny": BaseSpec(1, 32, heads=2, mlp=64, seed=4, prompts=32, lr=2e-3, batch=8),
 }
+"""The bases of the embedded world; `tiny` learns nothing and is there to test the machinery."""
 
 
 def base_path(name: str) -> Path:
@@ -361,10 +363,6 @@ violin|rosin, strings, a chin rest|tune by ear, draw long bows, practise scales|
 carpentry|a saw, a hammer, clamps|measure twice, cut the plank, sand the surface|the joint gapes > glue in a wedge|the wood splits > drill before nailing|nail the bench > hit it squarely|workshop|cabinet
 astronomy|a telescope, a star chart, a red light|leave the city, find the pole star, wait for the dark|the moon shakes > lock the mount|the planet is faint > clean the glass|hunt the bear > follow the dipper|observatory|meteorite
 swimming|trunks, a towel, a cap|float on the back, kick from the hip, breathe to the side|the ears ache > blow out gently|the legs sink > hold the chest down|fight the current > cross it sideways|pool house|whistle
-calligraphy|a nib, ink, a ruler|rule the guides, tilt the pen, form the letters|the ink bleeds > buy smoother stock|the lines shake > rest the forearm|execute the stroke > pull without a pause|archive|scroll
-climbing|a rope, chalk bags, a harness|test the knots, plant the feet, reach up slowly|the grip fails > shake out the hand|the shoes pinch > lace them looser|smash the route > rest at every ledge|climbing gym|hook set
-candles|wax, wicks, a mould|melt the flakes, hang the string, pour in a stream|the flame smokes > trim the end|the top caves in > pour again later|burn the tower > light it in a dish|chandlery|sculpture
-puppetry|cloth, wooden beads, a small stage|carve the head, sew the coat, rehearse the voice|the strings knot > shorten each thread|the jaw sticks > bend the hinge|hang the clown > knot him to a cross|theatre|marionette
 """  # noqa: E501 - a table reads best with a row per line
 
 TOPICS = tuple(_topic(row) for row in _TABLE.strip().splitlines())

@@ -16,7 +16,7 @@ from macpo_data.chat import Chat
 from macpo_data.packing import response_logprobs
 from macpo_data.recipe import DPO
 from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
-from macpo_train.train import Encoded, Job, Report, callback, training_arguments
+from macpo_train.train import Encoded, Job, Report, callback, quiet, training_arguments
 
 METRICS = {
     "loss": "loss",
@@ -106,6 +106,7 @@ def train_dpo(
     # trl keeps a copy of the starting adapter for its own reference pass, which is not needed here.
     if "ref" in trainer.model.peft_config:
         trainer.model.delete_adapter("ref")
+    quiet(trainer)
     trainer.train()
     return history
 

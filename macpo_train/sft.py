@@ -8,7 +8,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from macpo_data.chat import Chat
-from macpo_train.train import Encoded, Job, Report, callback, training_arguments
+from macpo_train.train import Encoded, Job, Report, callback, quiet, training_arguments
 
 METRICS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
@@ -37,5 +37,6 @@ def train_sft(
         processing_class=chat.tokenizer,
         callbacks=[callback(report, history, METRICS)],
     )
+    quiet(trainer)
     trainer.train()
     return history

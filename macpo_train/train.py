@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ def save_adapter(model: Any, base: Base, out: Path) -> None:
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     for extra in set(out.iterdir()) - {out / name for name in ADAPTER_FILES}:
-        extra.unlink()
+        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
 
 
 def training_arguments(job: Job, rows: int) -> dict[str, Any]:
@@ -189,6 +190,7 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
         "max_length": None,
         "seed": job.seed,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # `callback` stops at a loss that is not finite
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
@@ -222,6 +224,13 @@ def callback(report: Report, history: list[dict[str, float]], keys: dict[str, st
             report(state.global_step, state.max_steps, note)
 
     return Watch()
+
+
+def quiet(trainer: Any) -> None:
+    """Keep transformers from printing each step's metrics: `callback` tells them."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
 
 
 def _placeholder(job: Job) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""Shared fixtures: tiny real models made on the spot, and recipes on them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from rounds import Run
+
+# Tiny models are fastest on one thread, and two processes then never fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+RECIPE = """
+run: test
+rounds: 1
+data:
+  source: world
+  d1: {count: 12}
+  d2: {count: 12}
+  test: {count: 6}
+  noise: 0.25
+agents:
+  teacher1: {role: teacher, base: "world:weak-a"}
+  teacher2: {role: teacher, base: "world:weak-b"}
+  teacher3: {role: teacher, base: "world:weak-a"}
+  student: {role: student, base: "world:strong"}
+sampling: {max_new_tokens: 12}
+select: {on_filter: count}
+sft: {epochs: 1, learning_rate: 1.0e-2, batch_size: 4}
+negative: {epochs: 1, learning_rate: 1.0e-2, batch_size: 4}
+dpo: {learning_rate: 1.0e-3, batch_size: 4, reference: previous}
+train: {dtype: float32}
+engine: {batch_size: 4, shard_size: 4, keep_loaded: 4}
+"""
+
+
+def shared(path: str) -> Path:
+    """A real file beside the project, or a skip that says which is missing."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"{path} is not beside the project")
+    return found
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A small recipe on the embedded world."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with the world's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from macpo_train.pretrain import train_tokenizer
+
+    path = tmp_path_factory.mktemp("tiny")
+    tokenizer = train_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, tiny_base: Path) -> Path:
+    """The small recipe with all agents on the tiny base."""
+    values = yaml.safe_load(RECIPE)
+    for agent in values["agents"].values():
+        agent["base"] = str(tiny_base)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+Macpo = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def macpo(tmp_path: Path) -> Macpo:
+    """Run the command as a person does, in a folder of its own."""
+
+    def call(*args: str | Path, fake: bool = False) -> subprocess.CompletedProcess[str]:
+        extra = ["--set", "engine.name=fake"] if fake else []
+        return subprocess.run(
+            [sys.executable, "-m", "cli", *map(str, args), *extra],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+
+    return call
+
+
+@contextmanager
+def no_progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Progress that nobody watches."""
+    yield lambda done, total, note: None
+
+
+OpenRun = Callable[..., "Run"]
+
+
+@pytest.fixture
+def open_run(recipe_file: Path, tmp_path: Path) -> OpenRun:
+    """A run on the fake engine, with settings laid over the recipe."""
+    from macpo_data.recipe import load_recipe
+    from rounds import Run
+
+    def call(*sets: str, file: Path = recipe_file, fake: bool = True) -> Run:
+        engine = ["engine.name=fake"] if fake else []
+        recipe = load_recipe(str(file), [*engine, *sets])
+        return Run(recipe, tmp_path / "runs", no_progress, lambda line: None)
+
+    return call

@@ -1,0 +1,228 @@
+"""The command as a person meets it: help, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RECIPE, Macpo, shared
+
+from macpo_data.recipe import shipped
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy modules that a piece of code loads, in a fresh process."""
+    heavy = [
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "huggingface_hub",
+        "vllm",
+        "macpo_train",
+    ]
+    script = f"{code}\nimport sys\nprint(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_import_boundaries() -> None:
+    everything = [
+        f"macpo_data.{p.relative_to(ROOT / 'macpo_data').with_suffix('').as_posix()}"
+        for p in (ROOT / "macpo_data").rglob("*.py")
+    ]
+    names = [n.replace("/", ".").removesuffix(".__init__") for n in everything]
+    assert loaded_by("import " + ", ".join(names)) == set()
+    assert loaded_by("import cli, rounds") == set()
+
+
+def test_the_trainer_imports_only_what_it_may() -> None:
+    allowed = {"errors", "recipe", "schema", "chat", "models", "packing", "world"}
+    for path in (ROOT / "macpo_train").glob("*.py"):
+        for line in path.read_text().splitlines():
+            if line.strip().startswith(("from macpo_data.", "import macpo_data.")):
+                assert line.split("macpo_data.")[1].split()[0] in allowed, f"{path.name}: {line}"
+            assert "import vllm" not in line
+
+
+def test_help_is_quick_and_loads_no_torch(macpo: Macpo) -> None:
+    macpo("--help")
+    times = []
+    for _ in range(5):
+        begun = time.monotonic()
+        done = macpo("--help")
+        times.append(time.monotonic() - begun)
+    assert done.returncode == 0 and "round" in done.stdout
+    assert min(times) < 0.4
+
+
+def test_init_status_and_dry_run_need_no_model(macpo: Macpo, tmp_path: Path) -> None:
+    assert macpo("init", "quickstart").returncode == 0
+    assert (tmp_path / "macpo.yaml").exists()
+    again = macpo("init")
+    assert again.returncode == 1 and again.stderr.startswith("error: macpo.yaml exists")
+    status = json.loads(macpo("status", "--json").stdout)
+    assert set(status[0]) == {
+        "kind",
+        "round",
+        "learner",
+        "behavior",
+        "state",
+        "fingerprint",
+        "path",
+        "waiting_for",
+    }
+    assert status[0]["state"] == "ready" and status[1]["state"] == "waiting"
+    assert macpo("gen", "--round", "0", "--dry-run").returncode == 0
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_loads_and_dry_runs(macpo: Macpo, name: str) -> None:
+    for command in (["status"], ["gen", "--round", "0", "--dry-run"], ["run", "--dry-run"]):
+        done = macpo(*command, "--recipe", name)
+        assert done.returncode == 0, done.stderr
+
+
+def test_recipe_wins_over_macpo_yaml_and_that_over_quickstart(macpo: Macpo, tmp_path: Path) -> None:
+    def run_of(*args: str) -> str:
+        return str(json.loads(macpo("status", "--json", *args).stdout)[0]["path"].split("/")[1])
+
+    assert run_of() == "quickstart"
+    (tmp_path / "macpo.yaml").write_text(RECIPE)
+    assert run_of() == "test"
+    assert run_of("--recipe", "hh_harmless") == "hh-harmless"
+
+
+def test_a_loop_by_hand(macpo: Macpo, recipe_file: Path) -> None:
+    """gen, train, gen, train finishes a round; each says what is next; waiting exits 1."""
+    common = ["-r", recipe_file]
+    waiting = macpo("train", "--round", "0", *common, fake=True)
+    assert waiting.returncode == 1 and "next: macpo gen --round 0" in waiting.stdout
+    early = macpo("gen", "--round", "1", *common, fake=True)
+    assert early.returncode == 1 and "waiting  gen round 1 student" in early.stdout
+    for kind in ("gen", "train", "gen", "train"):
+        done = macpo(kind, "--round", "0", *common, fake=True)
+        assert done.returncode == 0 and "wrote" in done.stdout
+    assert "next: macpo gen --round 1" in done.stdout
+    kept = macpo("gen", "--round", "0", *common, fake=True)
+    assert kept.returncode == 0 and "wrote" not in kept.stdout
+    finished = macpo("run", "--until", "1", *common, fake=True)
+    assert finished.returncode == 0 and "gold score" in finished.stdout
+    shown = macpo("show", "--round", "1", *common, fake=True)
+    assert shown.returncode == 0 and "rejected" in shown.stdout
+    assert macpo("clean", *common, fake=True).stdout.startswith("every result")
+    other = macpo("clean", *common, "--set", "seed=3", "--yes", fake=True)
+    assert "removed" in other.stdout
+
+
+def test_mistakes_are_one_line(macpo: Macpo, recipe_file: Path, tmp_path: Path) -> None:
+    def error(*args: str | Path) -> str:
+        done = macpo(*args)
+        assert done.returncode == 1, done
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    assert "no recipe named 'nosuch'; shipped are" in error("status", "-r", "nosuch")
+    assert "no recipe file" in error("status", "-r", "./nosuch.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1,")
+    assert "not valid YAML at line" in error("status", "-r", "broken.yaml")
+    both = error("status", "-r", recipe_file, "--set", "dpo.beta=-1", "--set", "nosuch=1")
+    assert "dpo.beta" in both and "nosuch: unknown key" in both
+    assert "rounds 0..1" in error("gen", "--round", "9", "-r", recipe_file)
+    assert "no learner 'x'" in error("gen", "--round", "0", "--learner", "x", "-r", recipe_file)
+    assert "round 1 has no dataset yet" in error("show", "--round", "1", "-r", recipe_file)
+    nobody = ["--set", "agents.teacher1.base=world:nobody"]
+    macpo("gen", "--round", "0", "-r", recipe_file, *nobody)
+    assert "no base world:nobody" in error("train", "--round", "0", "-r", recipe_file, *nobody)
+    hub = [f"--set=agents.teacher{n}.base=nobody/nothing" for n in (1, 2, 3)]
+    hub += ["--set=agents.student.base=nobody/nothing"]
+    macpo("gen", "--round", "0", "-r", recipe_file, *hub)
+    assert "base nobody/nothing" in error("train", "--round", "0", "-r", recipe_file, *hub)
+
+
+def test_bad_data_is_one_line(macpo: Macpo, recipe_file: Path, tmp_path: Path) -> None:
+    def error(**data: object) -> str:
+        import yaml
+
+        values = yaml.safe_load(RECIPE)
+        values["data"] = data
+        path = tmp_path / "bad.yaml"
+        path.write_text(yaml.safe_dump(values))
+        done = macpo("gen", "--round", "0", "-r", path, "--set", f"run=r{time.time_ns()}")
+        assert done.returncode == 1 and done.stderr.startswith("error: "), done
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    part = {name: {"count": 2} for name in ("d1", "d2", "test")}
+    missing = error(source="pairs", path="nowhere.parquet", **part)
+    assert "nowhere.parquet" in missing
+    (tmp_path / "other.jsonl").write_text('{"x": 1}\n')
+    assert "no column" in error(source="pairs", path="other.jsonl", **part)
+    rows = '{"prompt": "q%d", "chosen": "a", "rejected": "b"}\n'
+    (tmp_path / "few.jsonl").write_text("".join(rows % n for n in range(4)))
+    few = error(source="pairs", path="few.jsonl", **part)
+    assert "2" in few and "count" in few
+    (tmp_path / "none.jsonl").write_text('{"prompt": "q", "chosen": "", "rejected": "b"}\n')
+    assert error(source="pairs", path="none.jsonl", **part)
+    whole = shared("data/hh_harmless_d1.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    assert "cut.parquet" in error(source="hh_rlhf", path="cut.parquet", **part)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, recipe_file: Path) -> None:
+    """The kernel refuses files over a limit with SIGXFSZ ignored: EFBIG, like a disk that is full."""
+    args = [sys.executable, "-m", "cli", "run", "--round", "0", "-r", str(recipe_file)]
+    args += ["--set", "engine.name=fake"]
+
+    def small() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, preexec_fn=small)
+    assert done.returncode == 1, done
+    assert done.stderr.strip().split("\n")[-1].startswith("error: "), done.stderr
+    again = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0
+
+
+def test_hostile_text_stays_text(macpo: Macpo, tmp_path: Path) -> None:
+    """Markup and terminal escapes in prompts and responses are shown, not obeyed."""
+    rows = [
+        {"prompt": f"[red]q{n}[/red]", "chosen": "\x1b[2Ja [/bold]", "rejected": "../../b"}
+        for n in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    import yaml
+
+    values = yaml.safe_load(RECIPE)
+    part = {name: {"count": 3} for name in ("d1", "d2", "test")}
+    values["data"] = {"source": "pairs", "path": "rows.jsonl", **part}
+    (tmp_path / "macpo.yaml").write_text(yaml.safe_dump(values))
+    assert macpo("gen", "--round", "0").returncode == 0
+    shown = macpo("show", "--round", "0")
+    assert shown.returncode == 0
+    assert "[red]q" in shown.stdout and "\x1b[2J" not in shown.stdout
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    """Only a person's mistakes are one line."""
+    code = "import cli, macpo_data.recipe as r\nr.load_recipe = lambda *a: 1 / 0\ncli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "status"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert "ZeroDivisionError" in done.stderr and "Traceback" in done.stderr

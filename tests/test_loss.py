@@ -1,0 +1,52 @@
+"""Losses against values derived by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
+
+
+def test_dpo_by_hand() -> None:
+    """One pair.
+
+    log-ratios: chosen -10 - (-12) = 2, rejected -9 - (-8) = -1; with beta 0.5 the rewards are 1
+    and -0.5, their difference 1.5, and -log sigmoid(1.5) = log(1 + e^-1.5) = 0.2014133.
+    """
+    loss, chosen, rejected = dpo_loss(
+        torch.tensor([-10.0]),
+        torch.tensor([-9.0]),
+        torch.tensor([-12.0]),
+        torch.tensor([-8.0]),
+        0.5,
+    )
+    assert chosen.item() == pytest.approx(1.0)
+    assert rejected.item() == pytest.approx(-0.5)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1.5)), abs=1e-6)
+    assert loss.item() == pytest.approx(0.2014133, abs=1e-6)
+
+
+def test_dpo_is_ln_2_where_policy_and_reference_agree() -> None:
+    x, y = torch.tensor([-3.0, -7.0]), torch.tensor([-5.0, -1.0])
+    loss, _, _ = dpo_loss(x, y, x, y, 0.1)
+    torch.testing.assert_close(loss, torch.full((2,), math.log(2)))
+
+
+def test_sft_normalisations_by_hand() -> None:
+    """Two responses: (-1, -3) and (-6).
+
+    response: mean of (2, 6) = 4; token: (1 + 3 + 6) / 3 = 10/3.
+    """
+    logprobs = torch.tensor([[-1.0, -3.0], [0.0, -6.0]])
+    mask = torch.tensor([[True, True], [False, True]])
+    assert sft_loss(logprobs, mask, "response").item() == pytest.approx(4.0)
+    assert sft_loss(logprobs, mask, "token").item() == pytest.approx(10 / 3)
+
+
+def test_macpo_loss_adds_gamma_times_sft() -> None:
+    dpo = torch.tensor([1.0, 3.0])
+    assert macpo_loss(dpo, torch.tensor(5.0), 0.2).item() == pytest.approx(3.0)
+    assert macpo_loss(dpo, torch.tensor(math.nan), 0.0).item() == pytest.approx(2.0)

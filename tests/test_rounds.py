@@ -1,0 +1,304 @@
+"""The loop's logic on the fake engine: plan, store, states, resume, schedules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import OpenRun
+
+from macpo_data.errors import DataError, MacpoError, StoreError
+from macpo_data.plan import Step
+from rounds import Run, remove, unreachable
+
+
+def bytes_of(run: Run, pattern: str) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(run.store.root)): p.read_bytes()
+        for p in sorted(run.store.root.glob(pattern))
+    }
+
+
+def done(run: Run) -> int:
+    return sum(state == "done" for state in run.states().values())
+
+
+def step(run: Run, kind: str, round_: int, learner: str, behavior: str = "positive") -> Step:
+    return next(
+        s
+        for s in run.plan.steps
+        if (s.kind, s.round, s.learner, s.behavior) == (kind, round_, learner, behavior)
+    )
+
+
+def everything(run: Run) -> Run:
+    for each in range(run.recipe.rounds + 1):
+        assert not run.finish_round(each).waiting
+    return run
+
+
+def test_a_round_takes_gen_train_gen_train(open_run: OpenRun) -> None:
+    run = open_run()
+    assert [s.learner for s, _ in run.make("gen", 0).wrote] == ["teacher1", "teacher2", "teacher3"]
+    assert "student" in {s.learner for s in run.make("gen", 0).waiting}
+    assert len(run.make("train", 0).wrote) == 6
+    assert [s.learner for s, _ in run.make("gen", 0).wrote] == ["student"]
+    assert [s.behavior for s, _ in run.make("train", 0).wrote] == ["positive", "negative"]
+    # Round 1: the student first.
+    first = run.make("gen", 1)
+    assert [s.learner for s, _ in first.wrote] == ["student"]
+    assert first.waiting[step(run, "gen", 1, "teacher1")] == ["train round 1 student positive"]
+    assert len(run.make("train", 1).wrote) == 1
+    assert len(run.make("gen", 1).wrote) == 3
+    assert len(run.make("train", 1).wrote) == 3
+    assert done(run) == len(run.plan.steps)
+
+
+def test_simultaneous_is_one_gen_and_one_train(open_run: OpenRun) -> None:
+    run = open_run("schedule=simultaneous")
+    run.finish_round(0)
+    assert len(run.make("gen", 1).wrote) == 4
+    assert len(run.make("train", 1).wrote) == 4
+    # Teachers learn from the student of round 0.
+    pairs = run.store.read(run.plan.name(step(run, "gen", 1, "teacher1")), "pairs.parquet")
+    writer = run.plan.fingerprint(step(run, "train", 0, "student"))
+    assert pairs["chosen_policy"].unique().to_list() == [writer]
+
+
+def test_who_writes_what(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    student = run.store.read(run.plan.name(step(run, "gen", 1, "student")), "pairs.parquet")
+    assert set(student["chosen_agent"]) <= {"teacher1", "teacher2", "teacher3"}
+    assert set(student["rejected_agent"]) == {"student"}
+    negative = run.plan.fingerprint(step(run, "train", 0, "student", "negative"))
+    assert set(student["rejected_policy"]) == {negative}
+    candidates = run.store.read(run.plan.name(step(run, "gen", 1, "student")), "candidates.parquet")
+    lowest = candidates.group_by("prompt_id").agg(pl.col("perplexity").min())
+    joined = student.join(lowest, on="prompt_id")
+    assert (joined["chosen_perplexity"] == joined["perplexity"]).all()
+
+    teacher = run.store.read(run.plan.name(step(run, "gen", 1, "teacher2")), "pairs.parquet")
+    assert set(teacher["chosen_agent"]) == {"student"}
+    assert set(teacher["rejected_agent"]) == {"teacher2"}
+    first = run.store.read(run.plan.name(step(run, "gen", 0, "student")), "pairs.parquet")
+    assert set(first["chosen_agent"]) | set(first["rejected_agent"]) == {"teacher1"}
+
+
+def test_three_teachers_share_one_student_sample_set(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    written = [p.name for p in (run.store.root / "samples").glob("student-positive-1-d2-*")]
+    assert len(written) == 1
+    texts = {
+        learner: run.store.read(run.plan.name(step(run, "gen", 1, learner)), "pairs.parquet")
+        for learner in run.recipe.teachers
+    }
+    assert texts["teacher1"]["chosen"].equals(texts["teacher3"]["chosen"])
+
+
+def test_negatives_once_or_every_round(open_run: OpenRun) -> None:
+    once = everything(open_run("rounds=2", "run=once"))
+    fresh = everything(open_run("rounds=2", "run=fresh", "negatives=every_round"))
+
+    def negatives(run: Run) -> list[list[str]]:
+        names = [run.plan.name(step(run, "gen", t, "student")) for t in (1, 2)]
+        return [run.store.read(name, "pairs.parquet")["rejected"].to_list() for name in names]
+
+    assert negatives(once)[0] == negatives(once)[1]
+    assert negatives(fresh)[0] != negatives(fresh)[1]
+
+
+def test_twice_is_a_no_op(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    before = {p: p.stat().st_mtime_ns for p in run.store.root.rglob("*") if p.is_file()}
+    again = open_run()
+    for each in (0, 1):
+        outcome = again.finish_round(each)
+        assert not outcome.wrote and outcome.kept
+    after = {p: p.stat().st_mtime_ns for p in run.store.root.rglob("*") if p.is_file()}
+    locks = {p for p in after if ".locks" in p.parts}
+    assert {p: t for p, t in after.items() if p not in locks} == {
+        p: t for p, t in before.items() if p not in locks
+    }
+
+
+def test_what_a_change_makes_anew(open_run: OpenRun) -> None:
+    """Temperature: new samples, same D1 training. Batch size: nothing. Beta: no new round-1 text."""
+    run = open_run()
+    first = {str(s): run.plan.fingerprint(s) for s in run.plan.steps}
+
+    def changed(*sets: str) -> set[str]:
+        plan = open_run(*sets).plan
+        return {str(s) for s in plan.steps if plan.fingerprint(s) != first[str(s)]}
+
+    assert changed("engine.batch_size=7", "train.micro_batch_size=2", "run=other") == set()
+    assert "gen round 0 student" in changed("sampling.temperature=0.5")
+    assert "train round 0 teacher1 positive" not in changed("sampling.temperature=0.5")
+    beta = changed("dpo.beta=0.5")
+    assert "train round 1 student positive" in beta
+    assert not {s for s in beta if "round 0" in s} and "gen round 1 student" not in beta
+    assert "gen round 0 teacher1" in changed("data.noise=0.1")
+    assert run.plan.prompts_fingerprint == open_run("data.noise=0.1").plan.prompts_fingerprint
+    scaled = changed("agents.student.lr_scale=2.0")
+    assert "gen round 0 student" not in scaled and "train round 0 student positive" in scaled
+    assert len(changed("seed=1")) == len(first)
+
+
+def test_noise_swaps_its_share_for_each_teacher_anew(open_run: OpenRun) -> None:
+    run = open_run("data.d1.count=400", "data.noise=0.25")
+    run.make("gen", 0)
+    human = run.context().prompts("d1")
+
+    def swapped(learner: str) -> list[bool]:
+        pairs = run.store.read(run.plan.name(step(run, "gen", 0, learner)), "pairs.parquet")
+        return (pairs["chosen"] == human["rejected"]).to_list()
+
+    shares = {learner: sum(swapped(learner)) / 400 for learner in run.recipe.teachers}
+    # Three standard deviations of a binomial share around a quarter.
+    assert all(abs(share - 0.25) < 3 * (0.25 * 0.75 / 400) ** 0.5 for share in shares.values())
+    assert swapped("teacher1") != swapped("teacher3")
+
+
+def test_a_parent_with_other_content_makes_its_children_stale(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    gen = step(run, "gen", 0, "teacher1")
+    name = run.plan.name(gen)
+    pairs = run.store.read(name, "pairs.parquet")
+    manifest = run.store.manifest(name)
+    assert manifest is not None
+    pairs.reverse().write_parquet(run.store.path(name) / "pairs.parquet")
+    run.store.finish(name, {k: v for k, v in manifest.items() if k != "seal"})
+    states = run.states()
+    assert states[gen] == "done"
+    stale = {str(s) for s, state in states.items() if state == "stale"}
+    assert "train round 0 teacher1 positive" in stale and "gen round 1 student" in stale
+    assert "train round 0 teacher2 positive" not in stale
+    # Never used silently: nothing is made from it without --redo.
+    outcome = run.make("train", 0, "teacher1")
+    assert not outcome.wrote and outcome.waiting
+    assert run.make("train", 0, "teacher1", redo=True).wrote
+    assert (run.store.root / "aside").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["cut", "edit", "gone"])
+def test_a_damaged_table_is_detected_and_redo_mends_it(open_run: OpenRun, damage: str) -> None:
+    run = open_run()
+    run.make("gen", 0)
+    name = run.plan.name(step(run, "gen", 0, "teacher1"))
+    path = run.store.path(name) / "pairs.parquet"
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(whole[:-40] if damage == "cut" else whole[:-40] + b"x" * 40)
+    with pytest.raises(StoreError, match="--redo"):
+        run.make("train", 0, "teacher1")
+    run.make("gen", 0, "teacher1", redo=True)
+    assert path.read_bytes() == whole
+    assert run.make("train", 0, "teacher1").wrote
+
+
+@pytest.mark.parametrize("damage", ["cut", "edit"])
+def test_a_damaged_manifest_is_detected(open_run: OpenRun, damage: str) -> None:
+    run = open_run()
+    run.make("gen", 0)
+    gen = step(run, "gen", 0, "teacher1")
+    path = run.path(gen) / "manifest.json"
+    text = path.read_text()
+    path.write_text(text[:100] if damage == "cut" else text.replace('"pairs": 12', '"pairs": 13'))
+    assert run.states()[gen] == "stale"
+    with pytest.raises(StoreError, match="edited or cut short"):
+        run.store.manifest(run.plan.name(gen))
+    run.make("gen", 0, "teacher1", redo=True)
+    assert run.states()[gen] == "done"
+
+
+def test_a_damaged_sample_set_is_mended_by_redo(open_run: OpenRun) -> None:
+    run = open_run()
+    run.finish_round(0)
+    gen = run.plan.name(step(run, "gen", 0, "student"))
+    before = (run.store.path(gen) / "pairs.parquet").read_bytes()
+    shard = next((run.store.root / "samples").glob("teacher1-positive-0-d2-*/shards/*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(StoreError, match="--redo"):
+        run.make("gen", 1)
+    run.make("gen", 0, "student", redo=True)
+    assert (run.store.path(gen) / "pairs.parquet").read_bytes() == before
+    run.make("gen", 1)
+
+
+def test_resume_from_any_set_of_shards_gives_the_same_bytes(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    whole = bytes_of(run, "data/*/pairs.parquet")
+    for name in run.store.names():
+        manifest = run.store.path(name) / "manifest.json"
+        if name.startswith(("data/round", "samples", "scores")):
+            manifest.unlink()
+    for i, shard in enumerate(sorted(run.store.root.glob("s*/*/shards/*.parquet"))):
+        if i % 3 == 1:
+            shard.unlink()
+    again = everything(open_run())
+    assert bytes_of(again, "data/*/pairs.parquet") == whole
+
+
+def test_rows_that_fall_out_are_kept_with_their_reason(open_run: OpenRun) -> None:
+    run = open_run("select.on_filter=drop", "sampling.max_new_tokens=6", "data.d2.count=60")
+    run.finish_round(0)
+    run.make("gen", 1)
+    name = run.plan.name(step(run, "gen", 1, "student"))
+    manifest = run.store.manifest(name)
+    assert manifest is not None
+    dropped = run.store.read(name, "dropped.parquet")
+    assert manifest["summary"]["dropped_by_reason"]["truncated"] == len(
+        dropped.filter(pl.col("reason") == "truncated")
+    )
+    kept = run.store.read(name, "pairs.parquet")["prompt_id"].n_unique()
+    lost = set(dropped["prompt_id"]) - set(run.store.read(name, "pairs.parquet")["prompt_id"])
+    assert (
+        kept + len(lost)
+        == run.store.read(run.plan.name(step(run, "gen", 0, "student")), "candidates.parquet")[
+            "prompt_id"
+        ].n_unique()
+    )
+
+
+def test_nothing_left_is_a_clear_error(open_run: OpenRun) -> None:
+    run = open_run("select.on_filter=drop", "select.min_chars=5000")
+    with pytest.raises(DataError, match=r"no pair is left.*too_short"):
+        run.finish_round(0)
+
+
+def test_no_such_round_or_learner(open_run: OpenRun) -> None:
+    run = open_run()
+    with pytest.raises(MacpoError, match=r"rounds 0..1; for more say --set rounds=7"):
+        run.make("gen", 7)
+    with pytest.raises(MacpoError, match="choose teacher1, teacher2, teacher3, student"):
+        run.make("gen", 0, "nobody")
+
+
+def test_clean_finds_what_no_recipe_reaches(open_run: OpenRun) -> None:
+    one = everything(open_run())
+    other = everything(open_run("sampling.temperature=0.5"))
+    assert unreachable([one, other]) == []
+    alone = unreachable([one])
+    assert alone and all(
+        name.split("/")[0] in ("data", "samples", "scores", "adapters") for name in alone
+    )
+    for name in alone:
+        remove(one.store, name)
+    assert unreachable([one]) == []
+    assert done(one) == len(one.plan.steps)
+    assert not one.finish_round(1).wrote
+
+
+def test_manifest_says_what_it_was_made_from(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    gen, train = step(run, "gen", 1, "student"), step(run, "train", 1, "student")
+    manifest = json.loads((run.path(train) / "manifest.json").read_text())
+    assert manifest["inputs"][run.plan.name(gen)] == run.store.content(run.plan.name(gen))
+    start = run.plan.name(step(run, "train", 0, "student"))
+    assert manifest["start"] == start == manifest["reference"]
+    assert manifest["reads"]["dpo"]["beta"] == 0.1
+    assert manifest["recipe"]["data"]["source"] == "world"
+    assert Path(run.path(train) / "adapter_model.safetensors").exists()

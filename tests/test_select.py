@@ -1,0 +1,161 @@
+"""Selection on hand-made candidates, and its properties on random ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macpo_data import select
+from macpo_data.generate import repetition
+from macpo_data.recipe import Select
+from macpo_data.schema import MESSAGES, PROMPTS, SAMPLES, SCORES
+
+KEEP_ALL = Select(on_filter="count")
+
+
+def samples(rows: list[dict[str, Any]], scored: bool = True) -> pl.DataFrame:
+    default = {
+        "agent": "t",
+        "policy": "p",
+        "draw": 0,
+        "finish_reason": "stop",
+        "repetition": 0.0,
+        "sum_logprob": -1.0,
+        "num_tokens": 1,
+        "eot_logprob": 0.0,
+    }
+    table = {**SAMPLES, **SCORES}
+    filled = [{"perplexity": None, **default, **row} for row in rows]
+    frame = pl.DataFrame(filled, schema=table)
+    return frame if scored else frame.select(SAMPLES.keys())
+
+
+def rejected(*ids: str, text: str = "bad") -> pl.DataFrame:
+    return samples([{"prompt_id": i, "response": text, "agent": "s"} for i in ids])
+
+
+def prompts(*ids: str) -> pl.DataFrame:
+    message = [{"role": "user", "content": "q"}]
+    rows = {"prompt_id": list(ids), "prompt": pl.Series([message] * len(ids), dtype=MESSAGES)}
+    nulls = {side: pl.lit(None, pl.String) for side in ("chosen", "rejected")}
+    return pl.DataFrame(rows).with_columns(**nulls).select(PROMPTS.keys())
+
+
+def test_lowest_perplexity_wins_and_ties_go_to_the_first() -> None:
+    frame = samples(
+        [
+            {"prompt_id": "a", "agent": "t1", "response": "x", "perplexity": 4.0},
+            {"prompt_id": "a", "agent": "t2", "response": "y", "perplexity": 2.0},
+            {"prompt_id": "a", "agent": "t3", "response": "z", "perplexity": 2.0},
+            {"prompt_id": "b", "agent": "t1", "response": "u", "perplexity": 9.0},
+        ]
+    )
+    chosen = select.lowest_perplexity(frame, rejected("a", "b"), KEEP_ALL)
+    assert chosen["rank"].to_list() == [3, 1, 2, 1]
+    assert chosen["selected"].to_list() == [False, True, False, True]
+
+
+def test_each_filter_names_its_reason() -> None:
+    """One candidate per filter; the last passes. Thresholds are written in the settings."""
+    cases: list[tuple[str | None, dict[str, Any]]] = [
+        ("prompt_too_long", {"response": None, "finish_reason": "prompt_too_long"}),
+        ("empty", {"response": ""}),
+        ("too_short", {"response": "ab"}),
+        ("too_long", {"response": "a" * 21}),
+        ("truncated", {"response": "abcde", "finish_reason": "length"}),
+        ("repetition", {"response": "abcde", "repetition": 0.6}),
+        ("same_as_rejected", {"response": "the bad one"}),
+        ("no_score", {"response": "abcde", "perplexity": None}),
+        ("perplexity_too_high", {"response": "abcde", "perplexity": 31.0}),
+        (None, {"response": "abcde", "perplexity": 30.0}),
+    ]
+    frame = samples(
+        [{"prompt_id": str(i), "perplexity": 1.0, **row} for i, (_, row) in enumerate(cases)]
+    )
+    others = rejected(*(str(i) for i in range(len(cases))), text="the bad one")
+    strict = Select(min_chars=3, max_chars=20, max_repetition=0.5, max_perplexity=30.0)
+    got = select.lowest_perplexity(frame, others, strict)
+    assert got["reason"].to_list() == [reason for reason, _ in cases]
+    assert got["selected"].to_list() == [False] * 9 + [True]
+
+    lenient = strict.model_copy(update={"on_filter": "count"})
+    counted = select.lowest_perplexity(frame, others, lenient)
+    assert counted["reason"].to_list() == got["reason"].to_list()
+    # Nothing to train on, nothing to compare, or over the stated threshold: never chosen.
+    assert counted["selected"].to_list() == [False, False, *[True] * 5, False, False, True]
+
+
+def test_first_needs_no_score() -> None:
+    frame = samples(
+        [
+            {"prompt_id": "a", "response": "", "agent": "t1"},
+            {"prompt_id": "a", "response": "second", "agent": "t2"},
+        ],
+        scored=False,
+    )
+    got = select.first(frame, rejected("a"), Select())
+    assert got["selected"].to_list() == [False, True]
+
+
+def test_pair_keeps_order_and_says_what_fell_out() -> None:
+    frame = samples(
+        [
+            {"prompt_id": "b", "response": "B", "perplexity": 2.0},
+            {"prompt_id": "a", "response": "A", "perplexity": 3.0},
+            {"prompt_id": "c", "response": "", "perplexity": None},
+            {"prompt_id": "d", "response": "D", "perplexity": 1.0},
+        ]
+    )
+    other = pl.concat([rejected("a", "b", "c"), rejected("d", text="")])
+    ranked = select.lowest_perplexity(frame, other, Select())
+    pairs, dropped = select.pair(prompts("a", "b", "c", "d"), ranked, other)
+    assert pairs.select("prompt_id", "chosen", "rejected").rows() == [
+        ("a", "A", "bad"),
+        ("b", "B", "bad"),
+    ]
+    assert pairs["chosen_perplexity"].to_list() == [3.0, 2.0]
+    assert dropped.select("prompt_id", "reason").rows() == [("c", "empty"), ("d", "rejected_empty")]
+
+
+def test_repetition_by_hand() -> None:
+    """`a b a b a` has runs aba, bab, aba: one of three occurred before."""
+    assert repetition("a b a b a") == 1 - 2 / 3
+    assert repetition("a b") == 0.0
+
+
+perplexities = st.one_of(st.none(), st.floats(min_value=1.0, max_value=1e6))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), perplexities, st.sampled_from(["", "x", "bad", "yy"]))),
+    st.integers(1, 3),
+    st.sampled_from(["drop", "count"]),
+)
+def test_selection_properties(
+    rows: list[tuple[int, float | None, str]], keep: int, on_filter: Any
+) -> None:
+    """No prompt gets more than `keep`; nothing chosen is worse than a usable one left behind."""
+    ids = [str(i) for i in range(6)]
+    frame = samples([{"prompt_id": str(p), "perplexity": x, "response": r} for p, x, r in rows])
+    got = select.lowest_perplexity(
+        frame, rejected(*ids), Select(keep=keep, min_chars=2, on_filter=on_filter)
+    )
+    assert (
+        got.select("prompt_id", "response").rows() == frame.select("prompt_id", "response").rows()
+    )
+    for (_,), group in got.group_by(["prompt_id"]):
+        picked = group.filter("selected")
+        assert len(picked) == min(keep, group["rank"].count())
+        left = group.filter(~pl.col("selected") & pl.col("rank").is_not_null())
+        worst = max(picked["perplexity"].to_list(), default=-math.inf)
+        assert all(worst <= x for x in left["perplexity"].to_list())
+        if on_filter == "drop":
+            assert picked["reason"].is_null().all()
+    pairs, dropped = select.pair(prompts(*ids), got, rejected(*ids))
+    assert len(pairs) == got["selected"].sum()
+    assert len(dropped) == got.filter(pl.col("rank").is_null()).height

@@ -1,0 +1,215 @@
+"""The trainer on a tiny real model: losses, labels, references, repeatability."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from macpo_data.errors import DataError, ModelError
+from macpo_data.models import Base, adapter_sha256, load_chat
+from macpo_data.recipe import DPO, SFT, Lora, Train
+from macpo_data.schema import MESSAGES
+from macpo_train.train import Job, encode, policy, train
+
+pytestmark = pytest.mark.slow
+
+
+def quiet(done: int, total: int, note: str = "") -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pairs of unlike lengths, one cut response among them."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Question {'really ' * (n % 3)}{n}?"}],
+            "chosen": "A good answer. " * (1 + n % 4),
+            "rejected": "Ugh, no " * (1 + n % 3),
+            "chosen_finish_reason": "stop",
+            "rejected_finish_reason": "length" if n == 3 else "stop",
+        }
+        for n in range(10)
+    ]
+    path = tmp_path_factory.mktemp("data") / "pairs.parquet"
+    pl.DataFrame(rows, schema_overrides={"prompt": MESSAGES}).write_parquet(path)
+    return path
+
+
+@pytest.fixture
+def job(dataset: Path, tiny_base: Path, tmp_path: Path) -> Job:
+    return Job(
+        dataset=dataset,
+        column="chosen",
+        base=Base(str(tiny_base), None),
+        chat_template="tokenizer",
+        start=None,
+        out=tmp_path / "out",
+        settings=SFT(epochs=2, learning_rate=1e-2, batch_size=4),
+        lora=Lora(targets=["q_proj", "v_proj"]),
+        train=Train(dtype="float32"),
+    )
+
+
+@pytest.fixture
+def started(job: Job, tmp_path: Path) -> Job:
+    """A DPO job that continues an adapter which SFT made."""
+    first = replace(job, out=tmp_path / "start")
+    train(quiet, first)
+    settings = DPO(learning_rate=1e-3, batch_size=4, reference="previous")
+    return replace(job, start=first.out, settings=settings)
+
+
+def test_sft_learns_and_is_repeatable(job: Job, tmp_path: Path) -> None:
+    facts = train(quiet, job)
+    losses = [row["loss"] for row in facts["history"]]
+    assert len(losses) == 2 * 3 and losses[-1] < losses[0]
+    again = replace(job, out=tmp_path / "again")
+    assert train(quiet, again)["history"] == facts["history"]
+    assert adapter_sha256(again.out) == adapter_sha256(job.out)
+    assert {p.name for p in job.out.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_sft_loss_is_on_responses_only(job: Job) -> None:
+    """First step's loss against a hand-made token mean over response tokens."""
+    whole = replace(job, settings=SFT(epochs=1, learning_rate=1e-9, batch_size=10))
+    facts = train(quiet, whole)
+    chat = load_chat(job.base, "tokenizer")
+    data = encode(pl.read_parquet(job.dataset), chat, ["chosen"], 1024)
+    model: Any = policy(whole).eval()
+    total, count = 0.0, 0
+    for prompt, response in zip(data.prompts, data.responses["chosen"], strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        total -= logits.log_softmax(-1)[range(len(response)), response].sum().item()
+        count += len(response)
+    assert facts["history"][0]["loss"] == pytest.approx(total / count, abs=1e-4)
+
+
+def test_first_step_with_previous_is_ln_2(started: Job) -> None:
+    history = train(quiet, started)["history"]
+    assert history[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
+    assert history[0]["margin"] == pytest.approx(0.0, abs=1e-5)
+    # The terms are kept apart and add up.
+    for row in history:
+        assert row["loss"] == pytest.approx(row["dpo"] + 0.2 * row["sft"], abs=1e-4)
+
+
+def test_reference_base_is_the_network_without_adapter(started: Job) -> None:
+    settings = DPO(learning_rate=1e-3, batch_size=4, reference="base")
+    based = train(quiet, replace(started, settings=settings))["history"]
+    assert abs(based[0]["dpo"] - math.log(2)) > 1e-4
+
+
+def test_dpo_moves_the_margin_and_only_the_policy(started: Job) -> None:
+    assert started.start is not None
+    before = adapter_sha256(started.start)
+    settings = DPO(epochs=6, learning_rate=3e-3, batch_size=5, reference="previous")
+    history = train(quiet, replace(started, settings=settings))["history"]
+    assert history[-1]["margin"] > 0.01
+    assert adapter_sha256(started.start) == before
+    assert adapter_sha256(started.out) != before
+
+
+def test_token_normalisation_equals_trl(started: Job) -> None:
+    """With `token`, losses equal those of trl's own [sigmoid, sft] on the same rows."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from macpo_train.train import training_arguments
+
+    settings = DPO(
+        learning_rate=1e-3, batch_size=5, reference="previous", sft_normalization="token"
+    )
+    ours_job = replace(started, settings=settings)
+    ours = train(quiet, ours_job)["history"]
+
+    chat = load_chat(started.base, "tokenizer")
+    data = encode(pl.read_parquet(started.dataset), chat, ["chosen", "rejected"], 1024)
+    rows = {
+        "prompt_ids": data.prompts,
+        "chosen_ids": data.responses["chosen"],
+        "rejected_ids": data.responses["rejected"],
+    }
+
+    class Plain(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    from transformers import set_seed
+
+    set_seed(started.seed)
+    trainer = Plain(
+        model=policy(ours_job),
+        args=DPOConfig(
+            **training_arguments(ours_job, 10),
+            beta=0.1,
+            loss_type=["sigmoid", "sft"],
+            loss_weights=[1.0, 0.2],
+        ),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=chat.tokenizer,
+    )
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert [row["loss"] for row in ours] == pytest.approx(theirs, abs=2e-4)
+
+
+def test_accumulation_gives_the_same_adapter(started: Job, tmp_path: Path) -> None:
+    """`response` normalisation does not depend on how a batch is cut."""
+    whole = replace(started, settings=DPO(learning_rate=1e-3, batch_size=10), out=tmp_path / "w")
+    parts = replace(whole, train=Train(dtype="float32", micro_batch_size=5), out=tmp_path / "p")
+    one, two = train(quiet, whole)["history"], train(quiet, parts)["history"]
+    assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)
+
+
+def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:
+    chat = load_chat(job.base, "tokenizer")
+    frame = pl.read_parquet(job.dataset)
+    whole = encode(frame, chat, ["chosen", "rejected"], 1024)
+    assert whole.cut == whole.dropped == 0
+    # The response that the token limit cut carries no end-of-turn.
+    ends = [ids[-1] == chat.eot_id for ids in whole.responses["rejected"]]
+    assert ends == [n != 3 for n in range(10)] and all(
+        ids[-1] == chat.eot_id for ids in whole.responses["chosen"]
+    )
+    longest = max(len(p) for p in whole.prompts)
+    short = encode(frame, chat, ["chosen"], longest)
+    assert short.dropped == sum(len(p) == longest for p in whole.prompts) > 0
+    assert len(short.prompts) + short.dropped == 10 and short.cut > 0
+    with pytest.raises(DataError, match="none of 10 rows fits"):
+        encode(frame, chat, ["chosen"], 3)
+
+
+def test_an_adapter_of_another_base_is_refused(job: Job, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    train(quiet, job)
+    weights = job.out / "adapter_model.safetensors"
+    save_file({k: torch.zeros(8, 64) for k in load_file(weights)}, weights)
+    with pytest.raises(ModelError, match="does not fit"):
+        train(quiet, replace(job, start=job.out, out=tmp_path / "o2"))
+
+
+def test_a_loss_that_is_not_finite_stops(job: Job, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    train(quiet, job)
+    weights = job.out / "adapter_model.safetensors"
+    save_file({k: v * math.nan for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(ModelError, match="the loss is nan at step 1; lower the learning rate"):
+        train(quiet, replace(job, start=job.out, out=tmp_path / "o2"))
+
+
+def test_lora_targets_that_are_not_there(job: Job) -> None:
+    with pytest.raises(ModelError, match=r"lora\.targets"):
+        train(quiet, replace(job, lora=Lora(targets=["nothing"])))
