@@ -86,20 +86,21 @@ def test_gen_on_the_transformers_engine(tiny_recipe: Path, tmp_path: Path) -> No
 def test_a_killed_train_repeated_gives_the_same_adapter(tiny_recipe: Path, tmp_path: Path) -> None:
     common = ["-r", str(tiny_recipe)]
     assert start(tmp_path, "gen", "--round", "0", *common, "--runs", "a").wait(timeout=120) == 0
-    subprocess.run(["cp", "-r", "a", "b"], cwd=tmp_path, check=True)
+    for copy in ("b", "c"):
+        subprocess.run(["cp", "-r", "a", copy], cwd=tmp_path, check=True)
     train = ["train", "--round", "0", "--learner", "teacher1", *common]
     assert start(tmp_path, *train, "--runs", "a").wait(timeout=300) == 0
     # First while the positive policy trains, then when its weights are there without a manifest.
     pattern = "b/test/adapters/*"
     assert kill_until_done(tmp_path, [*train, "--runs", "b"], pattern, [1]) == 1
-    weights = "b/test/adapters/*/adapter_model.safetensors"
-    assert kill_until_done(tmp_path, [*train, "--runs", "b"], weights, [1]) == 1
+    weights = "c/test/adapters/*/adapter_model.safetensors"
+    assert kill_until_done(tmp_path, [*train, "--runs", "c"], weights, [1]) == 1
 
     def adapters(runs: str) -> dict[str, str]:
         found = (tmp_path / runs).glob("*/adapters/*/manifest.json")
         return {p.parent.name: adapter_sha256(p.parent) for p in found}
 
-    assert adapters("a") == adapters("b") and len(adapters("a")) == 2
+    assert adapters("a") == adapters("b") == adapters("c") and len(adapters("a")) == 2
 
 
 @pytest.mark.slow
