@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import groupby
@@ -13,6 +12,7 @@ from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice
 from macpo_data.models import Base, load_model, load_tokenizer
 from macpo_data.packing import MAX_LOGITS, response_logprobs
 from macpo_data.recipe import Engine as Settings
+from macpo_data.recipe import digest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -48,12 +48,11 @@ class TransformersEngine:
                 yield from zip(batch, texts, strict=True)
 
     def _write(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
-        """One batch. Its seed follows from those of its requests."""
+        """One batch."""
         import torch
 
         sampling, chat = requests[0].sampling, self._chat(requests[0].voice)
-        seeds = hashlib.sha256(repr([r.seed for r in requests]).encode()).digest()
-        torch.manual_seed(int.from_bytes(seeds[:7], "big"))
+        torch.manual_seed(batch_seed(requests))
         width = max(map(len, prompts))
         ids = torch.tensor([[chat.pad_id] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -146,6 +145,11 @@ class TransformersEngine:
             self._adapters[voice.adapter] = name
         self.model.set_adapter(self._adapters[voice.adapter])
         return nullcontext()
+
+
+def batch_seed(requests: Sequence[Request]) -> int:
+    """The seed of a batch follows from those of its requests: one draw serves all of them."""
+    return int(digest([request.seed for request in requests]), 16)
 
 
 def _groups(requests: Sequence[Request] | Sequence[ScoreRequest]) -> Iterator[list[int]]:

@@ -1,0 +1,1 @@
+"""Measurements, run by `make bench`; their rows are kept in RESULTS.md."""

@@ -1,0 +1,94 @@
+"""Tokens per second of the transformers engine against a bare `model.generate` loop.
+
+Both write the same requests in the same batches with the same seeds, in turn; the texts have to be
+the same. The ratio says what the engine costs.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+from benchmarks.rows import row
+from macpo_data import world
+from macpo_data.engines import Request, Voice
+from macpo_data.engines.transformers import TransformersEngine, batch_seed
+from macpo_data.models import Base
+from macpo_data.recipe import Engine, Sampling
+from macpo_train.pretrain import ensure_bases
+
+REQUESTS, BATCH, REPEATS = 256, 64, 5
+BASE = "strong"
+SAMPLING = Sampling(max_new_tokens=56)
+
+
+def bare(engine: TransformersEngine, batches: list[tuple[Any, Any, int]], chat: Any) -> list[str]:
+    """What a person would write by hand: the ids of each batch, padded beforehand."""
+    import torch
+
+    texts = []
+    for ids, mask, seed in batches:
+        torch.manual_seed(seed)
+        with torch.inference_mode():
+            out = engine.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=SAMPLING.temperature,
+                top_p=SAMPLING.top_p,
+                top_k=SAMPLING.top_k,
+                max_new_tokens=SAMPLING.max_new_tokens,
+                eos_token_id=chat.stop_ids,
+                pad_token_id=chat.pad_id,
+            )
+        texts += chat.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def main() -> None:
+    """Five rounds of both in turn; the median of the ratios."""
+    import torch
+
+    ensure_bases([BASE])
+    engine = TransformersEngine(Base(f"world:{BASE}", None), Engine(batch_size=BATCH))
+    voice = Voice(None, "tokenizer", "base")
+    prompts = [example.prompt for example in world.examples("task")[:REQUESTS]]
+    requests = [
+        Request(voice, prompt, SAMPLING, seed, "all")  # type: ignore[arg-type]
+        for seed, prompt in enumerate(prompts)
+    ]
+    chat = engine._chat(voice)
+    ids = [chat.prompt_ids(request.prompt) for request in requests]
+    order = sorted(range(REQUESTS), key=lambda i: (len(ids[i]), i))
+    batches = []
+    for at in range(0, REQUESTS, BATCH):
+        rows = [ids[i] for i in order[at : at + BATCH]]
+        width = max(map(len, rows))
+        padded = torch.tensor([[chat.pad_id] * (width - len(r)) + r for r in rows])
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+        seed = batch_seed([requests[i] for i in order[at : at + BATCH]])
+        batches.append((padded, mask, seed))
+    ratios, rates = [], []
+    for repeat in range(REPEATS + 1):
+        begun = time.perf_counter()
+        done = dict(engine.generate(requests))
+        ours = time.perf_counter() - begun
+        begun = time.perf_counter()
+        texts = bare(engine, batches, chat)
+        theirs = time.perf_counter() - begun
+        assert [done[i].text for i in order] == [text.strip() for text in texts]
+        if repeat:  # the first warms up
+            ratios.append(theirs / ours)
+            rates.append(sum(c.num_tokens for c in done.values()) / ours)
+    row(
+        f"transformers engine against bare `model.generate`, {REQUESTS} requests, batch {BATCH}, "
+        f"{BASE} base",
+        f"{statistics.median(ratios):.2f}x tokens/s ({min(ratios):.2f}-{max(ratios):.2f}), "
+        f"{statistics.median(rates):,.0f} tokens/s",
+        "python -m benchmarks.generating",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""How long `macpo --help` and `macpo status` take, as whole processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks.rows import row, seconds
+
+
+def main() -> None:
+    """Eleven runs each, after one that warms the file cache; a bare interpreter beside them."""
+
+    def run(*args: str) -> None:
+        subprocess.run([sys.executable, *args], check=True, capture_output=True)
+
+    found = {}
+    for name, args in {
+        "python -c pass": ["-c", "pass"],
+        "macpo --help": ["-m", "cli", "--help"],
+        "macpo status": ["-m", "cli", "status", "--recipe", "quickstart"],
+    }.items():
+        run(*args)
+        found[name] = seconds(lambda args=args: run(*args), 11)  # type: ignore[misc]
+    said = ", ".join(f"{name} {value:.2f} s" for name, value in found.items())
+    row("CLI start-up, median of 11", said, "python -m benchmarks.startup")
+
+
+if __name__ == "__main__":
+    main()
