@@ -186,6 +186,79 @@ def show(
 
 
 @app.command()
+def push(
+    round_: RoundOption,
+    repo: Annotated[str | None, typer.Option(help="Dataset on the Hub, as org/name.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write the same files here instead.")] = None,
+    learner: LearnerOption = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="TAG", help="Tag, if not round-N.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository is private.")
+    ] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="Add all candidates with their scores.")
+    ] = False,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Also push the round's adapters to REPO-adapters.")
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Also push the student, merged, to REPO-merged.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Of the data, where its source states none.")
+    ] = None,
+    recipe: RecipeOption = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+) -> None:
+    """Publish a finished round: one commit and one tag on the Hub, or a folder."""
+    from macpo_data import hub
+
+    if repo is None and to is None:
+        raise MacpoError("where to? name a dataset with --repo org/name, or a folder with --to DIR")
+    with _open(recipe, runs, sets) as run:
+        steps = hub.round_steps(run.plan, run.store, run.select("gen", round_, learner), learner)
+        tag = hub.check_tag(as_ or f"round-{round_}" + (f"-{learner}" if learner else ""))
+        said = licence or hub.source_licence(run.plan, run.store, run.say)
+        wanted = hub.Push(run.plan, run.store, steps, tag, repo, candidates, said)
+        if to is not None:
+            changed = hub.push_to_folder(wanted, to)
+            return _say(f"{'wrote' if changed else 'kept'}  {to}")
+        if adapters or merge:
+            from macpo_data.adapters import push_adapters
+
+            for line in push_adapters(wanted, private=private, merge=merge, progress=run.progress):
+                _say(line)
+        _say(hub.push_to_hub(wanted, private=private, create_pr=create_pr, say=run.say))
+        _next(f"macpo pull {repo} --round {round_}")
+
+
+@app.command()
+def pull(
+    source: Annotated[str, typer.Argument(help="org/name, or a folder of `push --to`.")],
+    round_: RoundOption,
+    learner: LearnerOption = None,
+    revision: Annotated[str | None, typer.Option(help="A tag or commit; default round-N.")] = None,
+    to: Annotated[Path, typer.Option("--recipe-to", help="Where to write its recipe.")] = Path(
+        "macpo.yaml"
+    ),
+    runs: RunsOption = RUNS,
+) -> None:
+    """Bring a published round here, checked against its manifests, to train on it."""
+    from macpo_data.pull import pull_round
+
+    pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside)
+    for line in pulled:
+        _say(line)
+    where = "" if to == Path("macpo.yaml") else f" --recipe {to}"
+    runs_ = "" if runs == RUNS else f" --runs {runs}"
+    _next(f"macpo train --round {round_}{where}{runs_}")
+
+
+@app.command()
 def clean(
     recipe: Annotated[
         list[str] | None,
@@ -279,6 +352,10 @@ def _say_next(run: Run) -> None:
 
 def _say(line: str) -> None:
     print(line)
+
+
+def _say_aside(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _next(command: str) -> None:

@@ -31,3 +31,7 @@ class ModelError(MacpoError):
 
 class StoreError(MacpoError):
     """A result on disk is damaged, locked by another process, or the disk refused a write."""
+
+
+class HubError(MacpoError):
+    """Something cannot be published to, or fetched from, the Hub or a folder in its form."""

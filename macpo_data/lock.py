@@ -50,6 +50,26 @@ class Lock:
             pins[path] = pin
         return pins
 
+    def licence(self, path: str, resolve: Callable[[], str | None]) -> str | None:
+        """The licence that a dataset states, as it was when first asked for; None for none."""
+        return self._pin("licences", path, resolve)
+
+    def pins(self) -> dict[str, dict[str, str | None]]:
+        """Everything that is pinned, without asking anybody.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+            pins.setdefault("models", {})
+            pins.setdefault("data", {})
+        except (ValueError, AttributeError):
+            raise StoreError(
+                f"{self.path} is damaged; restore it, or delete it to pin anew"
+            ) from None
+        return dict(pins)
+
     def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
         try:
             pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
