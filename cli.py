@@ -49,6 +49,14 @@ DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be do
 RedoOption = Annotated[
     bool, typer.Option("--redo", help="Make the results anew; the old ones are moved aside.")
 ]
+ALONE = "Without recipe and run"
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", help="Of the dataset, such as round_2_student.", rich_help_panel=ALONE),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Tag or commit of the dataset.", rich_help_panel=ALONE)
+]
 RUNS = Path("runs")
 # A disk that is full, out of quota or out of bounds, or that may not be written to.
 DISK_ERRORS = (
@@ -91,15 +99,52 @@ def gen(
 
 @app.command()
 def train(
-    round_: RoundOption,
+    round_: Annotated[int | None, typer.Option("--round", help="0 initialises; 1.. contrast.")] = (
+        None
+    ),
     learner: LearnerOption = None,
     recipe: RecipeOption = None,
     runs: RunsOption = RUNS,
     sets: SetOption = None,
     dry_run: DryOption = False,
     redo: RedoOption = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on this instead: a dataset on the Hub, a folder or a file.",
+            rich_help_panel=ALONE,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    revision: RevisionOption = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model: Hub id or folder.", rich_help_panel=ALONE)
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Adapter to go on from.", rich_help_panel=ALONE)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the new adapter.", rich_help_panel=ALONE)
+    ] = None,
 ) -> None:
-    """Train every learner of a round whose dataset exists."""
+    """Train every learner of a round whose dataset exists, or on any one preference dataset.
+
+    `macpo train --dataset org/name --config round_2_student --base org/model --out DIR` needs
+    neither recipe nor run; its settings are `--set dpo.beta=0.1`, `--set train.max_length=2048`.
+    """
+    if dataset is not None:
+        from macpo_data.show import progress
+        from standalone import train_on
+
+        if base is None or out is None:
+            raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
+        made = train_on(
+            dataset, base, out, config=config, revision=revision, init=init, sets=sets,
+            progress=progress, say=_say_aside,
+        )  # fmt: skip
+        return _say(f"wrote    {made}")
+    if round_ is None:
+        raise MacpoError("train what? name a round with --round, or a dataset with --dataset")
     with _open(recipe, runs, sets) as run:
         if dry_run:
             return _print_plan(run, run.select("train", round_, learner))

@@ -37,9 +37,16 @@ class Lock:
         Raises:
             DataError: one cannot be reached, or a local file is not what it was.
         """
-        revision = getattr(data, "revision", "main")
+        return self.datasets(sources.paths(data), getattr(data, "revision", "main"))
+
+    def datasets(self, paths: list[str], revision: str = "main") -> dict[str, str | None]:
+        """Each of these datasets with its pin, as in `data`.
+
+        Raises:
+            DataError: one cannot be reached, or a local file is not what it was.
+        """
         pins: dict[str, str | None] = {}
-        for path in sources.paths(data):
+        for path in paths:
             now = sources.resolve(path, revision) if sources.is_local(path) else None
             pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
             if now is not None and pin != now:
