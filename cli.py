@@ -52,11 +52,14 @@ RedoOption = Annotated[
 ALONE = "Without recipe and run"
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", help="Of the dataset, such as round_2_student.", rich_help_panel=ALONE),
+    typer.Option(
+        "--config", help="Of the dataset, such as round_2_student.", rich_help_panel=ALONE
+    ),
 ]
 RevisionOption = Annotated[
     str | None, typer.Option(help="Tag or commit of the dataset.", rich_help_panel=ALONE)
 ]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Pairs to print.")]
 RUNS = Path("runs")
 # A disk that is full, out of quota or out of bounds, or that may not be written to.
 DISK_ERRORS = (
@@ -214,7 +217,12 @@ def show(
     recipe: RecipeOption = None,
     runs: RunsOption = RUNS,
     sets: SetOption = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pairs to print.")] = 3,
+    count: CountOption = 3,
+    where: Annotated[
+        str | None, typer.Option(help="Only those, in SQL: 'chosen_ppl > 20'.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="In that order, in SQL: '-chosen_ppl'.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw them at random.")] = False,
 ) -> None:
     """Read the pairs of a round."""
     with _open(recipe, runs, sets) as run:
@@ -223,10 +231,11 @@ def show(
         if not done:
             raise MacpoError(f"round {round_} has no dataset yet; run `macpo gen --round {round_}`")
         step = next((s for s in done if s.learner in run.recipe.students), done[0])
-        from macpo_data.show import print_pairs
+        from macpo_data.show import pick, print_pairs
 
         name = run.plan.name(step)
-        print_pairs(run.store.read(name, "pairs.parquet"), run.store.manifest(name), count)
+        pairs = pick(run.store.read(name, "pairs.parquet"), where, sort, sample, count)
+        print_pairs(pairs, run.store.manifest(name), count, spread=not sort)
         _say(f"{run.path(step) / 'pairs.parquet'}")
 
 
@@ -301,6 +310,64 @@ def pull(
     where = "" if to == Path("macpo.yaml") else f" --recipe {to}"
     runs_ = "" if runs == RUNS else f" --runs {runs}"
     _next(f"macpo train --round {round_}{where}{runs_}")
+
+
+@app.command()
+def check(
+    place: Annotated[str, typer.Argument(help="A folder, a file, or org/name on the Hub.")],
+    config: ConfigOption = None,
+    revision: RevisionOption = None,
+    split: Annotated[str, typer.Option(help="Of the dataset.")] = "train",
+    trainer: Annotated[
+        str | None, typer.Option("--for", help="Fail unless this trainer reads it.")
+    ] = None,
+    tests: Annotated[
+        list[str] | None, typer.Option("--test", help="A test set to keep out; repeatable.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model whose tokenizer counts the lengths.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and answer.")] = 1024,
+    sets: SetOption = None,
+) -> None:
+    """Look at any preference dataset as each trainer would; exit 1 where something is wrong."""
+    from macpo_data import checks, overlap
+    from macpo_data.models import Base, load_chat
+    from macpo_data.recipe import load_settings
+    from macpo_data.show import print_check
+    from macpo_data.tables import read_table
+
+    settings = load_settings(sets)
+    table = read_table(place, config, revision, split)
+    known = [(path, overlap.texts(read_table(path, split=None))) for path in tests or []]
+    if unread := [path for path, texts in known if texts is None]:
+        raise MacpoError(f"{unread[0]} has no column of prompts; name another test set")
+    chat = load_chat(Base(tokenizer, None), settings.chat_template) if tokenizer else None
+    columns = settings.columns
+    found = checks.findings(
+        table, columns, place, chat=chat, max_length=max_length,
+        tests=[texts for _, texts in known if texts is not None],
+    )  # fmt: skip
+    read = checks.readings(table, columns)
+    fit = checks.verdict(found, read, trainer)
+    print_check(f"{place} {config or ''}: {len(table):,} rows", found, read)
+    if not fit:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A path, a fingerprint, or org/name@tag.")],
+    b: Annotated[str, typer.Argument(help="Likewise.")],
+    config: ConfigOption = None,
+    count: CountOption = 3,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Compare two versions of a round: recipe, prompts, what was chosen, distributions."""
+    from macpo_data.compare import compare, load_version
+    from macpo_data.show import print_comparison
+
+    print_comparison(compare(load_version(a, config, runs), load_version(b, config, runs)), count)
 
 
 @app.command()

@@ -48,8 +48,7 @@ def excluded(prompts: pl.DataFrame, tests: Sequence[pl.Series], settings: Select
         ids = overlapping(asked, known["text"], settings.ngram, settings.ngram_share)
         reasons.append(ids.select("prompt_id", reason=pl.lit("overlaps_test_set")))
     if settings.near_duplicates is not None:
-        barred = pl.concat(reasons)["prompt_id"].implode() if reasons else []
-        rest = asked.filter(~pl.col("prompt_id").is_in(barred))
+        rest = asked.join(pl.concat(reasons), on="prompt_id", how="anti") if reasons else asked
         twins = near_duplicates(rest, settings.near_duplicates)
         reasons.append(twins.select("prompt_id", reason=pl.lit("near_duplicate")))
     if not reasons:
@@ -104,7 +103,7 @@ def near_duplicates(asked: pl.DataFrame, likeness: float) -> pl.DataFrame:
 
 
 def texts(table: pl.DataFrame) -> pl.Series | None:
-    """The prompts of a test set, whatever its form: the first of the usual columns that is there."""
+    """The prompts of a test set, whatever its form: the first usual column that is there."""
     for name in ("prompt", "prompts", "instruction", "question", "turns", "messages", "text"):
         dtype = table.schema.get(name)
         if dtype == pl.String:

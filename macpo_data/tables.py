@@ -39,8 +39,16 @@ def read_table(
     return _read_hub(remote.check_repo(place), config, revision, split)
 
 
+def default_config(card: Path | bytes) -> str | None:
+    """The configuration that a card names as default."""
+    text = card.decode("utf-8", "replace") if isinstance(card, bytes) else _text(card)
+    configs = _configs(text, "the card")
+    named = [str(each.get("config_name")) for each in configs if each.get("default")]
+    return named[0] if named else None
+
+
 def _read_folder(folder: Path, config: str | None, split: str | None) -> pl.DataFrame:
-    configs = _configs(folder / "README.md")
+    configs = _configs(_text(folder / "README.md"), f"{folder}/README.md")
     if not configs:
         found = sorted(p for p in folder.rglob("*") if p.name.endswith(sources.LOCAL_SUFFIXES))
         files = [p for p in found if split and split in p.name] or found
@@ -61,9 +69,12 @@ def _read_folder(folder: Path, config: str | None, split: str | None) -> pl.Data
     return _read_files(files)
 
 
-def _configs(card: Path) -> list[dict[str, Any]]:
+def _text(card: Path) -> str:
+    return card.read_text("utf-8", "replace") if card.is_file() else ""
+
+
+def _configs(text: str, where: str) -> list[dict[str, Any]]:
     """The configurations that a card declares."""
-    text = card.read_text("utf-8", "replace") if card.is_file() else ""
     if not text.startswith("---"):
         return []
     try:
@@ -71,7 +82,7 @@ def _configs(card: Path) -> list[dict[str, Any]]:
         configs = values.get("configs", [])
         return [dict(each) for each in configs]
     except (yaml.YAMLError, AttributeError, TypeError, ValueError, IndexError):
-        raise DataError(f"the YAML at the top of {card} is broken; mend it") from None
+        raise DataError(f"the YAML at the top of {where} is broken; mend it") from None
 
 
 def _patterns(files: Any, split: str | None) -> list[str]:

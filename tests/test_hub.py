@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -54,8 +56,8 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def macpo(made: Path, environment: dict[str, str]) -> Macpo:
-    """Run the command in the folder of the finished run, or in another."""
+def spawn(made: Path, environment: dict[str, str]) -> Macpo:
+    """Run the command in a process of its own, in the folder of the finished run or another."""
 
     def call(*args: str | Path, cwd: Path = made, **env: str) -> Done:
         return subprocess.run(
@@ -65,6 +67,42 @@ def macpo(made: Path, environment: dict[str, str]) -> Macpo:
             capture_output=True,
             text=True,
         )
+
+    return call
+
+
+@pytest.fixture
+def macpo(
+    made: Path, hub: Hub, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Macpo:
+    """Run the command in this process: the same, without the seconds of starting anew."""
+    import cli
+
+    library = "huggingface_hub.constants."
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(library + "ENDPOINT", hub.url)
+    monkeypatch.setattr(library + "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(library + "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(library + "HF_HUB_CACHE", environment["HF_HOME"] + "/hub")
+
+    def call(*args: str | Path, cwd: Path = made, **env: str) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        code: int | str | None = 0
+        with monkeypatch.context() as here:
+            here.chdir(cwd)
+            here.setattr(sys, "argv", ["macpo", *map(str, args)])
+            here.setattr(library + "HF_HUB_OFFLINE", "HF_HUB_OFFLINE" in env)
+            for name, value in {**environment, **env}.items():
+                here.setenv(name, value)
+            with redirect_stdout(out), redirect_stderr(err):
+                try:
+                    cli.main()
+                except SystemExit as end:
+                    code = end.code
+        if isinstance(code, str):
+            err.write(code + "\n")
+            code = 1
+        return subprocess.CompletedProcess(args, code or 0, out.getvalue(), err.getvalue())
 
     return call
 
@@ -260,14 +298,14 @@ def test_what_passes_is_waited_for(macpo: Macpo, hub: Hub, faults: dict[str, int
     assert len(repo.commits) == 3
 
 
-def test_a_hub_that_stays_broken_is_one_line(macpo: Macpo, hub: Hub) -> None:
+def test_a_hub_that_stays_broken_is_one_line(spawn: Macpo, macpo: Macpo, hub: Hub) -> None:
+    nobody = "http://127.0.0.1:9"
+    done = spawn("push", "--round", "1", "--repo", REPO, HF_ENDPOINT=nobody)
+    assert "does not answer" in error(done)
     hub.fail("POST .*/commit/main", 500, times=99)
     said = error(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
     assert "out of order (status 500)" in said
     assert whole(hub.dataset(REPO)) and not hub.dataset(REPO).tags
-    nobody = "http://127.0.0.1:9"
-    done = macpo("push", "--round", "1", "--repo", REPO, HF_ENDPOINT=nobody)
-    assert "does not answer" in error(done)
 
 
 @pytest.mark.parametrize("at", ["PUT /lfs/", "commit/main", "commit/full", "tag/"])
@@ -290,14 +328,16 @@ def test_killed_half_way_and_repeated(
     assert whole(repo) and whole(repo, "full") and whole(repo, "round-1-student")
 
 
-def test_two_pushes_at_once(macpo: Macpo, hub: Hub, made: Path, tmp_path: Path) -> None:
+def test_two_pushes_at_once(
+    spawn: Macpo, macpo: Macpo, hub: Hub, made: Path, tmp_path: Path
+) -> None:
     """Two machines push two rounds, or the same one: both come through, and nothing is lost."""
     other = tmp_path / "other"
     shutil.copytree(made, other)
     ok(macpo("push", "--round", "0", "--repo", REPO, "--learner", "student"))
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(macpo, "push", "--round", "0", "--repo", REPO)
-        two = pool.submit(macpo, "push", "--round", "1", "--repo", REPO, cwd=other)
+        one = pool.submit(spawn, "push", "--round", "0", "--repo", REPO)
+        two = pool.submit(spawn, "push", "--round", "1", "--repo", REPO, cwd=other)
         ok(one.result())
         ok(two.result())
     repo = hub.dataset(REPO)
@@ -313,14 +353,14 @@ def test_a_commit_in_between_is_noticed(macpo: Macpo, hub: Hub) -> None:
     assert "looking again" in done.stderr and "pushed" in ok(done)
 
 
-def test_mistakes_are_one_line_and_no_token_is_shown(macpo: Macpo, hub: Hub) -> None:
+def test_mistakes_are_one_line_and_no_token_is_shown(macpo: Macpo, spawn: Macpo, hub: Hub) -> None:
     push = ["push", "--round", "1"]
     assert "where to?" in error(macpo(*push))
     assert "no repository id" in error(macpo(*push, "--repo", "a/b/c"))
     assert "no repository id" in error(macpo(*push, "--repo", "../x"))
     assert "is no tag" in error(macpo(*push, "--repo", REPO, "--as", "a b"))
     assert "no valid token" in error(macpo(*push, "--repo", REPO, HF_TOKEN=""))
-    assert "no right" in error(macpo(*push, "--repo", REPO, HF_TOKEN=READER))
+    assert "no right" in error(spawn(*push, "--repo", REPO, HF_TOKEN=READER))
     assert "no right" in error(macpo(*push, "--repo", "closed/pairs"))
     assert not hub.repos
     assert "no such repository" in error(macpo("pull", "org/nothing", "--round", "1"))

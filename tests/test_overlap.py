@@ -96,8 +96,7 @@ def test_in_a_round_the_dropped_keep_their_reason(open_run: OpenRun, tmp_path: P
     """Two prompts of D1 and two of D2 stand in a test set; nobody learns from them."""
     with open_run() as run:
         contaminated = {
-            part: run.context().prompts(part)["prompt"].to_list()[:2]  # type: ignore[arg-type]
-            for part in ("d1", "d2")
+            part: run.context().prompts(part)["prompt"].to_list()[:2] for part in ("d1", "d2")
         }
     rows = [{"prompt": prompt} for part in contaminated.values() for prompt in part]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
