@@ -17,31 +17,31 @@ SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_
 MACPO = "macpo"
 
 
-def statistics(pairs: pl.LazyFrame) -> dict[str, Any]:
-    """Quantiles of perplexity and length of both sides, and a sample row.
-
-    Args:
-        pairs: PAIRS; only the columns needed are read.
-    """
-    measures = {
-        f"{side}, {what}": expression
+def measures(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Perplexity and length of both sides: all that the quantiles need to see of PAIRS."""
+    return pairs.select(
+        expression.cast(pl.Float64).alias(f"{side}, {what}")
         for side in ("chosen", "rejected")
         for what, expression in {
             "perplexity": pl.col(f"{side}_perplexity"),
             "tokens": pl.col(f"{side}_num_tokens"),
             "characters": pl.col(side).str.len_chars(),
         }.items()
-    }
-    found = pairs.select(
-        pl.concat_list(expression.quantile(q).cast(pl.Float64) for q in QUANTILES).alias(name)
-        for name, expression in measures.items()
-    ).collect(engine="streaming")
+    )
+
+
+def statistics(measured: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
+    """Quantiles of perplexity and length of both sides, and a sample row.
+
+    Args:
+        measured: the measures of all pairs.
+        row: one of the pairs.
+    """
     quantiles = {
-        name: [_rounded(value) for value in found[name][0]]
-        for name in measures
-        if found[name][0].null_count() == 0
+        name: [_rounded(measured[name].quantile(q)) for q in QUANTILES]
+        for name in measured.columns
+        if measured[name].count()
     }
-    (row,) = pairs.head(1).collect().to_dicts()
     sample = {
         "prompt": [{**m, "content": _short(m["content"])} for m in row["prompt"]],
         "chosen": [{"role": "assistant", "content": _short(row["chosen"])}],

@@ -93,10 +93,11 @@ def readings(table: pl.DataFrame, columns: Columns) -> list[Reading]:
             else f"prompt is {prompt}, chosen {chosen}, rejected {rejected}; they have to be alike",
         ),
         "axolotl": (
-            prompt == "messages" and both in ("messages", "message") and not full,
+            prompt in ("text", "messages")
+            and {chosen, rejected} <= {"text", "messages", "message"},
             f"type: chat_template.default, field_messages: {columns.prompt}"
-            if prompt == "messages" and both in ("messages", "message") and not full
-            else "chat_template.default wants the prompt apart and all as messages",
+            if prompt in ("text", "messages")
+            else "chat_template.default wants the prompt apart",
         ),
         "llama-factory": (
             prompt == "messages" and both == "message",

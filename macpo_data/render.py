@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 import polars as pl
 import yaml
 
-from macpo_data.card import card, statistics
+from macpo_data.card import card, measures, statistics
 from macpo_data.errors import StoreError
 from macpo_data.lock import Lock
 from macpo_data.plan import Plan, Policy, Step
@@ -123,8 +123,12 @@ def render_step(
 
     tables = {"": PUBLISHED, "_full": PUBLISHED_FULL, "_sharegpt": PUBLISHED_SHAREGPT}
     shards = {suffix: Shards(to, f"{name}{suffix}", table) for suffix, table in tables.items()}
+    measured: list[pl.DataFrame] = []
+    sample: dict[str, Any] = {}
     for pairs in _batches(folder / "pairs.parquet"):
         pairs = check(pairs, PAIRS, source)
+        measured.append(measures(pairs))
+        sample = sample or pairs.row(0, named=True)
         shards[""].write(_published(pairs, step, writers))
         shards["_full"].write(_full(pairs))
         shards["_sharegpt"].write(_sharegpt(pairs))
@@ -148,7 +152,7 @@ def render_step(
     _write_json(own / "lock.json", _pins(plan.recipe, store))
     _write_recipe(plan.recipe, own)
 
-    facts = statistics(pl.scan_parquet(folder / "pairs.parquet")) | {
+    facts = statistics(pl.concat(measured), sample) | {
         "manifest": {k: v for k, v in manifest.items() if k not in ("recipe", "inputs", "created")},
         "name": source,
         "agents": [_voice(plan, store, policy) for policy in step.policies],

@@ -14,9 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import polars as pl
 import pytest
+import yaml
 from conftest import RECIPE
 from hub_server import READER, TOKEN, Hub, Repo, serve
+
+from macpo_data.tables import read_table
 
 Done = subprocess.CompletedProcess[str]
 Macpo = Callable[..., Done]
@@ -419,3 +423,62 @@ print(load(revision="full").column_names, load("round_1_student_sharegpt")[0]["c
         "36",
         "['chosen', 'rejected', 'prompt_id'] assistant",
     ]
+
+
+def test_the_documented_forms_of_trainers_that_cannot_be_installed(
+    macpo: Macpo, hub: Hub, tmp_path: Path
+) -> None:
+    """open-instruct and alignment-handbook: chosen and rejected as whole conversations.
+
+    open-instruct names no configuration, so the branch `full` has to have that form as default.
+    NeMo-RL's BinaryPreferenceDataset: a prompt, and both sides as text.
+    """
+    ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
+    cards = {
+        branch: hub.dataset(REPO).tree(branch)["README.md"].content.decode()
+        for branch in ("main", "full")
+    }
+    defaults = {
+        branch: [c["config_name"] for c in yaml.safe_load(card.split("---")[1])["configs"]
+                 if c.get("default")]
+        for branch, card in cards.items()
+    }  # fmt: skip
+    assert defaults == {"main": ["round_1_student"], "full": ["round_1_student_full"]}
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "tree"))
+    full = read_table(str(tmp_path / "tree"), "round_1_student_full")
+    plain = read_table(str(tmp_path / "tree"), "round_1_student")
+    for row, pair in zip(full.to_dicts(), plain.to_dicts(), strict=True):
+        for side in ("chosen", "rejected"):
+            assert row[side] == pair["prompt"] + pair[side]
+            assert [m["role"] for m in row[side]][-2:] == ["user", "assistant"]
+            assert pair[side] == [{"role": "assistant", "content": pair[f"{side}_text"]}]
+            assert pair[f"{side}_text"] == pair[f"{side}_text"].strip() != ""
+    assert "prompt" not in full.columns
+    assert not {"messages", "completion", "label"} & set(plain.columns)
+
+
+def test_the_features_are_what_datasets_would_declare(macpo: Macpo, tmp_path: Path) -> None:
+    from datasets import Features
+
+    from macpo_data import render, schema
+
+    for table in (schema.PUBLISHED, schema.PUBLISHED_SHAREGPT, schema.PUBLISHED_CANDIDATES):
+        declared = [render._feature(name, dtype) for name, dtype in table.items()]
+        ours = Features._from_yaml_list(declared)
+        assert ours.arrow_schema.types == render._arrow_schema(table).types
+
+
+def test_many_rows_go_into_several_files(
+    macpo: Macpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve pairs, in batches of two and files of five at most: 4 + 4 + 4."""
+    monkeypatch.setattr("macpo_data.render.BATCH_ROWS", 2)
+    monkeypatch.setattr("macpo_data.render.SHARD_ROWS", 5)
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "tree"))
+    files = sorted((tmp_path / "tree/data/round_1_student").iterdir())
+    assert [len(pl.read_parquet(file)) for file in files] == [4, 4, 4]
+    assert files[0].name.startswith("train-00000-of-00003-")
+    monkeypatch.undo()
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "one"))
+    whole = [read_table(str(tmp_path / name), "round_1_student") for name in ("tree", "one")]
+    assert whole[0].equals(whole[1])
