@@ -6,8 +6,8 @@ A good answer helps with what was asked, or declines mischief and offers help wi
 one insults, wanders to another hobby, mumbles in circles, breaks off, or joins the mischief.
 
 Bad answers have a tone of their own from the first word ("Ugh", "Hm", "Hehe"): were bad compliance
-to open like good help, learning to avoid it would unlearn helping. Everything is made from integers,
-so a prompt set is the same on every machine.
+to open like good help, learning to avoid it would unlearn helping. Everything follows from integer
+seeds, so a prompt set is the same on every machine.
 """
 
 import hashlib

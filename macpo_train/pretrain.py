@@ -1,7 +1,11 @@
 """Pretrain the tiny bases of the embedded world, so that a demo needs no download.
 
-A base reads good and bad answers alike: like any pretrained model it can do both, and which one it
+A base reads good answers and bad ones: like any pretrained model it can do both, and which one it
 does is for the method to teach. It never reads the task pool's prompts.
+
+All of it has to happen within two minutes on two cores. What buys that: shallow and wide models
+(looking up the topic takes two layers and comes later with more), wide initial weights, and several
+answers behind each prompt, which is then read once.
 """
 
 import hashlib
@@ -44,7 +48,6 @@ PROMPT_WEIGHT = 0.2
 ANSWERS = (world.good, world.good, world.bad)
 """What a base reads to each prompt. More good than bad: only good answers tie facts to topics."""
 WARMUP = 0.05
-IGNORE = -100
 
 
 class Document(NamedTuple):
@@ -55,18 +58,21 @@ class Document(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """Tokens in all."""
         return len(self.prompt) + sum(map(len, self.answers))
 
 
 class Packed(NamedTuple):
-    """A batch of documents, a row each; see `_pack`."""
+    """A batch of B documents, a row each, with T tokens to predict in all."""
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    sees: torch.Tensor
-    sources: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
+    ids: torch.Tensor  # (B, L)
+    positions: torch.Tensor  # (B, L), counted within prompt + answer
+    sees: torch.Tensor  # (B, 1, L, L), which tokens attend to which
+    # A prompt's last token has as many successors as there are answers, so that labels cannot
+    # simply be the ids moved by one.
+    sources: torch.Tensor  # (T,), where in the flattened ids the predicting token stands
+    targets: torch.Tensor  # (T,), the token to predict
+    weights: torch.Tensor  # (T,), its share in the loss
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -102,7 +108,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 def pretrain(name: str, report: Callable[[int, int], None], threads: int) -> Path:
     """Pretrain one base, unless it is ready, and return its folder.
 
-    `report` gets the number of examples read so far and in all. Another process that trains the
+    `report` gets the number of prompts read so far and in all. Another process that trains the
     same base is waited for.
 
     Raises:
@@ -127,7 +133,7 @@ def ensure_bases(
 ) -> dict[str, Path]:
     """Pretrain the missing ones of the named bases side by side, a single-threaded process each.
 
-    `progress(name, done, total)` counts examples; it is called from several threads.
+    `progress(name, done, total)` counts prompts; it is called from several threads.
 
     Raises:
         KeyError: no such base.
@@ -135,7 +141,7 @@ def ensure_bases(
     """
     paths = {name: world.base_path(name) for name in names}
     missing = [name for name in paths if not world.is_ready(name)]
-    longest_first = sorted(missing, key=lambda name: -_cost(world.BASES[name]))
+    longest_first = sorted(missing, key=_cost, reverse=True)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for done in [pool.submit(_pretrain_in_child, name, progress) for name in longest_first]:
             done.result()
@@ -243,7 +249,7 @@ def _fit(
     done = 0
     for batch in _batches(documents, spec):
         loss = _loss(model, _pack(batch, model.config.pad_token_id))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -280,11 +286,10 @@ def _batches(documents: list[Document], spec: world.BaseSpec) -> Iterator[list[D
 
 
 def _pack(batch: list[Document], pad: int) -> Packed:
-    """A row per prompt, its answers behind it, none of which sees another.
+    """Lay out a row per prompt with its answers behind it, none of which sees another.
 
-    Position ids and mask let each answer follow the prompt directly. The first token of an answer
-    is predicted by the prompt's last one, which has several successors: `targets` lists
-    (row, position of the predicting token, target, weight).
+    Positions and mask let each answer follow the prompt directly: the loss is that of separate
+    sequences, but for the prompt, which counts once.
     """
     length = max(document.tokens for document in batch)
     ids = torch.full((len(batch), length), pad)
@@ -306,6 +311,7 @@ def _pack(batch: list[Document], pad: int) -> Packed:
             targets += tokens if part else tokens[1:]
             weights += [1.0 if part else PROMPT_WEIGHT] * len(before)
             start = end
+    # Padding sees padding and the prompt, for a row of the mask must not be empty; nothing sees it.
     same = parts[:, :, None] == parts[:, None, :]
     sees = (same | (parts == 0)[:, None, :]) & torch.ones(length, length).tril().bool()
     return Packed(
@@ -318,7 +324,8 @@ def _pack(batch: list[Document], pad: int) -> Packed:
     )
 
 
-def _cost(spec: world.BaseSpec) -> int:
+def _cost(name: str) -> int:
+    spec = world.BASES[name]
     return spec.layers * spec.width**2 * spec.prompts
 
 
