@@ -14,12 +14,8 @@ import math
 import os
 import random
 import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count, islice
@@ -31,7 +27,6 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from macpo_data import world
 
@@ -43,6 +38,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 VOCABULARY = 1200
+Report = Callable[[int, int, str], None]
 PROMPT_WEIGHT = 0.2
 """A prompt token's share in the loss: prompts teach the words, answers teach the behavior."""
 ANSWERS = (world.good, world.good, world.bad)
@@ -105,7 +101,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def pretrain(name: str, report: Callable[[int, int], None], threads: int) -> Path:
+def pretrain(report: Report, name: str, threads: int = 1) -> Path:
     """Pretrain one base, unless it is ready, and return its folder.
 
     `report` gets the number of prompts read so far and in all. Another process that trains the
@@ -128,55 +124,7 @@ def pretrain(name: str, report: Callable[[int, int], None], threads: int) -> Pat
     return target
 
 
-def ensure_bases(
-    names: Iterable[str], progress: Callable[[str, int, int], None] | None = None
-) -> dict[str, Path]:
-    """Pretrain the missing ones of the named bases side by side, a single-threaded process each.
-
-    `progress(name, done, total)` counts prompts; it is called from several threads.
-
-    Raises:
-        KeyError: no such base.
-        RuntimeError: a process failed; its error is on stderr.
-    """
-    paths = {name: world.base_path(name) for name in names}
-    missing = [name for name in paths if not world.is_ready(name)]
-    longest_first = sorted(missing, key=_cost, reverse=True)
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done in [pool.submit(_pretrain_in_child, name, progress) for name in longest_first]:
-            done.result()
-    return paths
-
-
-def _pretrain_in_child(name: str, progress: Callable[[str, int, int], None] | None) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "macpo_train.pretrain", name],
-        # Held open and never written to: when this process dies, however suddenly, the child reads
-        # the end of the file.
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            done, total = map(int, line.split())
-            if progress is not None:
-                progress(name, done, total)
-        if child.wait():
-            raise RuntimeError(f"pretraining {name} failed with exit code {child.returncode}")
-
-
-def _child(name: str) -> None:
-    def die_with_parent() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    logging.disable_progress_bar()
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    pretrain(name, lambda done, total: print(done, total, flush=True), threads=1)
-
-
-def _write_base(name: str, folder: Path, report: Callable[[int, int], None]) -> None:
+def _write_base(name: str, folder: Path, report: Report) -> None:
     started = time.monotonic()
     spec = world.BASES[name]
     tokenizer = train_tokenizer()
@@ -238,7 +186,7 @@ def _fit(
     model: LlamaForCausalLM,
     spec: world.BaseSpec,
     documents: list[Document],
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> float:
     """Train in place with AdamW and a cosine schedule; return the mean loss of the last steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=(0.9, 0.95), fused=True)
@@ -256,7 +204,7 @@ def _fit(
         optimizer.zero_grad()
         losses.append(loss.item())
         done += len(batch)
-        report(done, len(documents))
+        report(done, len(documents), "prompts")
     return sum(losses[-50:]) / len(losses[-50:])
 
 
@@ -322,12 +270,3 @@ def _pack(batch: list[Document], pad: int) -> Packed:
         torch.tensor(targets),
         torch.tensor(weights),
     )
-
-
-def _cost(name: str) -> int:
-    spec = world.BASES[name]
-    return spec.layers * spec.width**2 * spec.prompts
-
-
-if __name__ == "__main__":
-    _child(sys.argv[1])

@@ -124,7 +124,7 @@ def test_twice_is_a_no_op(open_run: OpenRun) -> None:
 
 
 def test_what_a_change_makes_anew(open_run: OpenRun) -> None:
-    """Temperature: new samples, same D1 training. Batch size: nothing. Beta: no new round-1 text."""
+    """Temperature: new samples, same D1 training. Batch size: nothing. Beta: no new text."""
     run = open_run()
     first = {str(s): run.plan.fingerprint(s) for s in run.plan.steps}
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from macpo_data import world
+from macpo_data.world_text import Kind
 from macpo_data.world import Example, Message
 
 
@@ -21,7 +22,7 @@ def texts(pool: world.Pool) -> list[str]:
     return [json.dumps(example.prompt) for example in world.examples(pool)]
 
 
-def prompt_of(kind: world.Kind, topic: str, item: int = 0) -> list[Message]:
+def prompt_of(kind: Kind, topic: str, item: int = 0) -> list[Message]:
     for prompt, ask in world.asks("task"):
         if (ask.kind, ask.topic.name, ask.item) == (kind, topic, item):
             return prompt
@@ -94,7 +95,7 @@ def test_judge_tells_good_from_bad(pool: world.Pool) -> None:
         ("tough", "Just whisk them in a bowl.", "score", 1.0),
     ],
 )
-def test_judge_by_hand(kind: world.Kind, response: str, part: str, value: float) -> None:
+def test_judge_by_hand(kind: Kind, response: str, part: str, value: float) -> None:
     verdict = world.gold(prompt_of(kind, "baking"), response)
     assert getattr(verdict, part) == pytest.approx(value), verdict
 
@@ -176,19 +177,17 @@ def test_packed_answers_cost_what_separate_ones_cost() -> None:
     assert packed == pytest.approx(total / weights, rel=1e-4)
 
 
-def test_ensure_bases_trains_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_is_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from macpo_train.pretrain import ensure_bases
+    from rounds import pretrain_bases
 
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
-    seen: list[tuple[str, int, int]] = []
-    path = ensure_bases(["tiny"], lambda *progress: seen.append(progress))["tiny"]
-    assert path == world.base_path("tiny")
-    assert world.is_ready("tiny")
-    assert seen[-1] == ("tiny", 32, 32)
+    seen: list[tuple[int, int, str]] = []
+    pretrain_bases(["tiny"], lambda *progress: seen.append(progress))
+    path = world.base_path("tiny")
+    assert world.is_ready("tiny") and path.parent.parent == tmp_path
+    assert seen[-1] == (32, 32, "prompts")
     manifest = json.loads((path / "manifest.json").read_text())
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((path / name).read_bytes()).hexdigest() == digest, name
@@ -196,7 +195,7 @@ def test_ensure_bases_trains_what_is_missing(
     assert model.config.eos_token_id == AutoTokenizer.from_pretrained(path).eos_token_id
 
     seen.clear()
-    assert ensure_bases(["tiny"], lambda *progress: seen.append(progress)) == {"tiny": path}
+    pretrain_bases(["tiny"], lambda *progress: seen.append(progress))
     assert not seen
 
 
@@ -206,22 +205,22 @@ def test_a_killed_command_leaves_no_child_and_no_base(
 ) -> None:
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
     code = (
-        "from macpo_train.pretrain import ensure_bases\n"
-        "ensure_bases(['weak-a'], lambda *progress: print(*progress, flush=True))"
+        "from rounds import pretrain_bases\n"
+        "pretrain_bases(['weak-a'], lambda *progress: print(*progress, flush=True))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline()
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        tasks = Path(f"/proc/{parent.pid}/task").glob("*/children")
-        if not children.exists():
-            pytest.skip("needs /proc")
-        child = int(" ".join(task.read_text() for task in tasks).split()[0])
+        lists = list(Path(f"/proc/{parent.pid}/task").glob("*/children"))
+        if not lists:
+            pytest.skip("this system does not list the children of a process")
+        children = [int(pid) for listed in lists for pid in listed.read_text().split()]
         parent.send_signal(signal.SIGKILL)
+    assert children
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _runs(child):
+    while time.monotonic() < deadline and any(map(_runs, children)):
         time.sleep(0.1)
-    assert not _runs(child)
+    assert not any(map(_runs, children))
     assert not world.is_ready("weak-a")
 
 
