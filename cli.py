@@ -67,6 +67,24 @@ DISK_ERRORS = (
 )  # fmt: skip
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        _say(f"macpo {version('macpo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Carry the options that stand before a command."""
+
+
 @app.command()
 def init(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe.")] = "quickstart",
@@ -432,8 +450,8 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 
     found = run.states()
     print_steps(
-        [(step, found[step], run.path(step), run.waits_for(step, found)) for step in steps],
-        f"{run.recipe.run}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+        [(step, found[step], run.plan.name(step), run.waits_for(step, found)) for step in steps],
+        f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
     )
 
 

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from macpo_data.methods import Method, make_plan, method
 from macpo_data.plan import FORMAT, Plan, Step
 from macpo_data.recipe import Recipe
 from macpo_data.store import State, Store, inputs, states, write_parquet
-from macpo_data.worker import Workers
+from macpo_data.worker import Report, Worker, Workers
 
 Kind = Literal["gen", "train"]
 
@@ -181,20 +183,9 @@ class Run:
         missing = [name for name in names if not world.is_ready(name)]
         if not missing:
             return
-        from macpo_train.pretrain import ensure_bases
-
-        counts: dict[str, tuple[int, int]] = {}
-        with self.progress(f"pretraining {', '.join(missing)} (once, then cached)") as report:
-
-            def progress(name: str, done: int, total: int) -> None:
-                counts[name] = (done, total)
-                report(
-                    sum(d for d, _ in counts.values()),
-                    sum(t for _, t in counts.values()),
-                    "examples",
-                )
-
-            ensure_bases(missing, progress)
+        title = f"pretraining {', '.join(missing)} (once, then cached)"
+        with self.progress(title) as report:
+            pretrain_bases(missing, report)
 
     def _gen(self, step: Step, context: Context) -> None:
         """Write the dataset of one gen step: build it as the method says, write it, seal it."""
@@ -284,6 +275,35 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             **versions(),
         }
+
+
+def pretrain_bases(names: list[str], report: Report) -> None:
+    """Pretrain bases of the embedded world side by side, a process of one thread each.
+
+    Raises:
+        MacpoError: a process ended, or the disk refused a write.
+    """
+    counts = {name: (0, world.BASES[name].prompts) for name in names}
+
+    def pretrain(name: str) -> None:
+        def progress(done: int, total: int, note: str) -> None:
+            counts[name] = (done, total)
+            read, of = (sum(column) for column in zip(*counts.values(), strict=True))
+            report(read, of, note)
+
+        worker = Worker(f"base {name}")
+        try:
+            worker.call("macpo_train.pretrain:pretrain", name, report=progress)
+        finally:
+            worker.close()
+
+    def cost(name: str) -> int:
+        spec = world.BASES[name]
+        return -spec.layers * spec.width**2 * spec.prompts
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # The longest first, so that the short ones fill the gap.
+        list(pool.map(pretrain, sorted(names, key=cost)))
 
 
 def unreachable(runs: list[Run]) -> list[str]:

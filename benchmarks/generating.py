@@ -16,7 +16,7 @@ from macpo_data.engines import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine, batch_seed
 from macpo_data.models import Base
 from macpo_data.recipe import Engine, Sampling
-from macpo_train.pretrain import ensure_bases
+from rounds import pretrain_bases
 
 REQUESTS, BATCH, REPEATS = 256, 64, 5
 BASE = "strong"
@@ -50,7 +50,7 @@ def main() -> None:
     """Five rounds of both in turn; the median of the ratios."""
     import torch
 
-    ensure_bases([BASE])
+    pretrain_bases([BASE], lambda done, total, note: None)
     engine = TransformersEngine(Base(f"world:{BASE}", None), Engine(batch_size=BATCH))
     voice = Voice(None, "tokenizer", "base")
     prompts = [example.prompt for example in world.examples("task")[:REQUESTS]]

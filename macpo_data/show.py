@@ -84,13 +84,15 @@ def progress(title: str) -> Iterator[Report]:
     print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr)
 
 
-def print_steps(rows: Sequence[tuple[Step, str, Path, list[str]]], title: str) -> None:
+def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) -> None:
     """A table of steps with their states, paths, and what they wait for."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("round", "step", "learner", "state", "result or what it waits for"):
-        table.add_column(column, no_wrap=column != "result or what it waits for")
-    for step, state, path, waiting in rows:
-        where = ", ".join(waiting) if waiting else str(path)
+    for column in ("round", "step", "learner", "state"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("result or what it waits for", overflow="fold")
+    for step, state, name, waiting in rows:
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        where = waiting[0] + more if waiting else name
         behavior = f" {step.behavior}" if step.kind == "train" else ""
         table.add_row(
             str(step.round),

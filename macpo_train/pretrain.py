@@ -1,7 +1,11 @@
 """Pretrain the tiny bases of the embedded world, so that a demo needs no download.
 
-A base reads good and bad answers alike: like any pretrained model it can do both, and which one it
+A base reads good answers and bad ones: like any pretrained model it can do both, and which one it
 does is for the method to teach. It never reads the task pool's prompts.
+
+All of it has to happen within two minutes on two cores. What buys that: shallow and wide models
+(looking up the topic takes two layers and comes later with more), wide initial weights, and several
+answers behind each prompt, which is then read once.
 """
 
 import hashlib
@@ -10,12 +14,8 @@ import math
 import os
 import random
 import shutil
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count, islice
@@ -27,7 +27,6 @@ from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from macpo_data import world
 
@@ -39,12 +38,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 VOCABULARY = 1200
+Report = Callable[[int, int, str], None]
 PROMPT_WEIGHT = 0.2
 """A prompt token's share in the loss: prompts teach the words, answers teach the behavior."""
 ANSWERS = (world.good, world.good, world.bad)
 """What a base reads to each prompt. More good than bad: only good answers tie facts to topics."""
 WARMUP = 0.05
-IGNORE = -100
 
 
 class Document(NamedTuple):
@@ -55,18 +54,21 @@ class Document(NamedTuple):
 
     @property
     def tokens(self) -> int:
+        """Tokens in all."""
         return len(self.prompt) + sum(map(len, self.answers))
 
 
 class Packed(NamedTuple):
-    """A batch of documents, a row each; see `_pack`."""
+    """A batch of B documents, a row each, with T tokens to predict in all."""
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    sees: torch.Tensor
-    sources: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor
+    ids: torch.Tensor  # (B, L)
+    positions: torch.Tensor  # (B, L), counted within prompt + answer
+    sees: torch.Tensor  # (B, 1, L, L), which tokens attend to which
+    # A prompt's last token has as many successors as there are answers, so that labels cannot
+    # simply be the ids moved by one.
+    sources: torch.Tensor  # (T,), where in the flattened ids the predicting token stands
+    targets: torch.Tensor  # (T,), the token to predict
+    weights: torch.Tensor  # (T,), its share in the loss
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -99,10 +101,10 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def pretrain(name: str, report: Callable[[int, int], None], threads: int) -> Path:
+def pretrain(report: Report, name: str, threads: int = 1) -> Path:
     """Pretrain one base, unless it is ready, and return its folder.
 
-    `report` gets the number of examples read so far and in all. Another process that trains the
+    `report` gets the number of prompts read so far and in all. Another process that trains the
     same base is waited for.
 
     Raises:
@@ -122,55 +124,7 @@ def pretrain(name: str, report: Callable[[int, int], None], threads: int) -> Pat
     return target
 
 
-def ensure_bases(
-    names: Iterable[str], progress: Callable[[str, int, int], None] | None = None
-) -> dict[str, Path]:
-    """Pretrain the missing ones of the named bases side by side, a single-threaded process each.
-
-    `progress(name, done, total)` counts examples; it is called from several threads.
-
-    Raises:
-        KeyError: no such base.
-        RuntimeError: a process failed; its error is on stderr.
-    """
-    paths = {name: world.base_path(name) for name in names}
-    missing = [name for name in paths if not world.is_ready(name)]
-    longest_first = sorted(missing, key=lambda name: -_cost(world.BASES[name]))
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done in [pool.submit(_pretrain_in_child, name, progress) for name in longest_first]:
-            done.result()
-    return paths
-
-
-def _pretrain_in_child(name: str, progress: Callable[[str, int, int], None] | None) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "macpo_train.pretrain", name],
-        # Held open and never written to: when this process dies, however suddenly, the child reads
-        # the end of the file.
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
-        assert child.stdout is not None
-        for line in child.stdout:
-            done, total = map(int, line.split())
-            if progress is not None:
-                progress(name, done, total)
-        if child.wait():
-            raise RuntimeError(f"pretraining {name} failed with exit code {child.returncode}")
-
-
-def _child(name: str) -> None:
-    def die_with_parent() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    logging.disable_progress_bar()
-    threading.Thread(target=die_with_parent, daemon=True).start()
-    pretrain(name, lambda done, total: print(done, total, flush=True), threads=1)
-
-
-def _write_base(name: str, folder: Path, report: Callable[[int, int], None]) -> None:
+def _write_base(name: str, folder: Path, report: Report) -> None:
     started = time.monotonic()
     spec = world.BASES[name]
     tokenizer = train_tokenizer()
@@ -232,7 +186,7 @@ def _fit(
     model: LlamaForCausalLM,
     spec: world.BaseSpec,
     documents: list[Document],
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> float:
     """Train in place with AdamW and a cosine schedule; return the mean loss of the last steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, betas=(0.9, 0.95), fused=True)
@@ -243,14 +197,14 @@ def _fit(
     done = 0
     for batch in _batches(documents, spec):
         loss = _loss(model, _pack(batch, model.config.pad_token_id))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         done += len(batch)
-        report(done, len(documents))
+        report(done, len(documents), "prompts")
     return sum(losses[-50:]) / len(losses[-50:])
 
 
@@ -280,11 +234,10 @@ def _batches(documents: list[Document], spec: world.BaseSpec) -> Iterator[list[D
 
 
 def _pack(batch: list[Document], pad: int) -> Packed:
-    """A row per prompt, its answers behind it, none of which sees another.
+    """Lay out a row per prompt with its answers behind it, none of which sees another.
 
-    Position ids and mask let each answer follow the prompt directly. The first token of an answer
-    is predicted by the prompt's last one, which has several successors: `targets` lists
-    (row, position of the predicting token, target, weight).
+    Positions and mask let each answer follow the prompt directly: the loss is that of separate
+    sequences, but for the prompt, which counts once.
     """
     length = max(document.tokens for document in batch)
     ids = torch.full((len(batch), length), pad)
@@ -306,6 +259,7 @@ def _pack(batch: list[Document], pad: int) -> Packed:
             targets += tokens if part else tokens[1:]
             weights += [1.0 if part else PROMPT_WEIGHT] * len(before)
             start = end
+    # Padding sees padding and the prompt, for a row of the mask must not be empty; nothing sees it.
     same = parts[:, :, None] == parts[:, None, :]
     sees = (same | (parts == 0)[:, None, :]) & torch.ones(length, length).tril().bool()
     return Packed(
@@ -316,11 +270,3 @@ def _pack(batch: list[Document], pad: int) -> Packed:
         torch.tensor(targets),
         torch.tensor(weights),
     )
-
-
-def _cost(spec: world.BaseSpec) -> int:
-    return spec.layers * spec.width**2 * spec.prompts
-
-
-if __name__ == "__main__":
-    _child(sys.argv[1])

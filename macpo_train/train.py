@@ -151,7 +151,7 @@ def policy(job: Job) -> Any:
 
 def save_adapter(model: Any, base: Base, out: Path) -> None:
     """Write a peft adapter whose configuration names the base as people call it."""
-    model.save_pretrained(out, selected_adapters=["default"])
+    model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
     path = out / "adapter_config.json"
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = base.id

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from macpo_data.models import Base
 from macpo_data.recipe import Engine as Settings
@@ -76,6 +76,9 @@ class Engine(Protocol):
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Yield (index, score), None where prompt and response do not fit into the model."""
+
+    def facts(self) -> dict[str, Any]:
+        """What manifests say of the engine: name, device, dtype, hashes of the templates used."""
 
 
 _open: dict[tuple[str, Base], Engine] = {}

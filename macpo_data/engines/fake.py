@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from macpo_data.engines import Completion, Request, Score, ScoreRequest
 from macpo_data.models import Base
@@ -27,6 +28,10 @@ class FakeEngine:
             length = min(length, request.sampling.max_new_tokens)
             text = " ".join(rng.choice(_WORDS) for _ in range(length))
             yield i, Completion(text, "length" if cut else "stop", length)
+
+    def facts(self) -> dict[str, Any]:
+        """Only its name: there is nothing else to say."""
+        return {"engine": "fake"}
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Each word between -3 and 0 nats, drawn by voice, prompt and response."""

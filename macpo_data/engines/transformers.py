@@ -104,6 +104,15 @@ class TransformersEngine:
                     eot = tokens.pop() if requests[i].finished else 0.0
                     yield i, Score(sum(tokens), len(tokens), eot)
 
+    def facts(self) -> dict[str, Any]:
+        """Name, device, dtype, and the hash of every chat template that was used."""
+        return {
+            "engine": "transformers",
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+        }
+
     def _batches(
         self,
         members: list[int],
