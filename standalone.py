@@ -161,10 +161,10 @@ def _pretrain(base: models.Base, progress: Progress) -> None:
     name = base.id.removeprefix(models.WORLD)
     if world.is_ready(name):
         return
-    from macpo_train.pretrain import ensure_bases
+    from rounds import pretrain_bases
 
     with progress(f"pretraining {name} (once, then cached)") as report:
-        ensure_bases([name], lambda _, done, total: report(done, total, "examples"))
+        pretrain_bases([name], report)
 
 
 def _adapter(init: str) -> Path:

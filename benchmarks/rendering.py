@@ -143,9 +143,10 @@ def measured(work: Callable[[Path], None], folder: Path) -> tuple[float, float]:
     queue: Queue[tuple[float, float]] = context.Queue()
     process = context.Process(target=_measure, args=(work, folder, queue))
     process.start()
-    found = queue.get()
     process.join()
-    return found
+    if process.exitcode:
+        raise EOFError
+    return queue.get()
 
 
 def _measure(work: Callable[[Path], None], folder: Path, queue: Queue[tuple[float, float]]) -> None:

@@ -24,7 +24,7 @@ def merge(report: Report, base: Base, adapter: Path, out: Path) -> dict[str, Any
     model = load_model(base, DTYPE)
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, OSError, TypeError) as error:
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"adapter {adapter} does not fit {base.id}: {first}") from None
     merged.save_pretrained(out)
