@@ -482,3 +482,22 @@ def test_many_rows_go_into_several_files(
     ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "one"))
     whole = [read_table(str(tmp_path / name), "round_1_student") for name in ("tree", "one")]
     assert whole[0].equals(whole[1])
+
+
+def test_a_template_of_its_own_travels_along(macpo: Macpo, tmp_path: Path) -> None:
+    """The recipe names a Jinja file and allows code of a base; only the file comes along."""
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    sets = ["--set", f"agents.student.chat_template={template}"]
+    sets += ["--set", "agents.student.trust_remote_code=true"]
+    ok(macpo("run", "--round", "0", *sets))
+    ok(macpo("push", "--round", "0", "--to", tmp_path / "tree", *sets))
+    template.unlink()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ok(macpo("pull", tmp_path / "tree", "--round", "0", cwd=empty))
+    values = yaml.safe_load((empty / "macpo.yaml").read_text())
+    assert values["agents"]["student"]["trust_remote_code"] is False
+    status = json.loads(ok(macpo("status", "--json", cwd=empty)))
+    done = [row["learner"] for row in status if row["kind"] == "gen" and row["state"] == "done"]
+    assert "student" in done and len(done) == 4
