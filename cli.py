@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from macpo_data.errors import MacpoError
+from macpo_data.errors import Interrupted, MacpoError, plain
 
 if TYPE_CHECKING:
     from macpo_data.plan import Step
@@ -515,8 +515,6 @@ def _next(command: str) -> None:
 
 def main() -> None:
     """Run the command; a person's mistake is one line on stderr and exit code 1."""
-    from macpo_data.errors import plain
-
     # Raised as any other error, before typer would end silently.
     signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -534,10 +532,6 @@ def main() -> None:
             f"error: {os.strerror(error.errno)}{where}; mend that and run the same command again: "
             "what is finished stays"
         )
-
-
-class Interrupted(MacpoError):
-    """Somebody pressed Ctrl-C."""
 
 
 def _interrupt(*_: object) -> None:

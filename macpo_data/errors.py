@@ -10,6 +10,10 @@ class MacpoError(Exception):
     """A mistake or a circumstance outside the program. The message ends in what to do next."""
 
 
+class Interrupted(MacpoError):
+    """Somebody pressed Ctrl-C."""
+
+
 class RecipeError(MacpoError):
     """The recipe cannot be used. Lists every mistake at once, each with its dotted path."""
 
