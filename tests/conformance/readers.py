@@ -136,15 +136,32 @@ def axolotl(tree: Path) -> int:
     return len(rows)
 
 
+def alignment_handbook(tree: Path) -> int:
+    """Its loader with a configuration, and its split into prompt, chosen and rejected for DPO."""
+    # The one fetches a dataset when it is imported, the others are of an older hub library.
+    stand_in("alignment.decontaminate", "alignment.model_utils", "alignment.release")
+    from alignment.data import apply_chat_template, get_datasets
+
+    known = tokenizer()
+    columns = ["chosen", "rejected"]
+    rows = get_datasets({str(tree): 1.0}, ["train"], [f"{NAME}_full"], columns, shuffle=False)
+    for row, pair in zip(rows["train"], expected(tree), strict=True):
+        seen = apply_chat_template(row, known, "dpo", auto_insert_empty_system_msg=False)
+        assert seen["text_prompt"] == known.apply_chat_template(pair["prompt"], tokenize=False)
+        assert pair["chosen"] in seen["text_chosen"] and pair["rejected"] in seen["text_rejected"]
+    return len(rows["train"])
+
+
 READERS: dict[str, Callable[[Path], int]] = {
     "llamafactory": llamafactory,
     "torchtune": torchtune,
     "openrlhf": openrlhf,
     "axolotl": axolotl,
+    "alignment_handbook": alignment_handbook,
 }
 
 if __name__ == "__main__":
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     name, folder = sys.argv[1:]
     count = READERS[name](Path(folder))
-    print(f"{name} {version(name)}: {count} pairs read as they were")
+    print(f"{name} {version(name.replace('_', '-'))}: {count} pairs read as they were")

@@ -25,6 +25,7 @@ PACKAGES = {
     ],
     "openrlhf": ["openrlhf==0.11.2", "pylatexenc"],
     "axolotl": ["axolotl==0.19.0", "colorama", "addict"],
+    "alignment_handbook": ["alignment-handbook==0.3.0"],
 }  # fmt: skip
 
 
