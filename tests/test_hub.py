@@ -20,6 +20,7 @@ import yaml
 from conftest import RECIPE
 from hub_server import READER, TOKEN, Hub, Repo, serve
 
+from macpo_data.models import adapter_sha256
 from macpo_data.tables import read_table
 
 Done = subprocess.CompletedProcess[str]
@@ -501,3 +502,49 @@ def test_a_template_of_its_own_travels_along(macpo: Macpo, tmp_path: Path) -> No
     status = json.loads(ok(macpo("status", "--json", cwd=empty)))
     done = [row["learner"] for row in status if row["kind"] == "gen" and row["state"] == "done"]
     assert "student" in done and len(done) == 4
+
+
+@pytest.mark.slow
+def test_a_pulled_round_trains_to_the_same_adapter(
+    environment: dict[str, str], hub: Hub, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """Real models: made here, pushed with adapters and a merged student, then trained there."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    shutil.copyfile(tiny_recipe, here / "macpo.yaml")
+
+    def call(folder: Path, *args: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "cli", *args],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call(here, "run", "--until", "1")
+    call(
+        here,
+        "push",
+        "--round",
+        "1",
+        "--learner",
+        "student",
+        "--repo",
+        REPO,
+        "--adapters",
+        "--merge",
+    )
+    call(there, "pull", REPO, "--round", "1", "--learner", "student")
+    call(there, "train", "--round", "1", "--learner", "student")
+
+    def adapter(folder: Path) -> str:
+        (found,) = folder.glob("runs/test/adapters/student-positive-1-*")
+        return adapter_sha256(found)
+
+    assert adapter(here) == adapter(there)
+    merged = hub.model(f"{REPO}-merged").tree("main")
+    assert "model.safetensors" in merged and "config.json" in merged
