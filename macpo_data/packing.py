@@ -1,18 +1,63 @@
-"""Log-probabilities of responses, one prompt and one response per sequence.
+"""Log-probabilities of responses: scoring and training both come here.
 
-The seam for sequences that share a prompt between its answers: scoring and training both come here.
+The plain path reads prompt + response once per response. The shared path lays a prompt and all its
+answers into one row, where each answer sees the prompt and itself:
+
+    ids        p0 p1 p2 | a0 a1 | b0 b1 b2        positions   0 1 2 | 3 4 | 3 4 5
+
+so that the prompt is read once, and makes logits for response tokens only, a chunk at a time. It
+relies on what a model's attention does with such a mask: `why_not_shared` tries that on a base
+before it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    Head = Callable[[torch.Tensor], torch.Tensor]
+
 # Rows whose logits exist at once are chosen so that these many float32 numbers do.
 MAX_LOGITS = 1 << 28
+# The same for the shared path, which never needs more at once.
+CHUNK_LOGITS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B prompts with all their answers, a row each; T response tokens, N answers in all."""
+
+    ids: torch.Tensor  # (B, L)
+    positions: torch.Tensor  # (B, L), restarted behind the prompt for each answer
+    parts: torch.Tensor  # (B, L), 0 in the prompt, n in the nth answer, -1 in padding
+    # A prompt's last token has as many successors as there are answers, so that labels cannot
+    # simply be the ids moved by one.
+    sources: torch.Tensor  # (T,), where in the flattened ids the predicting token stands
+    targets: torch.Tensor  # (T,), the token to predict
+    mask: torch.Tensor  # (N, R), response tokens; right-aligned, prompt by prompt
+
+
+def answer_logprobs(
+    model: Any,
+    prompts: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    pad_id: int,
+    shared: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of every token of every answer, each prompt having one or more.
+
+    Returns:
+        (N, R) log-probabilities and mask as `response_logprobs` has them, prompt by prompt.
+    """
+    if shared:
+        return shared_logprobs(model, prompts, answers, pad_id)
+    each = [(p, a) for p, own in zip(prompts, answers, strict=True) for a in own]
+    return response_logprobs(model, [p for p, _ in each], [a for _, a in each], pad_id)
 
 
 def response_logprobs(
@@ -35,7 +80,7 @@ def response_logprobs(
     """
     import torch
 
-    device = model.device
+    device = _causal(model).device
     rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
     width = max(len(row) for row in rows)
     tail = max(1, max(len(r) for r in responses))
@@ -56,3 +101,227 @@ def response_logprobs(
         logits.float().flatten(0, 1), labels.flatten(), reduction="none"
     ).view_as(labels)
     return logprobs.masked_fill(~mask, 0.0), mask
+
+
+def shared_logprobs(
+    model: Any,
+    prompts: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    pad_id: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `response_logprobs` gives for each prompt with each of its answers, prompts read once.
+
+    Args:
+        model: a causal language model, with or without peft, wrapped for several processes or not.
+        prompts: token ids, B lists, none empty.
+        answers: token ids, B lists of one or more answers, N in all.
+        pad_id: any token; nothing sees it.
+    """
+    causal = _causal(model)
+    packed = pack(prompts, answers, pad_id, causal.device)
+    attention, implementation = _attention(causal, packed.parts)
+    # The call goes through the model as it is wrapped: what wraps it counts its calls.
+    with _head_on(causal, packed), _implementation(causal, implementation):
+        found = model(
+            input_ids=packed.ids,
+            attention_mask=attention,
+            position_ids=packed.positions,
+            use_cache=False,
+        ).logits
+    logprobs = found.new_zeros(packed.mask.shape).masked_scatter(packed.mask, found)
+    return logprobs, packed.mask
+
+
+def pack(
+    prompts: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> Packed:
+    """Lay out prompts with their answers, padded on the right."""
+    import torch
+
+    width = max(len(p) + sum(map(len, own)) for p, own in zip(prompts, answers, strict=True))
+    ids, positions, parts, sources, targets = [], [], [], [], []
+    for row, (prompt, own) in enumerate(zip(prompts, answers, strict=True)):
+        line, at, part = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+        for number, answer in enumerate(own, start=1):
+            begin = row * width + len(line)
+            if answer:
+                sources += [row * width + len(prompt) - 1]
+                sources += range(begin, begin + len(answer) - 1)
+            targets += answer
+            line += answer
+            at += range(len(prompt), len(prompt) + len(answer))
+            part += [number] * len(answer)
+        rest = width - len(line)
+        ids.append(line + [pad_id] * rest)
+        positions.append(at + [0] * rest)
+        parts.append(part + [-1] * rest)
+    lengths = [len(answer) for own in answers for answer in own]
+    tail = max(1, max(lengths))
+    return Packed(
+        *(torch.tensor(rows, device=device) for rows in (ids, positions, parts)),
+        torch.tensor(sources, dtype=torch.long, device=device),
+        torch.tensor(targets, dtype=torch.long, device=device),
+        torch.tensor([[False] * (tail - n) + [True] * n for n in lengths], device=device),
+    )
+
+
+def why_not_shared(model: Any, longest: int) -> str | None:
+    """Try the shared path against the plain one on a small input; None if they agree.
+
+    Args:
+        model: in evaluation mode, with or without peft.
+        longest: the longest sequence of prompt and response that it will read.
+
+    Returns:
+        A few words on why the plain path has to be used.
+    """
+    import torch
+
+    config = _causal(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < longest:
+        return f"its attention window of {window} tokens is shorter than {longest}"
+    draw = torch.Generator().manual_seed(0)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(config.vocab_size, (count,), generator=draw).tolist()
+
+    prompts = [tokens(9), tokens(5)]
+    answers = [[tokens(4), tokens(7)], [tokens(6), tokens(2), tokens(3)]]
+    try:
+        with torch.no_grad():
+            plain, _ = answer_logprobs(model, prompts, answers, 0, shared=False)
+            shared, _ = answer_logprobs(model, prompts, answers, 0, shared=True)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"it cannot read such a row ({type(error).__name__})"
+    off = (plain - shared).abs().mean().item()
+    allowed = 1e-4 if _causal(model).dtype == torch.float32 else 0.05
+    return None if off <= allowed else f"its log-probabilities differ by {off:.2g}"
+
+
+def _causal(model: Any) -> Any:
+    """The causal language model inside what wraps it: distributed training, peft."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _attention(causal: Any, parts: torch.Tensor) -> tuple[Any, str | None]:
+    """The mask, and the attention to use where it is not the model's own.
+
+    Earlier tokens of the prompt and of the same answer are seen. Padding sees padding, for a row of
+    the mask must not be empty; nothing sees it.
+    """
+    import torch
+
+    length = parts.shape[1]
+    implementation = causal.config._attn_implementation
+    if parts.is_cuda and implementation == "sdpa" and getattr(causal, "_supports_flex_attn", False):
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
+            part = parts[batch, key]
+            return ((part == 0) | (part == parts[batch, query])) & (key <= query)
+
+        # Blocks in which nothing is seen, most of them with many answers, are skipped.
+        mask = create_block_mask(sees, len(parts), None, length, length, device=parts.device)
+        return mask, "flex_attention"
+    seen = (parts[:, :, None] == parts[:, None, :]) | (parts == 0)[:, None, :]
+    seen = (seen & torch.ones(length, length, device=parts.device).tril().bool())[:, None]
+    if implementation != "eager":
+        return seen, None
+    hidden = torch.finfo(causal.dtype).min
+    return torch.zeros_like(seen, dtype=causal.dtype).masked_fill(~seen, hidden), None
+
+
+@contextmanager
+def _implementation(causal: Any, name: str | None) -> Iterator[None]:
+    """Attend in another way for a moment."""
+    usual = causal.config._attn_implementation
+    if name is not None:
+        causal.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            causal.set_attn_implementation(usual)
+
+
+@contextmanager
+def _head_on(causal: Any, packed: Packed) -> Iterator[None]:
+    """For a moment, the model's forward gives (T,) log-probabilities in place of logits."""
+    from transformers.modeling_outputs import CausalLMOutput
+
+    def forward(**inputs: Any) -> Any:
+        hidden = causal.base_model(**inputs).last_hidden_state.flatten(0, 1)
+        head, size = _head(causal)
+        rows = max(1, CHUNK_LOGITS // size)
+        return CausalLMOutput(
+            logits=target_logprobs(hidden[packed.sources], packed.targets, head, rows)
+        )
+
+    usual = vars(causal).get("forward")
+    causal.forward = forward
+    try:
+        yield
+    finally:
+        del causal.forward
+        if usual is not None:
+            causal.forward = usual
+
+
+def _head(causal: Any) -> tuple[Head, int]:
+    """Hidden states to logits as the model's own forward does it, and the vocabulary's size."""
+    import torch
+
+    config = causal.config.get_text_config()
+    matrix = causal.get_output_embeddings()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        logits = matrix(hidden).float() * scale
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return head, int(matrix.weight.shape[0])
+
+
+def target_logprobs(
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, rows: int
+) -> torch.Tensor:
+    """Log-probabilities of (T,) targets from (T, H) hidden states, `rows` logits at a time.
+
+    A token's log-probability depends on its own hidden state only, so that its gradient is known
+    up to a factor as soon as its logits are: they are never needed again. The head is frozen.
+    """
+    import torch
+
+    def logprobs(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return -torch.nn.functional.cross_entropy(head(states), labels, reduction="none")
+
+    class Chunked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
+            values, slopes = [], []
+            for states, labels in zip(hidden.split(rows), targets.split(rows), strict=True):
+                with torch.enable_grad():
+                    states = states.detach().requires_grad_()
+                    value = logprobs(states, labels)
+                    slopes += torch.autograd.grad(value.sum(), states)
+                values.append(value.detach())
+            ctx.save_for_backward(torch.cat(slopes))
+            return torch.cat(values)
+
+        @staticmethod
+        def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            (slopes,) = ctx.saved_tensors
+            return (upstream[:, None] * slopes).to(slopes.dtype)
+
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return Chunked.apply(hidden)  # type: ignore[no-untyped-call, no-any-return]
+    pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.cat([logprobs(states, labels) for states, labels in pieces])
