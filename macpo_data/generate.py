@@ -56,7 +56,12 @@ def run_tasks(report: Report, settings: Settings, base: Base, tasks: list[Task])
     _collect(
         report, "responses", _places([t for t in tasks if not t.sampling]), partial(_score, engine)
     )
-    return {"engine": settings.name if settings.name == "fake" else "transformers", **versions()}
+    return {
+        "engine": settings.name if settings.name == "fake" else "transformers",
+        **engine.facts,
+        "scored_under": [None if t.sampling else engine.scored_under(t.voice) for t in tasks],
+        **versions(),
+    }
 
 
 def _places(tasks: list[Task]) -> list[Place]:

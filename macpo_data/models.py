@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from macpo_data import world
 from macpo_data.chat import Chat, make_chat
 from macpo_data.errors import ModelError
-from macpo_data.recipe import Agent
+from macpo_data.recipe import Agent, digest
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +136,31 @@ def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"cannot load base {base.id}: {first}") from None
+
+
+def voice_identity(
+    base: Base, chat: Chat, adapter: str | Path | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Everything on which the log-probabilities of given messages depend, as JSON values."""
+    return {
+        "base": base.id,
+        "base_revision": base.revision,
+        "base_files": _files(Path(base.source)),
+        "adapter_sha256": None if adapter is None else adapter_sha256(Path(adapter)),
+        "template_sha256": chat.sha256,
+        "tokenizer_sha256": hashlib.sha256(
+            chat.tokenizer.backend_tokenizer.to_str().encode()
+        ).hexdigest(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _files(folder: Path) -> str | None:
+    """Identify a local base without reading its weights; None for one on the Hub."""
+    if not folder.is_dir():
+        return None
+    facts = [(p.name, s.st_size, s.st_mtime_ns) for p in folder.iterdir() for s in [p.stat()]]
+    return digest(sorted(facts))
 
 
 def adapter_sha256(folder: Path) -> str:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 # Rows whose logits exist at once are chosen so that these many float32 numbers do.
 MAX_LOGITS = 1 << 28
-# The same for the shared path, which never needs more at once.
+# Likewise the entries of the shared path's masks.
+MAX_MASK = 1 << 26
+# And its logits, of which it never needs more at once.
 CHUNK_LOGITS = 1 << 23
 
 
@@ -168,12 +170,18 @@ def pack(
     )
 
 
-def why_not_shared(model: Any, longest: int) -> str | None:
+def window(model: Any) -> int | None:
+    """The longest sequence whose tokens all see each other; a shared row overlooks the window."""
+    config = _causal(model).config.get_text_config()
+    size = getattr(config, "sliding_window", None)
+    return size if size and getattr(config, "use_sliding_window", True) else None
+
+
+def why_not_shared(model: Any) -> str | None:
     """Try the shared path against the plain one on a small input; None if they agree.
 
     Args:
         model: in evaluation mode, with or without peft.
-        longest: the longest sequence of prompt and response that it will read.
 
     Returns:
         A few words on why the plain path has to be used.
@@ -181,9 +189,6 @@ def why_not_shared(model: Any, longest: int) -> str | None:
     import torch
 
     config = _causal(model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < longest:
-        return f"its attention window of {window} tokens is shorter than {longest}"
     draw = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:

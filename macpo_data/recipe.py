@@ -240,6 +240,7 @@ class Engine(Section):
     name: Annotated[Literal["auto", "transformers", "fake"], KNOB] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as the base was saved
     batch_size: Annotated[Count, KNOB] = 64  # sequences per forward pass
+    shared_prompt: Annotated[bool, KNOB] = True  # score all responses to a prompt in one pass
     shard_size: Annotated[Count, KNOB] = 256  # prompts per file: what a kill may cost
     keep_loaded: Annotated[Count, KNOB] = 1  # base models in memory at once
 

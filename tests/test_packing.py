@@ -16,6 +16,7 @@ from macpo_data.packing import (
     shared_logprobs,
     target_logprobs,
     why_not_shared,
+    window,
 )
 
 SMALL = {
@@ -88,7 +89,7 @@ def test_values(kind: str, attention: str) -> None:
         shared, shared_mask = answer_logprobs(model, PROMPTS, ANSWERS, 0, shared=True)
     assert torch.equal(mask, shared_mask)
     torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
-    assert why_not_shared(model, 64) is None
+    assert why_not_shared(model) is None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -147,9 +148,9 @@ def test_no_logits_of_the_prompt() -> None:
 
 def test_a_sliding_window_takes_the_plain_path() -> None:
     """A window that no sequence reaches changes nothing; a shorter one would be overlooked."""
+    assert window(tiny("Mistral")) is None and window(tiny("Qwen2", sliding_window=8)) is None
     model = tiny("Mistral", sliding_window=16)
-    assert why_not_shared(model, 16) is None
-    assert why_not_shared(model, 64) == "its attention window of 16 tokens is shorter than 64"
+    assert why_not_shared(model) is None and window(model) == 16
     with torch.no_grad():
         plain, _ = answer_logprobs(model, PROMPTS, ANSWERS, 0, shared=False)
         shared, _ = answer_logprobs(model, PROMPTS, ANSWERS, 0, shared=True)
@@ -160,14 +161,14 @@ def test_a_model_whose_answers_would_see_each_other_is_found_out() -> None:
     """A recurrent model has no mask: what stands between is in its state."""
     torch.manual_seed(0)
     config = transformers.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1)
-    assert why_not_shared(transformers.MambaForCausalLM(config).eval(), 64) is not None
+    assert why_not_shared(transformers.MambaForCausalLM(config).eval()) is not None
 
 
 def test_an_unknown_head_is_found_out() -> None:
     """A model that does something else with its logits than the shared path knows."""
     model = tiny("Llama")
     model.register_forward_hook(lambda m, args, out: setattr(out, "logits", out.logits * 1.5))
-    assert "differ by" in str(why_not_shared(model, 64))
+    assert "differ by" in str(why_not_shared(model))
 
 
 def test_an_empty_answer_has_no_tokens() -> None:

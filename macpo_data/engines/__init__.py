@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from macpo_data.models import Base
 from macpo_data.recipe import Engine as Settings
@@ -70,6 +70,11 @@ class Score:
 
 class Engine(Protocol):
     """Writes and scores with one base."""
+
+    facts: dict[str, Any]  # how it works here, for manifests
+
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """Everything on which a voice's scores depend; equal values, equal scores."""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Yield (index of the request, its completion), each once, in any order."""
