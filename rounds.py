@@ -22,7 +22,7 @@ from macpo_data.evaluate import gold_name
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
 from macpo_data.methods import Method, make_plan, method
-from macpo_data.plan import FORMAT, Plan, Step
+from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.store import State, Store, inputs, states, write_parquet
 from macpo_data.worker import Report, Worker, Workers
@@ -206,7 +206,8 @@ class Run:
             write_parquet(folder / "pairs.parquet", data.pairs)
             write_parquet(folder / "candidates.parquet", data.candidates)
             write_parquet(folder / "dropped.parquet", data.dropped)
-            self.store.finish(name, self._facts(step, made_from) | {"summary": summary(data)})
+            facts = {"summary": summary(data), "scored_under": context.scored_under}
+            self.store.finish(name, self._facts(step, made_from) | facts)
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""
@@ -232,13 +233,16 @@ class Run:
                 base=models.Base(agent.base, None) if fake else self.lock.base(agent),
                 chat_template=agent.chat_template,
                 start=None if maker is None else self.path(maker),
-                out=self.store.clear(name),
+                out=self.path(step),
                 settings=settings.get(str(step.objective), recipe.dpo),
                 lora=recipe.lora,
                 train=recipe.train,
                 lr_scale=agent.lr_scale,
                 seed=recipe.seed,
                 fake=fake,
+                scored_under=self._scored_under(dataset, start),
+                cache=self.store.path("reference"),
+                logs=self.store.path("logs"),
             )
             with self.progress(f"training {step.makes}") as report:
                 if fake:
@@ -259,6 +263,12 @@ class Run:
                     job.base.id if recipe.dpo.reference == "base" else manifest["start"]
                 )
             self.store.finish(name, manifest)
+
+    def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:
+        """What the scores of a dataset depend on, where they are those of one policy, `start`."""
+        manifest = self.store.manifest(dataset) or {}
+        scored: dict[str, Any] = manifest.get("scored_under", {})
+        return scored[str(start)] if list(scored) == [str(start)] else None
 
     def _facts(self, step: Step, made_from: dict[str, str]) -> dict[str, Any]:
         """What every step's manifest says."""

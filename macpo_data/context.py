@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -30,7 +31,7 @@ from macpo_data.schema import (
     check,
     empty,
 )
-from macpo_data.store import Shards, Store, write_parquet
+from macpo_data.store import Shards, Store, write_json, write_parquet
 from macpo_data.worker import Report, Workers
 
 Progress = Callable[[str], AbstractContextManager[Report]]
@@ -102,18 +103,17 @@ class Context:
             for i in prompts["prompt_id"]
         ]
         flip = pl.Series(swapped, dtype=pl.Boolean)
-        whole = prompts.filter(pl.col("chosen").is_not_null() & pl.col("rejected").is_not_null())
-        if whole.is_empty():
-            raise DataError(
-                f"no human pairs in {part}: round 0 trains the teachers on them; "
-                "name a source that has chosen and rejected answers"
-            )
         sides = prompts.select(
             "prompt_id",
             "prompt",
             chosen=pl.when(flip).then("rejected").otherwise("chosen"),
             rejected=pl.when(flip).then("chosen").otherwise("rejected"),
         ).drop_nulls()
+        if sides.is_empty():
+            raise DataError(
+                f"no human pairs in {part}: round 0 trains the teachers on them; "
+                "name a source that has chosen and rejected answers"
+            )
         for side in ("chosen", "rejected"):
             human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
             sides = sides.with_columns(
@@ -168,6 +168,8 @@ class Context:
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
         # All responses to a prompt together, so that it is read once; like lengths together.
         rows = rows.sort(_length("prompt"), "prompt_id", "index")
+        if rows.is_empty():
+            return samples.with_columns(**{n: pl.lit(None, t) for n, t in SCORES.items()})
         content = digest(rows.drop("prompt").rows())
         voice = self._voice(under)
         content = digest([FORMAT, self.recipe.read("engine"), content])
@@ -206,6 +208,17 @@ class Context:
     def _shard_size(self) -> int:
         return self.recipe.engine.shard_size
 
+    def _begin(self, name: str, made_from: dict[str, str]) -> None:
+        """Keep the shards of a killed run, unless what they were made from changed since."""
+        begun = self.store.path(name) / "inputs.json"
+        try:
+            same = json.loads(begun.read_text("utf-8")) == made_from
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            self.store.clear(name)
+            write_json(begun, made_from)
+
     def _voice(self, policy: Policy) -> Voice:
         """The policy's adapter, checked, on its agent's template."""
         maker = self.plan.maker(policy)
@@ -219,25 +232,36 @@ class Context:
     def _rows(self, name: str) -> pl.DataFrame:
         """All shards of a finished result, after checking their bytes."""
         manifest = self.store.verify(name)
-        files = [f for f in manifest["files"] if f.startswith("shards/")]
-        return pl.concat([pl.read_parquet(self.store.path(name) / f) for f in sorted(files)])
+        files = sorted(f for f in manifest["files"] if f.startswith("shards/"))
+        return pl.concat(pl.read_parquet(self.store.path(name) / f) for f in files)
 
-    def _mend(self, name: str) -> None:
-        """With --redo, move a damaged result aside."""
-        if not self._redo:
-            return
+    def _mend(self, name: str, made_from: dict[str, str] | None = None) -> None:
+        """With --redo, move aside a result that is damaged, or made from what changed since.
+
+        Raises:
+            StoreError: it was made from what changed since, and --redo was not said.
+        """
         try:
-            if self.store.is_done(name):
+            manifest = self.store.manifest(name)
+            if manifest and made_from is not None and manifest["inputs"] != made_from:
+                raise StoreError(
+                    f"{self.store.path(name)} was made from results that changed since; --redo "
+                    "makes it anew"
+                )
+            if manifest and self._redo:
                 self.store.verify(name)
         except StoreError:
+            if not self._redo:
+                raise
             self.store.aside(name)
 
     def _make(self, names: list[str], tasks: list[tuple[Policy, Task]], what: str) -> None:
         """Make the results that are not there, base by base, one process for each base."""
         with ExitStack() as locks:
             for name in sorted(set(names)):
-                self._mend(name)
                 locks.enter_context(self.store.lock(name))
+            for name, (policy, _) in zip(names, tasks, strict=True):
+                self._mend(name, self._made_from(policy))
             todo: dict[Base, dict[str, tuple[Policy, Task]]] = {}
             for name, (policy, task) in zip(names, tasks, strict=True):
                 if not self.store.is_done(name):
@@ -247,16 +271,23 @@ class Context:
             for base in sorted(todo, key=lambda b: not self._workers.has(b.id)):
                 self._make_on(base, todo[base], what)
 
+    def _made_from(self, policy: Policy) -> dict[str, str]:
+        """The content of what a policy's sample or score set is made from."""
+        maker = self.plan.maker(policy)
+        names = [self.plan.prompts_name, *([self.plan.name(maker)] if maker else [])]
+        return {name: str(self.store.content(name)) for name in names}
+
     def _make_on(self, base: Base, todo: dict[str, tuple[Policy, Task]], what: str) -> None:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
+        for name, (policy, _) in todo.items():
+            self._begin(name, self._made_from(policy))
         writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"
         with self._progress(title) as report:
             if self.recipe.engine.name == "fake":
-                run_tasks(report, self.recipe.engine, base, tasks)
-                facts: dict[str, Any] = {"engine": "fake"}
+                facts = run_tasks(report, self.recipe.engine, base, tasks)
             else:
                 worker = self._workers.get(base.id)
                 facts = worker.call(
@@ -273,6 +304,7 @@ class Context:
                 {
                     "kind": "samples" if task.sampling else "scores",
                     "format": FORMAT,
+                    "inputs": self._made_from(policy),
                     "policy": str(policy),
                     "adapter": maker and self.plan.name(maker),
                     "base": base.id,

@@ -57,8 +57,7 @@ def run_tasks(report: Report, settings: Settings, base: Base, tasks: list[Task])
         report, "responses", _places([t for t in tasks if not t.sampling]), partial(_score, engine)
     )
     return {
-        "engine": settings.name if settings.name == "fake" else "transformers",
-        **engine.facts,
+        **engine.facts(),
         "scored_under": [None if t.sampling else engine.scored_under(t.voice) for t in tasks],
         **versions(),
     }

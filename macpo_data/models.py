@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, base)
 
 
-def load_model(base: Base, dtype: str = "auto") -> PreTrainedModel:
+def load_model(base: Base, dtype: str = "auto", quantization: str = "none") -> PreTrainedModel:
     """The base's weights, on the GPU if there is one. dtype: auto, float32 or bfloat16.
 
     Raises:
@@ -115,14 +116,43 @@ def load_model(base: Base, dtype: str = "auto") -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True).to(device())
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantization == "nf4":
+        kwargs |= {"quantization_config": _nf4(dtype), "device_map": {"": device()}}
+        return _load(AutoModelForCausalLM, base, **kwargs)
+    return _load(AutoModelForCausalLM, base, **kwargs).to(device())
+
+
+def _nf4(dtype: str) -> Any:
+    """Four bits per weight, as QLoRA has it (Dettmers et al. 2023).
+
+    Raises:
+        ModelError: there is no GPU, or no bitsandbytes.
+    """
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise ModelError("train.quantization=nf4 needs a GPU; set it to none")
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("train.quantization=nf4 needs bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 def device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU if there is one; that of this process where several train together."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _load(loader: Any, base: Base, **kwargs: Any) -> Any:

@@ -163,10 +163,12 @@ def pack(
     lengths = [len(answer) for own in answers for answer in own]
     tail = max(1, max(lengths))
     return Packed(
-        *(torch.tensor(rows, device=device) for rows in (ids, positions, parts)),
-        torch.tensor(sources, dtype=torch.long, device=device),
-        torch.tensor(targets, dtype=torch.long, device=device),
-        torch.tensor([[False] * (tail - n) + [True] * n for n in lengths], device=device),
+        ids=torch.tensor(ids, device=device),
+        positions=torch.tensor(positions, device=device),
+        parts=torch.tensor(parts, device=device),
+        sources=torch.tensor(sources, dtype=torch.long, device=device),
+        targets=torch.tensor(targets, dtype=torch.long, device=device),
+        mask=torch.tensor([[False] * (tail - n) + [True] * n for n in lengths], device=device),
     )
 
 
@@ -289,7 +291,7 @@ def _head(causal: Any) -> tuple[Head, int]:
     scale /= getattr(config, "logits_scaling", None) or 1.0
 
     def head(hidden: torch.Tensor) -> torch.Tensor:
-        logits = matrix(hidden).float() * scale
+        logits: torch.Tensor = matrix(hidden).float() * scale
         return torch.tanh(logits / cap) * cap if cap else logits
 
     return head, int(matrix.weight.shape[0])
@@ -308,11 +310,14 @@ def target_logprobs(
     def logprobs(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -torch.nn.functional.cross_entropy(head(states), labels, reduction="none")
 
+    def pieces(states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return zip(torch.split(states, rows), torch.split(targets, rows), strict=True)  # type: ignore[no-untyped-call]
+
     class Chunked(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
             values, slopes = [], []
-            for states, labels in zip(hidden.split(rows), targets.split(rows), strict=True):
+            for states, labels in pieces(hidden):
                 with torch.enable_grad():
                     states = states.detach().requires_grad_()
                     value = logprobs(states, labels)
@@ -327,6 +332,6 @@ def target_logprobs(
             return (upstream[:, None] * slopes).to(slopes.dtype)
 
     if torch.is_grad_enabled() and hidden.requires_grad:
-        return Chunked.apply(hidden)  # type: ignore[no-untyped-call, no-any-return]
-    pieces = zip(hidden.split(rows), targets.split(rows), strict=True)
-    return torch.cat([logprobs(states, labels) for states, labels in pieces])
+        found: torch.Tensor = Chunked.apply(hidden)  # type: ignore[no-untyped-call]
+        return found
+    return torch.cat([logprobs(states, labels) for states, labels in pieces(hidden)])

@@ -173,8 +173,8 @@ def test_shared_scores_equal_plain_ones(base: Base, answers: int) -> None:
     )
     got, want = dict(shared.score(requests)), dict(plain.score(requests))
     assert got.keys() == want.keys() == set(range(len(requests)))
-    assert shared.facts == {"scoring": "shared prompts"}
-    assert plain.facts == {"scoring": "one sequence per response: engine.shared_prompt is off"}
+    assert shared.facts()["scoring"] == "shared prompts"
+    assert plain.facts()["scoring"] == "one sequence per response: engine.shared_prompt is off"
     for i, score in got.items():
         other = want[i]
         assert score and other and score.num_tokens == other.num_tokens

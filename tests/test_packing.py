@@ -49,7 +49,7 @@ def tiny(kind: str, **changes: Any) -> Any:
 
 def tokens(count: int, seed: int) -> list[int]:
     draw = torch.Generator().manual_seed(seed)
-    return torch.randint(60, (count,), generator=draw).tolist()  # type: ignore[no-any-return]
+    return torch.randint(60, (count,), generator=draw).tolist()
 
 
 # Prompts of unlike lengths, the longest as of several turns; unlike numbers of answers.
@@ -97,12 +97,12 @@ def test_values(kind: str, attention: str) -> None:
 def test_gradients_with_lora(kind: str, checkpointing: bool) -> None:
     """Of a loss that is no plain sum, so that every token has its own upstream gradient."""
     model = with_lora(tiny(kind), checkpointing)
-    found = []
-    for shared in (False, True):
+    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for together in (False, True):
         model.zero_grad()
-        logprobs, _ = answer_logprobs(model, PROMPTS, ANSWERS, 0, shared=shared)
+        logprobs, _ = answer_logprobs(model, PROMPTS, ANSWERS, 0, shared=together)
         loss = torch.tanh(logprobs.sum(1) / 50).sum() + (logprobs**2).mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         found.append((loss.item(), grads))
     (plain_loss, plain), (shared_loss, shared) = found
@@ -127,7 +127,7 @@ def test_chunks_do_not_matter() -> None:
             each = logits.gather(1, targets[:, None])[:, 0]
         else:
             each = target_logprobs(hidden, targets, matrix, how)
-        (each * weights).sum().backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward((each * weights).sum())
         assert hidden.grad is not None
         grads.append(hidden.grad)
         values.append(each.detach())

@@ -300,3 +300,24 @@ def test_manifest_says_what_it_was_made_from(open_run: OpenRun) -> None:
     assert manifest["reads"]["dpo"]["beta"] == 0.1
     assert manifest["recipe"]["data"]["source"] == "world"
     assert Path(run.path(train) / "adapter_model.safetensors").exists()
+
+
+def test_samples_of_an_adapter_that_changed_are_not_used(open_run: OpenRun) -> None:
+    """An adapter trained anew with another outcome: its old samples are refused, then redone."""
+    run = everything(open_run())
+    train = step(run, "train", 0, "teacher1")
+    name = run.plan.name(train)
+    manifest = run.store.manifest(name)
+    assert manifest is not None
+    (run.path(train) / "adapter_model.safetensors").write_bytes(b"another outcome")
+    run.store.finish(name, {k: v for k, v in manifest.items() if k != "seal"})
+    gen = step(run, "gen", 0, "student")
+    assert run.states()[gen] == "stale"
+    run.make("train", 0, "teacher1", redo=False)
+    negative = step(run, "train", 0, "teacher1", "negative")
+    (run.path(negative) / "manifest.json").unlink()
+    run.make("train", 0, "teacher1")
+    (run.path(gen) / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="made from results that changed since"):
+        run.make("gen", 0, "student")
+    assert run.make("gen", 0, "student", redo=True).wrote

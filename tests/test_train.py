@@ -15,7 +15,8 @@ from macpo_data.errors import DataError, ModelError
 from macpo_data.models import Base, adapter_sha256, load_chat
 from macpo_data.recipe import DPO, SFT, Lora, Train
 from macpo_data.schema import MESSAGES
-from macpo_train.train import Job, encode, policy, train
+from macpo_train.encode import encode
+from macpo_train.train import Job, policy, train
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +85,7 @@ def test_sft_loss_is_on_responses_only(job: Job) -> None:
     whole = replace(job, settings=SFT(epochs=1, learning_rate=1e-9, batch_size=10))
     facts = train(quiet, whole)
     chat = load_chat(job.base, "tokenizer")
-    data = encode(pl.read_parquet(job.dataset), chat, ["chosen"], 1024)
+    data = encode(pl.read_parquet(job.dataset), chat, ["chosen"], Train())
     model: Any = policy(whole).eval()
     total, count = 0.0, 0
     for prompt, response in zip(data.prompts, data.responses["chosen"], strict=True):
@@ -134,7 +135,7 @@ def test_token_normalisation_equals_trl(started: Job) -> None:
     ours = train(quiet, ours_job)["history"]
 
     chat = load_chat(started.base, "tokenizer")
-    data = encode(pl.read_parquet(started.dataset), chat, ["chosen", "rejected"], 1024)
+    data = encode(pl.read_parquet(started.dataset), chat, ["chosen", "rejected"], Train())
     rows = {
         "prompt_ids": data.prompts,
         "chosen_ids": data.responses["chosen"],
@@ -175,7 +176,7 @@ def test_accumulation_gives_the_same_adapter(started: Job, tmp_path: Path) -> No
 def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:
     chat = load_chat(job.base, "tokenizer")
     frame = pl.read_parquet(job.dataset)
-    whole = encode(frame, chat, ["chosen", "rejected"], 1024)
+    whole = encode(frame, chat, ["chosen", "rejected"], Train())
     assert whole.cut == whole.dropped == 0
     # The response that the token limit cut carries no end-of-turn.
     ends = [ids[-1] == chat.eot_id for ids in whole.responses["rejected"]]
@@ -183,11 +184,11 @@ def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:
         ids[-1] == chat.eot_id for ids in whole.responses["chosen"]
     )
     longest = max(len(p) for p in whole.prompts)
-    short = encode(frame, chat, ["chosen"], longest)
+    short = encode(frame, chat, ["chosen"], Train(max_length=longest, max_truncated=1))
     assert short.dropped == sum(len(p) == longest for p in whole.prompts) > 0
     assert len(short.prompts) + short.dropped == 10 and short.cut > 0
-    with pytest.raises(DataError, match="none of 10 rows fits"):
-        encode(frame, chat, ["chosen"], 3)
+    with pytest.raises(DataError, match=r"10 of 10 rows exceed train\.max_length=3"):
+        encode(frame, chat, ["chosen"], Train(max_length=3, max_truncated=1))
 
 
 def test_an_adapter_of_another_base_is_refused(job: Job, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from macpo_data import world
-from macpo_data.world_text import Kind
 from macpo_data.world import Example, Message
+from macpo_data.world_text import Kind
 
 
 def texts(pool: world.Pool) -> list[str]:

@@ -71,16 +71,17 @@ class Score:
 class Engine(Protocol):
     """Writes and scores with one base."""
 
-    facts: dict[str, Any]  # how it works here, for manifests
-
-    def scored_under(self, voice: Voice) -> dict[str, Any]:
-        """Everything on which a voice's scores depend; equal values, equal scores."""
-
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Yield (index of the request, its completion), each once, in any order."""
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Yield (index, score), None where prompt and response do not fit into the model."""
+
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """Everything on which a voice's scores depend; equal values, equal scores."""
+
+    def facts(self) -> dict[str, Any]:
+        """What manifests say of the engine: name, device, dtype, hashes of the templates used."""
 
 
 _open: dict[tuple[str, Base], Engine] = {}

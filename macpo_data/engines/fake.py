@@ -18,7 +18,6 @@ class FakeEngine:
     def __init__(self, base: Base) -> None:
         """Nothing is loaded."""
         self.base = base
-        self.facts: dict[str, Any] = {}
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """A few words drawn by the request's seed."""
@@ -29,6 +28,10 @@ class FakeEngine:
             length = min(length, request.sampling.max_new_tokens)
             text = " ".join(rng.choice(_WORDS) for _ in range(length))
             yield i, Completion(text, "length" if cut else "stop", length)
+
+    def facts(self) -> dict[str, Any]:
+        """Only its name: there is nothing else to say."""
+        return {"engine": "fake"}
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Each word between -3 and 0 nats, drawn by voice, prompt and response."""

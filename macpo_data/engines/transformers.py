@@ -32,7 +32,7 @@ class TransformersEngine:
         self._chats: dict[str, Chat] = {}
         self._adapters: dict[str, str] = {}
         self._settings = settings
-        self.facts: dict[str, Any] = {}
+        self._scoring = ""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Group by group, each in batches of like length."""
@@ -94,9 +94,8 @@ class TransformersEngine:
                     yield i, None
                 else:
                     asked.setdefault(prompt, []).append(i)
-            shared = self._shares(
-                max((len(p) + len(responses[i]) for p, own in asked.items() for i in own), default=0)
-            )
+            lengths = [len(p) + len(responses[i]) for p, own in asked.items() for i in own]
+            shared = self._shares(max(lengths, default=0))
             for batch in self._score_batches(asked, responses, shared):
                 with self._speaking(voice), torch.inference_mode():
                     logprobs, _ = answer_logprobs(
@@ -111,6 +110,16 @@ class TransformersEngine:
                     tokens = row[len(row) - len(responses[i]) :]
                     eot = tokens.pop() if requests[i].finished else 0.0
                     yield i, Score(sum(tokens), len(tokens), eot)
+
+    def facts(self) -> dict[str, Any]:
+        """Name, device, dtype, and the hash of every chat template that was used."""
+        return {
+            "engine": "transformers",
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+            **({"scoring": self._scoring} if self._scoring else {}),
+        }
 
     def scored_under(self, voice: Voice) -> dict[str, Any]:
         """The weights, the template, the tokenizer and the numbers that made a score."""
@@ -128,7 +137,7 @@ class TransformersEngine:
         why, limit = self._why_plain, window(self.model)
         if why is None and limit and longest > limit:
             why = f"sequences of {longest} tokens exceed the attention window of {limit}"
-        self.facts["scoring"] = f"one sequence per response: {why}" if why else "shared prompts"
+        self._scoring = f"one sequence per response: {why}" if why else "shared prompts"
         return why is None
 
     def _score_batches(
