@@ -311,12 +311,13 @@ def target_logprobs(
         return -torch.nn.functional.cross_entropy(head(states), labels, reduction="none")
 
     def pieces(states: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        return zip(torch.split(states, rows), torch.split(targets, rows), strict=True)  # type: ignore[no-untyped-call]
+        return zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
 
     class Chunked(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
-            values, slopes = [], []
+            values: list[torch.Tensor] = []
+            slopes: list[torch.Tensor] = []
             for states, labels in pieces(hidden):
                 with torch.enable_grad():
                     states = states.detach().requires_grad_()
@@ -332,6 +333,6 @@ def target_logprobs(
             return (upstream[:, None] * slopes).to(slopes.dtype)
 
     if torch.is_grad_enabled() and hidden.requires_grad:
-        found: torch.Tensor = Chunked.apply(hidden)  # type: ignore[no-untyped-call]
+        found: torch.Tensor = Chunked.apply(hidden)
         return found
     return torch.cat([logprobs(states, labels) for states, labels in pieces(hidden)])
