@@ -328,11 +328,11 @@ def target_logprobs(
             return torch.cat(values)
 
         @staticmethod
-        def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            (slopes,) = ctx.saved_tensors
+        def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+            slopes: torch.Tensor = ctx.saved_tensors[0]
             return (upstream[:, None] * slopes).to(slopes.dtype)
 
     if torch.is_grad_enabled() and hidden.requires_grad:
-        found: torch.Tensor = Chunked.apply(hidden)
+        found: torch.Tensor = Chunked.apply(hidden)  # type: ignore[no-untyped-call]
         return found
     return torch.cat([logprobs(states, labels) for states, labels in pieces(hidden)])

@@ -200,7 +200,7 @@ def test_truncation(job: Job, truncation: Literal["keep_start", "keep_end", "dro
         else:
             assert data.prompts[at] == prompt
             assert chosen[: len(data.responses["chosen"][at])] == data.responses["chosen"][at]
-    with pytest.raises(DataError, match="rows exceed .* allows 5%; the longest has"):
+    with pytest.raises(DataError, match=r"rows exceed .* allows 5%; the longest has"):
         encode(frame, chat, columns, settings.model_copy(update={"max_truncated": 0.05}))
 
 

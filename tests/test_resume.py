@@ -99,15 +99,14 @@ def test_nan_keeps_the_last_good_checkpoint(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from macpo_train import dpo
+    from macpo_train.loss import macpo_loss as usual
 
     steps = iter(range(100))
-    usual = dpo.macpo_loss
 
     def breaks(*args: Any) -> torch.Tensor:
         return usual(*args) * (math.nan if next(steps) == 2 else 1)
 
-    monkeypatch.setattr(dpo, "macpo_loss", breaks)
+    monkeypatch.setattr("macpo_train.dpo.macpo_loss", breaks)
     saving = replace(job, out=tmp_path / "out", train=Train(dtype="float32", save_steps=1))
     with pytest.raises(ModelError, match=r"loss is nan at step 3; .*checkpoint-2$"):
         train(unheard, saving)
