@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -214,7 +216,9 @@ class Run:
         from macpo_train.train import Job, train
 
         name = self.plan.name(step)
-        with self.store.lock(name):
+        # Inside `accelerate launch` every process comes here; the first one keeps the books.
+        first = os.environ.get("RANK", "0") == "0"
+        with self.store.lock(name) if first else nullcontext():
             if self.store.is_done(name):
                 return
             recipe, agent = self.recipe, self.recipe.agents[step.learner]
@@ -250,6 +254,10 @@ class Run:
                 else:
                     worker = self._trainers.get("training" if self._keep else agent.base)
                     facts = worker.call("macpo_train.train:train", job, report=report)
+            while not first and not self.store.is_done(name):
+                time.sleep(0.1)
+            if not first:
+                return
             manifest = self._facts(step, made_from) | facts
             manifest |= {
                 "objective": step.objective,

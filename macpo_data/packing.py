@@ -28,6 +28,8 @@ MAX_LOGITS = 1 << 28
 MAX_MASK = 1 << 26
 # And its logits, of which it never needs more at once.
 CHUNK_LOGITS = 1 << 23
+# Whether to attend by FlexAttention on a GPU, until it fails there.
+_flex = True
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,16 @@ def why_not_shared(model: Any) -> str | None:
     Returns:
         A few words on why the plain path has to be used.
     """
+    global _flex
+    why = _differs(model)
+    if why and _flex and _causal(model).device.type == "cuda":
+        # With a mask in place of blocks, it may do.
+        _flex = False
+        why = _differs(model)
+    return why
+
+
+def _differs(model: Any) -> str | None:
     import torch
 
     config = _causal(model).config.get_text_config()
@@ -226,7 +238,8 @@ def _attention(causal: Any, parts: torch.Tensor) -> tuple[Any, str | None]:
 
     length = parts.shape[1]
     implementation = causal.config._attn_implementation
-    if parts.is_cuda and implementation == "sdpa" and getattr(causal, "_supports_flex_attn", False):
+    supported = _flex and getattr(causal, "_supports_flex_attn", False)
+    if parts.is_cuda and implementation == "sdpa" and supported:
         from torch.nn.attention.flex_attention import create_block_mask
 
         def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:

@@ -68,12 +68,16 @@ def recipe_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers with the world's tokenizer."""
+    return make_tiny_base(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_base(path: Path) -> Path:
+    """Write it; the same weights every time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from macpo_train.pretrain import train_tokenizer
 
-    path = tmp_path_factory.mktemp("tiny")
     tokenizer = train_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import OpenRun
 from safetensors.torch import load_file
 
 from macpo_data.errors import ModelError
@@ -175,3 +177,24 @@ def test_warnings_stand_in_the_manifest(
     (warning,) = facts["warnings"]
     assert "become less likely" in warning
     assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -> None:
+    """The learner scored both sides when the round was written; nothing of it is computed again."""
+    values = yaml.safe_load(tiny_recipe.read_text())
+    values["agents"] = {name: values["agents"][name] for name in ("teacher1", "student")}
+    tiny_recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    with open_run("train.save_steps=1", file=tiny_recipe, fake=False) as run:
+        run.finish_round(0)
+        run.make("gen", 1, "student")
+        (step,) = run.select("train", 1, "student")
+        # Begun once before, and killed: what is left there is no adapter.
+        (run.path(step) / "trainer" / "checkpoint-1").mkdir(parents=True)
+        run.make("train", 1, "student")
+        manifest = run.store.manifest(run.plan.name(step))
+    assert manifest is not None
+    known = manifest["reference_logprobs"]
+    assert known["computed"] == known["cached"] == 0 and known["stored"] > 0
+    assert known["of"] == "previous" and manifest["shared_prompt"] is True
+    assert manifest["history"][0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
+    assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import golden_curve
 import polars as pl
 import pytest
 import torch
@@ -214,3 +216,12 @@ def test_a_loss_that_is_not_finite_stops(job: Job, tmp_path: Path) -> None:
 def test_lora_targets_that_are_not_there(job: Job) -> None:
     with pytest.raises(ModelError, match=r"lora\.targets"):
         train(quiet, replace(job, lora=Lora(targets=["nothing"])))
+
+
+def test_golden_curve(tmp_path: Path) -> None:
+    """Twenty steps as they were recorded; the first DPO term is ln 2."""
+    golden = json.loads(golden_curve.PATH.read_text("utf-8"))["curve"]
+    assert golden["dpo"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(golden["loss"]) == 20 and golden["loss"][-1] < golden["loss"][0]
+    for term, values in golden_curve.curve(tmp_path).items():
+        assert values == pytest.approx(golden[term], abs=2e-3, rel=2e-3), term
