@@ -20,9 +20,10 @@ from macpo_data.chat import Chat
 from macpo_data.packing import answer_logprobs, why_not_shared, window
 from macpo_data.recipe import DPO
 from macpo_train.encode import Encoded
+from macpo_train.loop import run, training_arguments
 from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs
-from macpo_train.train import Job, Report, run, training_arguments
+from macpo_train.train import Job, Report
 from macpo_train.watch import say
 
 METRICS = {

@@ -9,7 +9,8 @@ from trl import SFTConfig, SFTTrainer
 
 from macpo_data.chat import Chat
 from macpo_train.encode import Encoded
-from macpo_train.train import Job, Report, run, training_arguments
+from macpo_train.loop import run, training_arguments
+from macpo_train.train import Job, Report
 
 METRICS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ import polars as pl
 
 from macpo_data.chat import make_chat
 from macpo_data.errors import ModelError
-from macpo_data.models import Base, adapter_sha256, load_model, load_tokenizer
-from macpo_data.recipe import DPO, SFT, Lora, Train, digest
+from macpo_data.models import Base, load_model, load_tokenizer
+from macpo_data.recipe import DPO, SFT, Lora, Train
 
 Report = Callable[[int, int, str], None]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -76,6 +75,7 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
 
     from macpo_train.dpo import train_dpo
     from macpo_train.encode import encode
+    from macpo_train.loop import would_fit
     from macpo_train.sft import train_sft
 
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -94,7 +94,7 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
             report if state.is_main_process else lambda *_: None, job, model, chat, data
         )
     except (torch.OutOfMemoryError, MemoryError):
-        raise ModelError(_would_fit(job, data.longest)) from None
+        raise ModelError(would_fit(job, data.longest)) from None
     if state.is_main_process:
         save_adapter(model, job.base, job.out)
     state.wait_for_everyone()
@@ -166,112 +166,6 @@ def save_adapter(model: Any, base: Base, out: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     for extra in set(out.iterdir()) - {out / name for name in ADAPTER_FILES}:
         shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
-
-
-def training_arguments(job: Job, rows: int) -> dict[str, Any]:
-    """What SFT and DPO tell transformers' Trainer alike.
-
-    Raises:
-        ModelError: the batch cannot be cut so.
-    """
-    import torch
-
-    settings, train_ = job.settings, job.train
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(train_.micro_batch_size or settings.batch_size, settings.batch_size // processes)
-    if micro < 1 or settings.batch_size % (micro * processes):
-        raise ModelError(
-            f"batch_size {settings.batch_size} is no multiple of train.micro_batch_size {micro} "
-            f"times {processes} processes"
-        )
-    if train_.report_to != "none":
-        if find_spec(train_.report_to) is None:
-            raise ModelError(
-                f"train.report_to={train_.report_to} needs its package: "
-                f"pip install {train_.report_to}"
-            )
-        logs = job.logs or job.out.parent / "logs"
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(logs / job.out.name))
-    steps = -(-rows // settings.batch_size) * settings.epochs
-    return {
-        "output_dir": str(job.out / "trainer"),
-        "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate * job.lr_scale,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch_size // (micro * processes),
-        "lr_scheduler_type": train_.scheduler,
-        "warmup_steps": int(train_.warmup * steps),
-        "weight_decay": train_.weight_decay,
-        "max_grad_norm": train_.max_grad_norm,
-        "gradient_checkpointing": train_.gradient_checkpointing,
-        "bf16": train_.dtype == "bfloat16",
-        "use_cpu": not torch.cuda.is_available(),
-        "max_length": None,
-        "seed": job.seed,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # `Watch` stops at a loss that is not finite
-        # By the clock unless steps are named; several processes have several clocks.
-        "save_strategy": "steps" if train_.save_steps or processes > 1 else "no",
-        "save_steps": train_.save_steps or 100,
-        "save_total_limit": 2,  # the older one goes before the newer one is marked as whole
-        "report_to": train_.report_to,
-        "run_name": job.out.name,
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "ddp_find_unused_parameters": False,
-    }
-
-
-def run(
-    report: Report, job: Job, keys: dict[str, str], make: Callable[[Any], Any]
-) -> dict[str, Any]:
-    """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one."""
-    from macpo_train.watch import Watch, last_checkpoint, quiet, say
-
-    identity = _identity(job)
-    watch = Watch(report, keys, job.settings.batch_size, identity, job.train.save_steps)
-    trainer = make(watch)
-    quiet(trainer)
-    folder = Path(trainer.args.output_dir)
-    checkpoint = last_checkpoint(folder, identity)
-    if checkpoint is None:
-        if trainer.is_world_process_zero():
-            shutil.rmtree(folder, ignore_errors=True)
-    else:
-        say(f"going on from {checkpoint}")
-    trainer.accelerator.wait_for_everyone()
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    return {
-        "history": watch.history(trainer.state),
-        "warnings": watch.warnings,
-        "resumed_from": None if checkpoint is None else int(checkpoint.name.split("-")[1]),
-    }
-
-
-def _identity(job: Job) -> str:
-    """What a checkpoint depends on: all that decides the result, and how batches are cut."""
-    start = adapter_sha256(job.start) if job.start else None
-    facts = [job.base.id, job.base.revision, job.chat_template, job.column, job.lr_scale, job.seed]
-    settings = [s.identity() for s in (job.settings, job.lora, job.train)]
-    cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1")]
-    dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
-    return digest([dataset, start, facts, settings, cut])
-
-
-def _would_fit(job: Job, longest: int) -> str:
-    """What to do where memory ran out."""
-    micro = job.train.micro_batch_size or job.settings.batch_size
-    smaller = next((n for n in range(micro // 2, 0, -1) if job.settings.batch_size % n == 0), None)
-    fits = [f"train.micro_batch_size={smaller}"] if smaller else []
-    if not job.train.gradient_checkpointing:
-        fits.append("train.gradient_checkpointing=true")
-    if not smaller:
-        fits.append(f"a train.max_length below {longest}")
-    return (
-        f"memory ran out with {micro} rows of up to {longest} tokens per forward pass; "
-        f"set {' or '.join(fits)}, which changes nothing but the time"
-    )
 
 
 def _placeholder(job: Job) -> dict[str, Any]:

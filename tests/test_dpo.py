@@ -20,7 +20,8 @@ from macpo_data.models import Base, load_chat
 from macpo_data.recipe import DPO, Engine, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_train.encode import encode
-from macpo_train.train import Job, policy, train, training_arguments
+from macpo_train.loop import training_arguments
+from macpo_train.train import Job, policy, train
 
 pytestmark = pytest.mark.slow
 

@@ -9,12 +9,12 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
+from macpo_data.head import target_logprobs
 from macpo_data.packing import (
     answer_logprobs,
     pack,
     response_logprobs,
     shared_logprobs,
-    target_logprobs,
     why_not_shared,
     window,
 )

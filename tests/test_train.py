@@ -128,7 +128,7 @@ def test_token_normalisation_equals_trl(started: Job) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from macpo_train.train import training_arguments
+    from macpo_train.loop import training_arguments
 
     settings = DPO(
         learning_rate=1e-3, batch_size=5, reference="previous", sft_normalization="token"
