@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,12 +49,17 @@ RoundOption = Annotated[int, typer.Option("--round", help="0 initialises; 1.. co
 LearnerOption = Annotated[str | None, typer.Option("--learner", help="Only this agent.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")]
 RedoOption = Annotated[
-    bool, typer.Option("--redo", help="Make the results anew; the old ones are moved aside.")
+    bool,
+    typer.Option(
+        "--redo",
+        help="Make the steps anew; old results are moved aside.",
+    ),
 ]
 RUNS = Path("runs")
-# A disk that is full, out of quota or out of bounds, or that may not be written to.
+# A disk that is full or out of quota, or a path that cannot be what it has to be.
 DISK_ERRORS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
 )  # fmt: skip
 
 
@@ -85,9 +92,11 @@ def init(
     _, text = recipe_text(recipe)
     if to.exists():
         raise MacpoError(f"{to} exists already; move it away, or choose another name with --to")
+    to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(text, "utf-8")
     _say(f"wrote {to}")
-    _next("macpo status" if to == Path("macpo.yaml") else f"macpo status --recipe {to}")
+    named = f" --recipe {shlex.quote(str(to) if to.parent.name else f'./{to}')}"
+    _next("macpo status" + ("" if to == Path("macpo.yaml") else named))
 
 
 @app.command()
@@ -147,8 +156,9 @@ def run_(
             if outcome.waiting or each == wanted[-1]:
                 break
             _print_outcome(outcome)
-        _print_results(run, wanted[-1] if wanted else last)
-        _finish(run, outcome)
+        if not outcome.waiting:
+            _print_results(run, each)
+        _finish(run, outcome, whole=True)
 
 
 @app.command()
@@ -177,7 +187,7 @@ def status(
             }
             for step in run.plan.steps
         ]
-        print(json.dumps(rows, indent=1))
+        _say(json.dumps(rows, indent=1))
 
 
 @app.command()
@@ -232,7 +242,8 @@ def clean(
     if not names:
         _say("every result is reached by the recipe")
     elif not yes:
-        _next("macpo clean --yes")
+        options = [word for name in recipe or [] for word in ("--recipe", name)]
+        _next("macpo clean --yes" + _options_said(options, runs, sets))
 
 
 def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
@@ -240,14 +251,23 @@ def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
     from macpo_data.show import progress
     from rounds import Run
 
-    return Run(load_recipe(recipe, sets), runs, progress, lambda line: print(line, file=sys.stderr))
+    run = Run(load_recipe(recipe, sets), runs, progress, lambda line: print(line, file=sys.stderr))
+    run.said = _options_said(["--recipe", recipe] if recipe else [], runs, sets)
+    return run
 
 
-def _finish(run: Run, outcome: Outcome) -> None:
-    """Say what was written and what comes next; exit 1 where all of it is waiting."""
+def _options_said(recipe: list[str], runs: Path, sets: list[str] | None) -> str:
+    """The options as they were given, so that a command to come can be copied whole."""
+    words = [*recipe, *([] if runs == RUNS else ["--runs", str(runs)])]
+    words += [word for setting in sets or [] for word in ("--set", setting)]
+    return " " + shlex.join(words) if words else ""
+
+
+def _finish(run: Run, outcome: Outcome, whole: bool = False) -> None:
+    """Say what was written and what comes next; exit 1 where all of it (`whole`: any) waits."""
     _print_outcome(outcome)
     _say_next(run)
-    if outcome.waiting and not outcome.wrote and not outcome.kept:
+    if outcome.waiting and (whole or not (outcome.wrote or outcome.kept)):
         raise typer.Exit(1)
 
 
@@ -257,7 +277,7 @@ def _print_outcome(outcome: Outcome) -> None:
     for step, path in outcome.kept:
         _say(f"kept     {step}: {path}")
     for step, reasons in outcome.waiting.items():
-        _say(f"waiting  {step} for {', '.join(reasons)}")
+        _say(f"waiting  {step}: {', '.join(reasons)}")
 
 
 def _print_plan(run: Run, steps: list[Step]) -> None:
@@ -289,10 +309,11 @@ def _say_next(run: Run) -> None:
     found: dict[Step, State] = run.states()
     for step in run.plan.steps:
         if found[step] == "ready":
-            return _next(f"macpo {step.kind} --round {step.round}")
+            return _next(f"macpo {step.kind} --round {step.round}{run.said}")
         if found[step] == "stale":
-            return _next(f"macpo {step.kind} --round {step.round} --learner {step.learner} --redo")
-    _next(f"macpo show --round {run.recipe.rounds}")
+            which = f"--round {step.round} --learner {step.learner} --redo"
+            return _next(f"macpo {step.kind} {which}{run.said}")
+    _next(f"macpo show --round {run.recipe.rounds}{run.said}")
 
 
 def _say(line: str) -> None:
@@ -305,20 +326,33 @@ def _next(command: str) -> None:
 
 def main() -> None:
     """Run the command; a person's mistake is one line on stderr and exit code 1."""
+    from macpo_data.errors import plain
+
+    # Raised as any other error, before typer would end silently.
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
+    except Interrupted as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(130)
     except MacpoError as error:
-        sys.exit("error: " + " ".join(str(error).split("\n")))
+        sys.exit(f"error: {plain(' '.join(str(error).split()))}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({plain(str(error.filename))})" if error.filename else ""
         sys.exit(
             f"error: {os.strerror(error.errno)}{where}; mend that and run the same command again: "
             "what is finished stays"
         )
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; run the same command again to go on: what is finished stays")
+
+
+class Interrupted(MacpoError):
+    """Somebody pressed Ctrl-C."""
+
+
+def _interrupt(*_: object) -> None:
+    raise Interrupted("interrupted; run the same command again to go on: what is finished stays")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from macpo_data.store import State, Store, inputs, states, write_parquet
 from macpo_data.worker import Report, Worker, Workers
 
 Kind = Literal["gen", "train"]
+STALE = "it is damaged, or made from what changed since: --redo makes it anew"
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Run:
     ) -> None:
         """Nothing is read or started yet."""
         self.recipe = recipe
+        self.said = ""  # the options that made this run, for the next command
         self.plan: Plan = make_plan(recipe)
         self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
@@ -62,10 +64,10 @@ class Run:
         """Close the processes at the end, whatever happens."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Give all memory back."""
-        self._writers.close()
-        self._trainers.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Give all memory back; after an error, at once."""
+        self._writers.close(kill=kind is not None)
+        self._trainers.close(kill=kind is not None)
 
     @cached_property
     def lock(self) -> Lock:
@@ -92,8 +94,8 @@ class Run:
         """
         if not 0 <= round_ <= self.recipe.rounds:
             raise MacpoError(
-                f"no round {round_}: this recipe has rounds 0..{self.recipe.rounds}; "
-                f"for more say --set rounds={max(round_, 0)}"
+                f"no round {round_}: this recipe has rounds 0..{self.recipe.rounds}"
+                + (f"; for more say --set rounds={round_}" if round_ > 0 else "")
             )
         if learner is not None and learner not in self.recipe.agents:
             raise MacpoError(f"no learner {learner!r}: choose {', '.join(self.recipe.agents)}")
@@ -123,35 +125,37 @@ class Run:
         """
         outcome = Outcome()
         todo = self.select(kind, round_, learner)
-        first = self.states()
-        redone = {s for s in todo if redo and not self.waits_for(s, first)}
         while todo:
             found = self.states()
-            able = [s for s in todo if s in redone or found[s] in ("done", "ready")]
+            able = [s for s in todo if found[s] in ("done", "ready") or self._may(s, found, redo)]
             if not able:
                 break
             # Steps on the base that is loaded already go first.
             step = min(able, key=lambda s: (s.turn, not self._loaded(s)))
             todo.remove(step)
-            if found[step] == "done" and step not in redone:
+            again = self._may(step, found, redo)
+            if found[step] == "done" and not again:
                 outcome.kept.append((step, self.path(step)))
                 continue
-            if step in redone and (old := self.store.aside(self.plan.name(step))):
-                self.say(f"{step}: the old result is in {old}")
             self._prepare_bases(step)
-            if kind == "gen":
-                self._gen(step, self.context(redo))
-            else:
-                self._train(step)
-            outcome.wrote.append((step, self.path(step)))
+            with self.store.lock(self.plan.name(step)) if _first() else nullcontext():
+                if again and (old := self.store.aside(self.plan.name(step))):
+                    self.say(f"{step}: the old result is in {old}")
+                made = not self.store.is_done(self.plan.name(step))
+                if made:
+                    self._gen(step, redo) if kind == "gen" else self._train(step)
+            (outcome.wrote if made else outcome.kept).append((step, self.path(step)))
         found = self.states()
         for step in todo:
-            reasons = self.waits_for(step, found)
-            outcome.waiting[step] = reasons or ["its inputs, which changed since: use --redo"]
+            outcome.waiting[step] = self.waits_for(step, found) or [STALE]
         if not self._keep:
             self._writers.close()
             self._trainers.close()
         return outcome
+
+    def _may(self, step: Step, found: dict[Step, State], redo: bool) -> bool:
+        """Whether --redo was said and everything that the step is made from is fresh."""
+        return redo and not self.waits_for(step, found)
 
     def finish_round(self, round_: int) -> Outcome:
         """All of a round: gen and train in turns until nothing more becomes ready."""
@@ -168,7 +172,7 @@ class Run:
         found = self.states()
         for step in self.select(None, round_):
             if found[step] != "done":
-                whole.waiting[step] = self.waits_for(step, found) or ["--redo"]
+                whole.waiting[step] = self.waits_for(step, found) or [STALE]
         return whole
 
     def _loaded(self, step: Step) -> bool:
@@ -189,88 +193,81 @@ class Run:
         with self.progress(title) as report:
             pretrain_bases(missing, report)
 
-    def _gen(self, step: Step, context: Context) -> None:
+    def _gen(self, step: Step, redo: bool) -> None:
         """Write the dataset of one gen step: build it as the method says, write it, seal it."""
-        name = self.plan.name(step)
-        with self.store.lock(name):
-            if self.store.is_done(name):
-                return
-            context.prompts("d1")
-            made_from = inputs(self.plan, self.store, step)
-            data = self.method.build(step, context)
-            if data.pairs.is_empty():
-                raise DataError(
-                    f"{step}: no pair is left, dropped by reason: "
-                    f"{summary(data)['dropped_by_reason']}; loosen the filters under `select`, or "
-                    "set select.on_filter=count"
-                )
-            folder = self.store.clear(name)
-            write_parquet(folder / "pairs.parquet", data.pairs)
-            write_parquet(folder / "candidates.parquet", data.candidates)
-            write_parquet(folder / "dropped.parquet", data.dropped)
-            facts = {"summary": summary(data), "scored_under": context.scored_under}
-            self.store.finish(name, self._facts(step, made_from) | facts)
+        name, context = self.plan.name(step), self.context(redo)
+        context.prompts("d1")
+        made_from = inputs(self.plan, self.store, step)
+        data = self.method.build(step, context)
+        if data.pairs.is_empty():
+            raise DataError(
+                f"{step}: no pair is left, dropped by reason: "
+                f"{summary(data)['dropped_by_reason']}; loosen the filters under `select`, or set "
+                "select.on_filter=count"
+            )
+        folder = self.store.clear(name)
+        write_parquet(folder / "pairs.parquet", data.pairs)
+        write_parquet(folder / "candidates.parquet", data.candidates)
+        write_parquet(folder / "dropped.parquet", data.dropped)
+        facts = self._facts(step, made_from | context.used)
+        facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        self.store.finish(name, facts)
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""
         from macpo_train.train import Job, train
 
         name = self.plan.name(step)
-        # Inside `accelerate launch` every process comes here; the first one keeps the books.
-        first = os.environ.get("RANK", "0") == "0"
-        with self.store.lock(name) if first else nullcontext():
-            if self.store.is_done(name):
-                return
-            recipe, agent = self.recipe, self.recipe.agents[step.learner]
-            made_from = inputs(self.plan, self.store, step)
-            dataset = self.plan.name(self.plan.dataset(step))
-            self.store.verify(dataset, "pairs.parquet")
-            (start,) = step.policies
-            maker = self.plan.maker(start)
-            if maker is not None:
-                self.store.verify(self.plan.name(maker))
-            fake = recipe.engine.name == "fake"
-            settings = {"sft_chosen": recipe.sft, "sft_rejected": recipe.negative}
-            job = Job(
-                dataset=self.store.path(dataset) / "pairs.parquet",
-                column="rejected" if step.objective == "sft_rejected" else "chosen",
-                base=models.Base(agent.base, None) if fake else self.lock.base(agent),
-                chat_template=agent.chat_template,
-                start=None if maker is None else self.path(maker),
-                out=self.path(step),
-                settings=settings.get(str(step.objective), recipe.dpo),
-                lora=recipe.lora,
-                train=recipe.train,
-                lr_scale=agent.lr_scale,
-                seed=recipe.seed,
-                fake=fake,
-                scored_under=self._scored_under(dataset, start),
-                cache=self.store.path("reference"),
-                logs=self.store.path("logs"),
-            )
-            with self.progress(f"training {step.makes}") as report:
-                if fake:
-                    facts = train(report, job)
-                else:
-                    worker = self._trainers.get("training" if self._keep else agent.base)
-                    facts = worker.call("macpo_train.train:train", job, report=report)
-            while not first and not self.store.is_done(name):
+        recipe, agent = self.recipe, self.recipe.agents[step.learner]
+        made_from = inputs(self.plan, self.store, step)
+        dataset = self.plan.name(self.plan.dataset(step))
+        self.store.verify(dataset, "pairs.parquet")
+        (start,) = step.policies
+        maker = self.plan.maker(start)
+        if maker is not None:
+            self.store.verify(self.plan.name(maker))
+        fake = recipe.engine.name == "fake"
+        settings = {"sft_chosen": recipe.sft, "sft_rejected": recipe.negative}
+        job = Job(
+            dataset=self.store.path(dataset) / "pairs.parquet",
+            column="rejected" if step.objective == "sft_rejected" else "chosen",
+            base=models.Base(agent.base, None) if fake else self.lock.base(agent),
+            chat_template=agent.chat_template,
+            start=None if maker is None else self.path(maker),
+            out=self.path(step),
+            settings=settings.get(str(step.objective), recipe.dpo),
+            lora=recipe.lora,
+            train=recipe.train,
+            lr_scale=agent.lr_scale,
+            seed=recipe.seed,
+            fake=fake,
+            scored_under=self._scored_under(dataset, start),
+            cache=self.store.path("reference"),
+            logs=self.store.path("logs"),
+        )
+        with self.progress(f"training {step.makes}") as report:
+            if fake:
+                facts = train(report, job)
+            else:
+                worker = self._trainers.get("training" if self._keep else agent.base)
+                facts = worker.call("macpo_train.train:train", job, report=report)
+        if not _first():
+            while not self.store.is_done(name):
                 time.sleep(0.1)
-            if not first:
-                return
-            manifest = self._facts(step, made_from) | facts
-            manifest |= {
-                "objective": step.objective,
-                "base": job.base.id,
-                "base_revision": job.base.revision,
-                "start": None if maker is None else self.plan.name(maker),
-                "adapter_sha256": models.adapter_sha256(job.out),
-            }
-            if step.objective == "dpo":
-                manifest["reference"] = (
-                    job.base.id if recipe.dpo.reference == "base" else manifest["start"]
-                )
-            self.store.finish(name, manifest)
+            return
+        manifest = self._facts(step, made_from) | facts
+        manifest |= {
+            "objective": step.objective,
+            "base": job.base.id,
+            "base_revision": job.base.revision,
+            "start": None if maker is None else self.plan.name(maker),
+            "adapter_sha256": models.adapter_sha256(job.out),
+        }
+        if step.objective == "dpo":
+            manifest["reference"] = (
+                job.base.id if recipe.dpo.reference == "base" else manifest["start"]
+            )
+        self.store.finish(name, manifest)
 
     def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:
         """What the scores of a dataset depend on, where they are those of one policy, `start`."""
@@ -293,6 +290,11 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             **versions(),
         }
+
+
+def _first() -> bool:
+    """Inside `accelerate launch` every process trains, and the first one keeps the books."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def pretrain_bases(names: list[str], report: Report) -> None:
@@ -324,12 +326,18 @@ def pretrain_bases(names: list[str], report: Report) -> None:
         list(pool.map(pretrain, sorted(names, key=cost)))
 
 
+_ROUND = re.compile(r"(?:^data/round|-positive)-(\d+)-")
+
+
 def unreachable(runs: list[Run]) -> list[str]:
     """Results in a run's folder that none of these recipes reaches, begun ones included."""
     store = runs[0].store
+    made = [int(found[1]) for name in store.names() if (found := _ROUND.search(name))]
     reached = set()
     for run in runs:
-        plan = run.plan
+        # The last round is no identity: rounds beyond today's were made by this recipe too.
+        last = max([run.recipe.rounds, *made])
+        plan = make_plan(run.recipe.model_copy(update={"rounds": last}))
         reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name}
         policies = [policy for step in plan.steps if (policy := step.makes)]
         for last in range(plan.recipe.rounds + 1):

@@ -95,7 +95,9 @@ class Chat:
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt up to where the assistant begins, with at most one BOS."""
-        spelt = [t for t in self.tokenizer.all_special_tokens if t]
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {t.content for t in added if t.special} | set(self.tokenizer.all_special_tokens)
+        spelt = sorted(filter(None, special), key=lambda token: (-len(token), token))
         holes = {token: _HOLE.format(f"t{n}") for n, token in enumerate(spelt)}
         safe: list[Message] = []
         for message in messages:

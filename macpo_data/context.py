@@ -13,7 +13,7 @@ import polars as pl
 
 from macpo_data import select, sources
 from macpo_data.engines import Voice
-from macpo_data.errors import DataError, StoreError
+from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
 from macpo_data.lock import Lock
 from macpo_data.models import Base
@@ -34,6 +34,8 @@ from macpo_data.schema import (
 from macpo_data.store import Shards, Store, write_json, write_parquet
 from macpo_data.worker import Report, Workers
 
+# Written into a sample or score set before its first shard.
+BEGUN = "begun.json"
 Progress = Callable[[str], AbstractContextManager[Report]]
 
 
@@ -53,6 +55,7 @@ class Context:
         self, plan: Plan, store: Store, workers: Workers, progress: Progress, redo: bool = False
     ) -> None:
         """Nothing is read or started yet. `redo` makes damaged parts anew."""
+        self.used: dict[str, str] = {}  # content of every sample and score set that was read
         self.plan = plan
         self.recipe: Recipe = plan.recipe
         self.store = store
@@ -61,6 +64,7 @@ class Context:
         self._workers = workers
         self._progress = progress
         self._redo = redo
+        self._pins: dict[str, str | None] | None = None
 
     def prompts(self, part: Part) -> pl.DataFrame:
         """The prompts of a part, as PROMPTS.
@@ -69,11 +73,12 @@ class Context:
             DataError: the source cannot be read or holds too few usable rows.
         """
         name = self.plan.prompts_name
-        self._mend(name)
+        if self._pins is None:  # once is enough: a local file is hashed to see that it is the same
+            self._mend(name)
+            self._pins = self.lock.data(self.recipe.data)
         with self.store.lock(name):
             if not self.store.is_done(name):
-                pins = self.lock.data(self.recipe.data)
-                parts, unusable = sources.read_parts(self.recipe.data, self.recipe.seed, pins)
+                parts, unusable = sources.read_parts(self.recipe.data, self.recipe.seed, self._pins)
                 folder = self.store.clear(name)
                 for each, frame in parts.items():
                     write_parquet(folder / f"{each}.parquet", frame)
@@ -87,7 +92,7 @@ class Context:
                         "kind": "prompts",
                         "format": FORMAT,
                         "data": self.recipe.read("data"),
-                        "pins": pins,
+                        "pins": self._pins,
                         "rows": {each: len(frame) for each, frame in parts.items()},
                         "unusable": reasons,
                     },
@@ -138,7 +143,7 @@ class Context:
             # Like lengths together, so that batches pad little.
             rows = prompts.select("prompt_id", "prompt").sort(_length("prompt"), "prompt_id")
             task = Task(
-                Shards(self.store.path(name), rows["prompt_id"].to_list(), self._shard_size),
+                self._shards(name, rows["prompt_id"].to_list()),
                 voice,
                 rows,
                 int(digest([self.recipe.seed, voice.fingerprint, draw, i]), 16),
@@ -175,7 +180,7 @@ class Context:
         content = digest([FORMAT, self.recipe.read("engine"), content])
         name = f"scores/{under}-{voice.fingerprint}-{content}"
         ids = [str(i) for i in rows["index"]]
-        task = Task(Shards(self.store.path(name), ids, self._shard_size), voice, rows)
+        task = Task(self._shards(name, ids), voice, rows)
         self._make([name], [(under, task)], f"scoring under {under}")
         scored = self._rows(name)
         self.scored_under[str(under)] = self.store.verify(name).get("scored_under")
@@ -204,20 +209,24 @@ class Context:
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped)
 
-    @property
-    def _shard_size(self) -> int:
-        return self.recipe.engine.shard_size
+    def _shards(self, name: str, ids: list[str]) -> Shards:
+        """The shards of a result, as a killed run began them or as the recipe wants them."""
+        size = self._begun(name).get("shard_size", self.recipe.engine.shard_size)
+        return Shards(self.store.path(name), ids, size)
 
-    def _begin(self, name: str, made_from: dict[str, str]) -> None:
-        """Keep the shards of a killed run, unless what they were made from changed since."""
-        begun = self.store.path(name) / "inputs.json"
+    def _begun(self, name: str) -> dict[str, Any]:
+        """What a result was begun with."""
         try:
-            same = json.loads(begun.read_text("utf-8")) == made_from
+            begun: dict[str, Any] = json.loads((self.store.path(name) / BEGUN).read_text("utf-8"))
         except (OSError, ValueError):
-            same = False
-        if not same:
-            self.store.clear(name)
-            write_json(begun, made_from)
+            return {}
+        return begun
+
+    def _begin(self, name: str, task: Task, made_from: dict[str, str]) -> None:
+        """Keep the shards of a killed run, unless what they were made from changed since."""
+        if self._begun(name).get("inputs") != made_from:
+            folder = self.store.clear(name)
+            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": task.shards.size})
 
     def _voice(self, policy: Policy) -> Voice:
         """The policy's adapter, checked, on its agent's template."""
@@ -270,6 +279,7 @@ class Context:
             # The base that is loaded already goes first.
             for base in sorted(todo, key=lambda b: not self._workers.has(b.id)):
                 self._make_on(base, todo[base], what)
+            self.used |= {name: str(self.store.content(name)) for name in names}
 
     def _made_from(self, policy: Policy) -> dict[str, str]:
         """The content of what a policy's sample or score set is made from."""
@@ -277,11 +287,28 @@ class Context:
         names = [self.plan.prompts_name, *([self.plan.name(maker)] if maker else [])]
         return {name: str(self.store.content(name)) for name in names}
 
+    def _check_template(self, policy: Policy, voice: Voice, facts: dict[str, Any]) -> None:
+        """Refuse what was rendered otherwise than the adapter was trained.
+
+        Raises:
+            ModelError: the base's own chat template changed since the adapter was trained.
+        """
+        maker = self.plan.maker(policy)
+        trained = maker and (self.store.manifest(self.plan.name(maker)) or {}).get(
+            "template_sha256"
+        )
+        now = facts.get("template_sha256", {}).get(voice.chat_template)
+        if trained and now and trained != now:
+            raise ModelError(
+                f"the chat template of {policy} is another than the one it was trained with; "
+                f"train it anew with --redo, or pin agents.{policy.agent}.revision"
+            )
+
     def _make_on(self, base: Base, todo: dict[str, tuple[Policy, Task]], what: str) -> None:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
-        for name, (policy, _) in todo.items():
-            self._begin(name, self._made_from(policy))
+        for name, (policy, task) in todo.items():
+            self._begin(name, task, self._made_from(policy))
         writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"
@@ -299,6 +326,7 @@ class Context:
         identities = facts.pop("scored_under", [None] * len(todo))
         for (name, (policy, task)), identity in zip(todo.items(), identities, strict=True):
             maker = self.plan.maker(policy)
+            self._check_template(policy, task.voice, facts)
             self.store.finish(
                 name,
                 {

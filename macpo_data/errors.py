@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 
 class MacpoError(Exception):
     """A mistake or a circumstance outside the program. The message ends in what to do next."""
@@ -31,3 +34,14 @@ class ModelError(MacpoError):
 
 class StoreError(MacpoError):
     """A result on disk is damaged, locked by another process, or the disk refused a write."""
+
+
+def hidden_os_error(error: BaseException, path: str | None = None) -> OSError | None:
+    """The system's error, such as a full disk, that a library hid in a text; None without one."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), path) if number else None
+
+
+def plain(text: str) -> str:
+    """Text without the control characters that a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -8,6 +8,7 @@ import polars as pl
 
 from macpo_data import world
 from macpo_data.context import Context
+from macpo_data.errors import StoreError
 from macpo_data.plan import Plan, Policy
 from macpo_data.recipe import digest
 from macpo_data.store import write_parquet
@@ -26,13 +27,24 @@ def gold_table(ctx: Context, last: int) -> tuple[pl.DataFrame, Path]:
         if (policy := step.makes) and step.round <= last and ctx.store.is_done(ctx.plan.name(step))
     ]
     name = gold_name(ctx.plan, policies)
-    if not ctx.store.is_done(name):
-        scored = _score(ctx, policies)
-        folder = ctx.store.clear(name)
-        write_parquet(folder / "responses.parquet", scored)
-        write_parquet(folder / "table.parquet", _means(scored))
-        ctx.store.finish(name, {"kind": "eval", "policies": [str(p) for p in policies]})
+    scored = _score(ctx, policies)
+    with ctx.store.lock(name):
+        if not _is_fresh(ctx, name):
+            ctx.store.aside(name)
+            folder = ctx.store.clear(name)
+            write_parquet(folder / "responses.parquet", scored)
+            write_parquet(folder / "table.parquet", _means(scored))
+            facts = {"kind": "eval", "policies": [str(p) for p in policies], "inputs": ctx.used}
+            ctx.store.finish(name, facts)
     return ctx.store.read(name, "table.parquet"), ctx.store.path(name) / "table.parquet"
+
+
+def _is_fresh(ctx: Context, name: str) -> bool:
+    """Whether the table is there, whole, and made from these samples."""
+    try:
+        return ctx.store.is_done(name) and ctx.store.verify(name)["inputs"] == ctx.used
+    except StoreError:
+        return False
 
 
 def gold_name(plan: Plan, policies: list[Policy]) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
+
 from macpo_data import models, sources
-from macpo_data.errors import DataError, StoreError
+from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.models import Base
 from macpo_data.recipe import Agent, Data
 from macpo_data.store import write_json
@@ -20,6 +22,7 @@ class Lock:
     def __init__(self, root: Path) -> None:
         """`root` is runs/<run>."""
         self.path = root / "lock.json"
+        root.mkdir(parents=True, exist_ok=True)
 
     def base(self, agent: Agent) -> Base:
         """An agent's base at its pinned revision.
@@ -29,6 +32,11 @@ class Lock:
         """
         key = f"{agent.base}@{agent.revision}"
         revision = self._pin("models", key, lambda: models.resolve(agent))
+        if models.is_folder(agent.base) and revision != models.resolve(agent):
+            raise ModelError(
+                f"{agent.base} changed since this run first used it; restore it, or give the "
+                "recipe another `run` name (--set run=NAME)"
+            )
         return Base(agent.base, revision, agent.trust_remote_code)
 
     def data(self, data: Data) -> dict[str, str | None]:
@@ -51,14 +59,15 @@ class Lock:
         return pins
 
     def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
-        try:
-            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
-            known: dict[str, str | None] = pins.setdefault(kind, {})
-        except (ValueError, AttributeError):
-            raise StoreError(
-                f"{self.path} is damaged; restore it, or delete it to pin anew"
-            ) from None
-        if key not in known:
-            known[key] = resolve()
-            write_json(self.path, pins)
-        return known[key]
+        with FileLock(self.path.with_name(".lock.json.lock")):
+            try:
+                pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+                known: dict[str, str | None] = pins.setdefault(kind, {})
+                if key not in known:
+                    known[key] = resolve()
+                    write_json(self.path, pins)
+                return known[key]
+            except (ValueError, AttributeError, TypeError):
+                raise StoreError(
+                    f"{self.path} is damaged; restore it, or delete it to pin anew"
+                ) from None

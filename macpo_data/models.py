@@ -26,13 +26,15 @@ class Base:
     """A base model with everything that decides how it is loaded."""
 
     id: str  # as the recipe has it
-    revision: str | None  # a commit on the Hub; None for local folders
+    revision: str | None  # a commit on the Hub, or the print of a local folder; None in the world
     trust_remote_code: bool = False
 
     @property
     def source(self) -> str:
         """What `from_pretrained` takes."""
-        return str(world.base_path(self.id.removeprefix(WORLD))) if self.is_world else self.id
+        if self.is_world:
+            return str(world.base_path(self.id.removeprefix(WORLD)))
+        return str(Path(self.id).expanduser()) if self.id.startswith("~") else self.id
 
     @property
     def is_world(self) -> bool:
@@ -53,7 +55,7 @@ def check_world_base(base: str) -> None:
 
 
 def resolve(agent: Agent) -> str | None:
-    """The commit that a base's revision names now; None for what is not on the Hub.
+    """The commit that a base's revision names now, or the print of a local folder.
 
     Raises:
         ModelError: the base is not there, or the network is not.
@@ -61,16 +63,41 @@ def resolve(agent: Agent) -> str | None:
     check_world_base(agent.base)
     if agent.base.startswith(WORLD):
         return None
-    if agent.base.startswith((".", "/", "~")) or Path(agent.base).exists():
-        if not (Path(agent.base) / "config.json").is_file():
+    if is_folder(agent.base):
+        folder = Path(agent.base).expanduser()
+        if not (folder / "config.json").is_file():
             raise ModelError(f"no model in {agent.base}: a folder with a config.json is needed")
-        return None
+        return folder_print(folder)
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().model_info(agent.base, revision=agent.revision).sha)
     except Exception as error:  # every way of not reaching the Hub has its own class
         raise ModelError(unreachable("base", agent.base, error)) from None
+
+
+def is_folder(base: str) -> bool:
+    """Whether a base is a local folder rather than an id on the Hub."""
+    return base.startswith((".", "/", "~")) or Path(base).exists()
+
+
+def folder_print(folder: Path) -> str:
+    """Tell a local base from another in a moment, however large it is.
+
+    A sha256 over each file's name and size, its whole content up to 1 MiB, and its first and last
+    MiB beyond that.
+    """
+    edge = 1 << 20
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(edge))
+            if size > edge:
+                file.seek(max(edge, size - edge))
+                digest.update(file.read(edge))
+    return f"print:{digest.hexdigest()}"
 
 
 def unreachable(what: str, name: str, error: Exception) -> str:
@@ -156,14 +183,16 @@ def device() -> torch.device:
 
 
 def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
+    from safetensors import SafetensorError
+
     try:
         return loader.from_pretrained(
             base.source,
-            revision=base.revision,
+            revision=None if is_folder(base.source) else base.revision,
             trust_remote_code=base.trust_remote_code,
             **kwargs,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"cannot load base {base.id}: {first}") from None
 

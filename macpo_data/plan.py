@@ -109,6 +109,9 @@ class Plan:
         """8 hex digits of what decides a step's result: the fields it reads and its parents."""
         if step not in self._fingerprints:
             fields = {path: self.recipe.read(path) for path in step.reads}
+            if step.kind == "train":
+                # Which hardware trains is no identity, but whether anything does is.
+                fields["engine.fake"] = self.recipe.engine.name == "fake"
             parents = [self.policy_fingerprint(p) for p in step.policies]
             parents.append(
                 self.fingerprint(self.dataset(step))

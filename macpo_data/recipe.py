@@ -30,7 +30,7 @@ KNOB = "knob"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, strict=True)]  # strict: yes is no number
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")  # losses with label_smoothing
 NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
 # Names a person types after --recipe; a path or a name with a suffix is a file.
@@ -50,8 +50,8 @@ def read_template(path: str) -> str:
         MacpoError: it cannot be read.
     """
     try:
-        return Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(path).expanduser().read_text("utf-8")
+    except (OSError, ValueError) as error:
         raise MacpoError(
             f"cannot read chat_template {path}: {error}; "
             f"use one of {', '.join(NAMED_TEMPLATES)} or the path of a Jinja file"
@@ -61,7 +61,7 @@ def read_template(path: str) -> str:
 class Section(BaseModel):
     """A part of the recipe: frozen, and a key it does not know is a mistake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide a result, without the knobs, as JSON values."""
@@ -184,7 +184,7 @@ class Select(Section):
     """Which candidates become chosen responses."""
 
     keep: Count = 1  # pairs per prompt, lowest perplexity first
-    max_perplexity: Positive | None = None  # candidates above it never become chosen
+    max_perplexity: Positive | None = None  # where perplexity selects, none above it is chosen
     on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
     min_chars: Annotated[int, Field(ge=0)] = 1
     max_chars: Count | None = None
@@ -199,6 +199,12 @@ class SFT(Section):
     epochs: Positive = 3.0
     learning_rate: Positive = 5e-5
     batch_size: Count = 32  # sequences per optimiser step
+
+
+class Negative(SFT):
+    """Fine-tuning on rejected responses, which goes on from the positive policy."""
+
+    epochs: Positive = 1.0
 
 
 class DPO(Section):
@@ -238,7 +244,7 @@ class Lora(Section):
     r: Count = 8
     alpha: Count = 16
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    targets: list[str] = ["q_proj", "v_proj"]
+    targets: Annotated[list[str], Field(min_length=1)] = ["q_proj", "v_proj"]
     rslora: bool = False  # scale by alpha / sqrt(r), which keeps large ranks learning
 
 
@@ -283,7 +289,7 @@ class Recipe(Section):
 
     run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
     method: Literal["macpo"] = "macpo"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
     rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
     data: Data
     agents: dict[Name, Agent]
@@ -293,7 +299,7 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()
-    negative: SFT = SFT(epochs=1.0)
+    negative: Negative = Negative()
     dpo: DPO = DPO()
     lora: Lora = Lora()
     train: Train = Train()
@@ -351,6 +357,21 @@ def recipe_text(recipe: str | None) -> tuple[str, str]:
         raise MacpoError(f"cannot read recipe {recipe}: {error}; give a YAML file") from None
 
 
+class _DoubleKey(yaml.MarkedYAMLError):
+    """A key that stands twice; YAML itself would silently take the last."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                raise _DoubleKey(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Recipe:
     """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
 
@@ -360,11 +381,12 @@ def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Rec
     """
     source, text = recipe_text(recipe)
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
-        raise RecipeError(source, [f"not valid YAML{line}"]) from None
+        why = f": {error.problem}" if isinstance(error, _DoubleKey) else ""
+        raise RecipeError(source, [f"not valid YAML{line}{why}"]) from None
     if not isinstance(values, dict):
         raise RecipeError(source, ["a recipe is a mapping of keys, see `macpo init quickstart`"])
     problems = [p for setting in sets or [] if (p := _apply(values, setting))]
@@ -394,7 +416,9 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     if len(students) != 1:
         problems.append(f"agents: {len(students)} agents with role student, 1 is needed")
     if labeller is not None and labeller not in teachers:
-        problems.append(f"labeller: {labeller!r} is no teacher (those are: {', '.join(teachers)})")
+        problems.append(
+            f"labeller: {labeller!r} is no teacher (those are: {', '.join(map(str, teachers))})"
+        )
     loss, smoothing = (
         _raw(values, "dpo", "loss", "sigmoid"),
         _raw(values, "dpo", "label_smoothing", 0),
@@ -406,6 +430,16 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     if isinstance(keep, int) and isinstance(n, int) and teachers and keep > n * len(teachers):
         problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
+    micro = _raw(values, "train", "micro_batch_size", None)
+    for section in ("sft", "negative", "dpo"):
+        batch = _raw(values, section, "batch_size", Recipe.model_fields[section].default.batch_size)
+        if (
+            isinstance(micro, int)
+            and isinstance(batch, int)
+            and 0 < micro < batch
+            and batch % micro
+        ):
+            problems.append(f"train.micro_batch_size: {micro} does not divide {section}'s {batch}")
     return problems
 
 
@@ -430,7 +464,7 @@ def _apply(values: dict[str, Any], setting: str) -> str | None:
         at = child
     try:
         at[keys[-1]] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return f"--set {setting}: the value is not valid YAML"
     return None
 

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from macpo_data.errors import plain as without_controls
 from macpo_data.plan import Step
 from macpo_data.worker import Report
 
@@ -31,8 +32,8 @@ PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
 
 def plain(text: str) -> Text:
-    """Text as data: no markup, and no control characters that a terminal would obey."""
-    return Text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+    """Text as data: no markup, and no control characters."""
+    return Text(without_controls(text))
 
 
 @contextmanager
@@ -60,16 +61,16 @@ def progress(title: str) -> Iterator[Report]:
         print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(plain(title).plain, total=None, note="")
+        task = bars.add_task(without_controls(title), total=None, note="")
 
         def bar(done: int, total: int, note: str) -> None:
             rate = done / max(time.monotonic() - started, 1e-9)
@@ -81,7 +82,7 @@ def progress(title: str) -> Iterator[Report]:
 
 def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) -> None:
     """A table of steps with their states, paths, and what they wait for."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
     for column in ("round", "step", "learner", "state"):
         table.add_column(column, no_wrap=True)
     table.add_column("result or what it waits for", overflow="fold")

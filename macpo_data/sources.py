@@ -237,6 +237,7 @@ def _read_file(path: str) -> pl.DataFrame:
             content = gzip.decompress(content)
         if path.endswith(".parquet"):
             return pl.read_parquet(io.BytesIO(content))
+        content = content.removeprefix(b"\xef\xbb\xbf")  # as Windows begins a text
         if content.lstrip()[:1] == b"[":
             return pl.read_json(io.BytesIO(content), infer_schema_length=None)
         return pl.read_ndjson(io.BytesIO(content), infer_schema_length=None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macpo_data.errors import StoreError
+from macpo_data.errors import StoreError, hidden_os_error
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import digest
 
@@ -57,11 +56,7 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
         try:
             frame.write_parquet(temporary, compression="zstd")
         except pl.exceptions.ComputeError as error:
-            # polars hides the system's error, such as a full disk, in a text.
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+            raise hidden_os_error(error, str(path)) or error from None
 
 
 def sha256(path: Path) -> str:
@@ -191,27 +186,30 @@ class Store:
 
 
 class Shards:
-    """The rows of a result in files of `size` rows: what a kill may cost, and what resume reads.
-
-    A shard's name carries a hash of the ids it holds, so that a run with other knobs does not take
-    one for another.
-    """
+    """The rows of a result in files of `size` rows: what a kill may cost, and what resume reads."""
 
     def __init__(self, folder: Path, ids: list[str], size: int) -> None:
         """`ids` name the rows in the order in which they are made."""
         self.folder = folder / "shards"
+        self.size = size
         self.spans = [range(at, min(at + size, len(ids))) for at in range(0, len(ids), size)]
         self.files = [
             self.folder / f"{n:05d}-{digest([ids[i] for i in span])}.parquet"
             for n, span in enumerate(self.spans)
-        ]
+        ]  # named by what they hold, so that none is taken for another
 
     def missing(self) -> list[int]:
-        """The shards that are still to be made. Leftovers of other spans are removed."""
-        if self.folder.is_dir():
-            for path in set(self.folder.iterdir()) - set(self.files):
-                path.unlink()
-        return [n for n, path in enumerate(self.files) if not path.is_file()]
+        """The shards that are still to be made. One that was cut short is among them."""
+        return [n for n, path in enumerate(self.files) if not self._whole(n, path)]
+
+    def _whole(self, shard: int, path: Path) -> bool:
+        if not path.is_file():
+            return False
+        try:
+            rows = pl.scan_parquet(path).select(pl.len()).collect().item()
+        except pl.exceptions.PolarsError:
+            return False
+        return bool(rows == len(self.spans[shard]))
 
     def write(self, shard: int, frame: pl.DataFrame) -> None:
         """Write a shard whole."""

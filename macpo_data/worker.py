@@ -17,7 +17,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
-from macpo_data.errors import MacpoError, ModelError
+from macpo_data.errors import MacpoError, ModelError, hidden_os_error
 
 # The libraries' own bars and notices, which would run across ours.
 QUIET = {
@@ -47,18 +47,22 @@ class Worker:
             MacpoError: as raised there, or the process was killed.
             RuntimeError: a bug there, with its traceback.
         """
+        self._exchange(lambda: self._pipe.send((function, args)))
+        while True:
+            kind, value = self._exchange(self._pipe.recv)
+            if kind == "progress":
+                report(*value)
+            elif kind == "value":
+                return value
+            elif isinstance(value, MacpoError | OSError):
+                raise value
+            else:
+                raise RuntimeError(f"in the process of {self.name}:\n{value}")
+
+    def _exchange(self, talk: Callable[[], Any]) -> Any:
+        """Talk to the process, or say that it is gone."""
         try:
-            self._pipe.send((function, args))
-            while True:
-                kind, value = self._pipe.recv()
-                if kind == "progress":
-                    report(*value)
-                elif kind == "value":
-                    return value
-                elif isinstance(value, MacpoError | OSError):
-                    raise value
-                else:
-                    raise RuntimeError(f"in the process of {self.name}:\n{value}")
+            return talk()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self._process.join()
             raise ModelError(
@@ -66,11 +70,12 @@ class Worker:
                 "ran out, lower engine.batch_size or train.micro_batch_size, then run it again"
             ) from None
 
-    def close(self) -> None:
-        """End the process and give its memory back."""
-        with suppress(BrokenPipeError):
+    def close(self, kill: bool = False) -> None:
+        """End the process and give its memory back; with `kill`, in the middle of its work."""
+        with suppress(OSError):
             self._pipe.send(None)
-        self._process.join(timeout=10)
+        if not kill:
+            self._process.join(timeout=10)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -99,15 +104,10 @@ class Workers:
         """Whether that worker is running."""
         return name in self._workers
 
-    def drop(self, name: str) -> None:
-        """Close a worker that failed."""
-        if worker := self._workers.pop(name, None):
-            worker.close()
-
-    def close(self) -> None:
+    def close(self, kill: bool = False) -> None:
         """Close all."""
-        for name in list(self._workers):
-            self.drop(name)
+        while self._workers:
+            self._workers.popitem()[1].close(kill)
 
 
 def _serve(pipe: Connection) -> None:
@@ -142,5 +142,5 @@ def _serve(pipe: Connection) -> None:
             pipe.send(("value", value))
         except (MacpoError, OSError) as error:
             pipe.send(("error", error))
-        except BaseException:
-            pipe.send(("error", traceback.format_exc()))
+        except BaseException as error:
+            pipe.send(("error", hidden_os_error(error) or traceback.format_exc()))

@@ -119,13 +119,14 @@ def policy(job: Job) -> Any:
         ModelError: the starting adapter does not belong to this base.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
+    from safetensors import SafetensorError
 
     model = load_model(job.base, job.train.dtype, job.train.quantization)
     if job.start is not None:
         _check_adapter(job.start, job.base)
         try:
             return PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
             first = str(error).strip().split("\n")[0]
             raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {first}") from None
     config = LoraConfig(
@@ -172,7 +173,8 @@ def _placeholder(job: Job) -> dict[str, Any]:
     """What the fake engine trains: a file whose content follows from the inputs."""
     seen = hashlib.sha256(job.dataset.read_bytes())
     seen.update((job.start / ADAPTER_FILES[1]).read_bytes() if job.start else b"")
-    seen.update(repr((job.column, job.settings, job.lora, job.train, job.seed)).encode())
+    settings = [section.identity() for section in (job.settings, job.lora, job.train)]
+    seen.update(repr((job.column, settings, job.seed)).encode())
     job.out.mkdir(parents=True, exist_ok=True)
     (job.out / ADAPTER_FILES[0]).write_text(json.dumps({"fake": True}), "utf-8")
     (job.out / ADAPTER_FILES[1]).write_bytes(seen.digest())

@@ -353,3 +353,31 @@ def test_junk_as_a_file(tmp_path_factory: pytest.TempPathFactory, text: str) -> 
 )
 def test_junk_as_settings(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> None:
     load_or_complain(tmp_path_factory.getbasetemp(), yaml.safe_dump(MINIMAL), sets)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("seed=-1", "seed: input should be greater than or equal to 0"),
+        ("seed=true", "seed: input should be a valid integer"),
+        ("dpo.beta=.inf", "dpo.beta: input should be a finite number"),
+        ("lora.targets=[]", "lora.targets: list should have at least 1 item"),
+        ("train.micro_batch_size=3", "train.micro_batch_size: 3 does not divide sft's 16"),
+    ],
+)
+def test_what_the_trainer_would_only_find_late(setting: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        load_recipe("quickstart", [setting])
+
+
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    text = recipe_text("quickstart")[1]
+    (tmp_path / "twice.yaml").write_text(text + "\nseed: 1\n")
+    with pytest.raises(RecipeError, match="seed stands twice"):
+        load_recipe(str(tmp_path / "twice.yaml"))
+
+
+def test_a_part_of_negative_keeps_its_own_defaults() -> None:
+    values = yaml.safe_load(recipe_text("quickstart")[1])
+    values["negative"] = {"learning_rate": 1e-4}
+    assert Recipe.model_validate(values).negative.epochs == 1.0

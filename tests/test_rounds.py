@@ -143,6 +143,15 @@ def test_what_a_change_makes_anew(open_run: OpenRun) -> None:
     scaled = changed("agents.student.lr_scale=2.0")
     assert "gen round 0 student" not in scaled and "train round 0 student positive" in scaled
     assert len(changed("seed=1")) == len(first)
+    assert changed("sampling.n=2", "select.keep=2", "select.max_perplexity=9.0") == {
+        s for s in first if "round 1" in s
+    }
+    real = open_run(fake=False).plan
+    assert not {str(s) for s in real.steps if real.fingerprint(s) == first[str(s)]} - {
+        f"gen round 0 teacher{n}" for n in (1, 2, 3)
+    }
+    assert changed("engine.dtype=bfloat16") >= {"gen round 0 student"}
+    assert "train round 0 teacher1 positive" not in changed("engine.dtype=bfloat16")
 
 
 def test_noise_swaps_its_share_for_each_teacher_anew(open_run: OpenRun) -> None:
@@ -321,3 +330,47 @@ def test_samples_of_an_adapter_that_changed_are_not_used(open_run: OpenRun) -> N
     with pytest.raises(StoreError, match="made from results that changed since"):
         run.make("gen", 0, "student")
     assert run.make("gen", 0, "student", redo=True).wrote
+
+
+def test_redo_never_uses_a_stale_parent(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    for learner in ("teacher1", "student"):
+        name = run.plan.name(step(run, "gen", 0, learner))
+        manifest = run.store.manifest(name)
+        assert manifest is not None
+        pairs = run.store.read(name, "pairs.parquet")
+        pairs.reverse().write_parquet(run.store.path(name) / "pairs.parquet")
+        run.store.finish(name, {k: v for k, v in manifest.items() if k != "seal"})
+    outcome = run.make("train", 0, redo=True)
+    # teacher1's new weights make the student's labels stale, so the student has to wait.
+    assert {s.learner for s, _ in outcome.wrote} == {"teacher1", "teacher2", "teacher3"}
+    assert {s.learner for s in outcome.waiting} == {"student"}
+
+
+def test_a_cut_shard_of_a_begun_set_is_made_anew(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    whole = bytes_of(run, "data/*/pairs.parquet")
+    (folder,) = (run.store.root / "samples").glob("student-negative-0-d2-*")
+    (folder / "manifest.json").unlink()
+    shard = sorted((folder / "shards").iterdir())[1]
+    shard.write_bytes(shard.read_bytes()[:90])
+    (run.path(step(run, "gen", 1, "student")) / "manifest.json").unlink()
+    # Another shard size on the way: what was begun goes on as it was begun.
+    again = open_run("engine.shard_size=5")
+    again.make("gen", 1, "student")
+    assert bytes_of(again, "data/*/pairs.parquet") == whole
+    assert len(list((folder / "shards").iterdir())) == 3
+
+
+def test_a_damaged_gold_table_is_made_anew(open_run: OpenRun) -> None:
+    from macpo_data.evaluate import gold_table
+
+    run = everything(open_run())
+    table, path = gold_table(run.context(), 1)
+    path.write_bytes(path.read_bytes()[:50])
+    assert gold_table(run.context(), 1)[0].equals(table)
+
+
+def test_clean_keeps_rounds_beyond_the_recipe(open_run: OpenRun) -> None:
+    everything(open_run("rounds=2"))
+    assert unreachable([open_run()]) == []

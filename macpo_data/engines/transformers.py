@@ -24,9 +24,13 @@ class TransformersEngine:
 
     def __init__(self, base: Base, settings: Settings) -> None:
         """Load the base."""
+        from transformers import GenerationConfig
+
         self.base = base
         self.batch_size = settings.batch_size
         self.model: Any = load_model(base, settings.dtype).eval()
+        # The recipe says how to sample; what the base's repository would add is left out.
+        self.model.generation_config = GenerationConfig()
         self.tokenizer = load_tokenizer(base)
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         self._chats: dict[str, Chat] = {}

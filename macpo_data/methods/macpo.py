@@ -12,7 +12,16 @@ from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
 SFT_READS = ("seed", "lora", "train")
-WRITING_READS = ("seed", "sampling", "engine", "select")
+DPO_READS = (*SFT_READS, "dpo")
+WRITING_READS = (
+    "seed",
+    "engine",
+    *(f"sampling.{key}" for key in ("temperature", "top_p", "top_k", "max_new_tokens")),
+    "select.on_filter",
+    *(f"select.{key}" for key in ("min_chars", "max_chars", "max_repetition", "truncated")),
+    "select.same_as_rejected",
+)
+CHOOSING_READS = ("sampling.n", "select.keep", "select.max_perplexity")
 
 
 def plan(recipe: Recipe) -> list[Step]:
@@ -41,7 +50,7 @@ def _initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ..
     """SFT on chosen makes the positive policy; SFT on rejected goes on from it to the negative."""
     positive = Policy(agent, "positive", 0)
     reads = (*SFT_READS, f"agents.{agent}.lr_scale")
-    data_reads = (*WRITING_READS,) if writers else ("seed", "data.noise")
+    data_reads = WRITING_READS if writers else ("seed", "data.noise")
     return [
         Step("gen", 0, turn, agent, policies=writers, reads=data_reads),
         Step("train", 0, turn, agent, "positive", "sft_chosen", (Policy(agent),), (*reads, "sft")),
@@ -57,13 +66,15 @@ def _contrast(
     """DPO + gamma * SFT on others' positives against the agent's own negatives."""
     before = Policy(agent, "positive", t - 1)
     policies = (*positives, Policy(agent, "negative", 0), before)
+    choosing = CHOOSING_READS if agent in recipe.students else ()
+    dpo_reads: tuple[str, ...] = (*DPO_READS, f"agents.{agent}.lr_scale")
+    if recipe.dpo.sft_normalization == "token":  # a mean over each micro-batch, as in trl
+        dpo_reads += ("train.micro_batch_size",)
+    data_reads = (*WRITING_READS, "negatives", *choosing)
     return [
-        Step("gen", t, turn, agent, policies=policies, reads=(*WRITING_READS, "negatives")),
-        Step(
-            "train", t, turn, agent, "positive", "dpo", (before,),
-            (*SFT_READS, "dpo", f"agents.{agent}.lr_scale"),
-        ),
-    ]  # fmt: skip
+        Step("gen", t, turn, agent, policies=policies, reads=data_reads),
+        Step("train", t, turn, agent, "positive", "dpo", (before,), dpo_reads),
+    ]
 
 
 def build(step: Step, ctx: Context) -> RoundData:
