@@ -41,6 +41,8 @@ def reference_logprobs(
     assert isinstance(settings, DPO)
     adapter = job.start if settings.reference == "previous" else None
     who = voice_identity(job.base, chat, adapter, model.dtype)
+    if job.train.quantization != "none":
+        who["quantization"] = job.train.quantization
     keys = {
         side: [_key(p, r) for p, r in zip(data.prompts, data.responses[side], strict=True)]
         for side in SIDES

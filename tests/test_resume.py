@@ -96,11 +96,12 @@ def test_a_checkpoint_of_other_settings_is_not_taken(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path, "c") is None
 
 
+@pytest.mark.parametrize("save_steps", [1, None])
 def test_nan_keeps_the_last_good_checkpoint(
-    job: Job,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int | None
 ) -> None:
+    """Saved by steps, or by the clock, which has always struck here."""
+    monkeypatch.setattr("macpo_train.watch.SECONDS", 0.0)
     from macpo_train.loss import macpo_loss as usual
 
     steps = iter(range(100))
@@ -109,7 +110,7 @@ def test_nan_keeps_the_last_good_checkpoint(
         return usual(*args) * (math.nan if next(steps) == 2 else 1)
 
     monkeypatch.setattr("macpo_train.dpo.macpo_loss", breaks)
-    saving = replace(job, out=tmp_path / "out", train=Train(dtype="float32", save_steps=1))
+    saving = replace(job, out=tmp_path / "out", train=Train(dtype="float32", save_steps=save_steps))
     with pytest.raises(ModelError, match=r"loss is nan at step 3; .*checkpoint-2$"):
         train(unheard, saving)
 
