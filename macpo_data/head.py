@@ -53,7 +53,9 @@ def _head(causal: Any) -> tuple[Head, int]:
     scale /= getattr(config, "logits_scaling", None) or 1.0
 
     def head(hidden: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = matrix(hidden).float() * scale
+        logits: torch.Tensor = matrix(hidden).float()
+        if scale != 1.0:
+            logits = logits * scale
         return torch.tanh(logits / cap) * cap if cap else logits
 
     return head, int(matrix.weight.shape[0])
