@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast demo bench clean
+.PHONY: help install check test test-fast conformance demo bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,12 +27,16 @@ test: install ## the whole test suite
 test-fast: install ## without what trains or generates with real models
 	$(BIN)/pytest -m 'not slow'
 
+conformance: install ## other trainers' own code on what macpo renders; needs a package index
+	$(BIN)/python -m tests.conformance.run
+
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.selecting
+	$(BIN)/python -m benchmarks.rendering
 	$(BIN)/python -m benchmarks.generating
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.sharing

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from macpo_data.errors import MacpoError
+from macpo_data.errors import Interrupted, MacpoError, plain
 
 if TYPE_CHECKING:
     from macpo_data.plan import Step
@@ -55,6 +55,17 @@ RedoOption = Annotated[
         help="Make the steps anew; old results are moved aside.",
     ),
 ]
+ALONE = "Without recipe and run"
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="Of the dataset, such as round_2_student.", rich_help_panel=ALONE
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Tag or commit of the dataset.", rich_help_panel=ALONE)
+]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Pairs to print.")]
 RUNS = Path("runs")
 # A disk that is full or out of quota, or a path that cannot be what it has to be.
 DISK_ERRORS = (
@@ -118,15 +129,52 @@ def gen(
 
 @app.command()
 def train(
-    round_: RoundOption,
+    round_: Annotated[int | None, typer.Option("--round", help="0 initialises; 1.. contrast.")] = (
+        None
+    ),
     learner: LearnerOption = None,
     recipe: RecipeOption = None,
     runs: RunsOption = RUNS,
     sets: SetOption = None,
     dry_run: DryOption = False,
     redo: RedoOption = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on this instead: a dataset on the Hub, a folder or a file.",
+            rich_help_panel=ALONE,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    revision: RevisionOption = None,
+    base: Annotated[
+        str | None, typer.Option(help="Model: Hub id or folder.", rich_help_panel=ALONE)
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Adapter to go on from.", rich_help_panel=ALONE)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the new adapter.", rich_help_panel=ALONE)
+    ] = None,
 ) -> None:
-    """Train every learner of a round whose dataset exists."""
+    """Train every learner of a round whose dataset exists, or on any one preference dataset.
+
+    `macpo train --dataset org/name --config round_2_student --base org/model --out DIR` needs
+    neither recipe nor run; its settings are `--set dpo.beta=0.1`, `--set train.max_length=2048`.
+    """
+    if dataset is not None:
+        from macpo_data.show import progress
+        from standalone import train_on
+
+        if base is None or out is None:
+            raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
+        made = train_on(
+            dataset, base, out, config=config, revision=revision, init=init, sets=sets,
+            progress=progress, say=_say_aside,
+        )  # fmt: skip
+        return _say(f"wrote    {made}")
+    if round_ is None:
+        raise MacpoError("train what? name a round with --round, or a dataset with --dataset")
     with _open(recipe, runs, sets) as run:
         if dry_run:
             return _print_plan(run, run.select("train", round_, learner))
@@ -197,7 +245,12 @@ def show(
     recipe: RecipeOption = None,
     runs: RunsOption = RUNS,
     sets: SetOption = None,
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pairs to print.")] = 3,
+    count: CountOption = 3,
+    where: Annotated[
+        str | None, typer.Option(help="Only those, in SQL: 'chosen_ppl > 20'.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="In that order, in SQL: '-chosen_ppl'.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw them at random.")] = False,
 ) -> None:
     """Read the pairs of a round."""
     with _open(recipe, runs, sets) as run:
@@ -206,11 +259,143 @@ def show(
         if not done:
             raise MacpoError(f"round {round_} has no dataset yet; run `macpo gen --round {round_}`")
         step = next((s for s in done if s.learner in run.recipe.students), done[0])
-        from macpo_data.show import print_pairs
+        from macpo_data.show import pick, print_pairs
 
         name = run.plan.name(step)
-        print_pairs(run.store.read(name, "pairs.parquet"), run.store.manifest(name), count)
+        pairs = pick(run.store.read(name, "pairs.parquet"), where, sort, sample, count)
+        print_pairs(pairs, run.store.manifest(name), count, spread=not sort)
         _say(f"{run.path(step) / 'pairs.parquet'}")
+
+
+@app.command()
+def push(
+    round_: RoundOption,
+    repo: Annotated[str | None, typer.Option(help="Dataset on the Hub, as org/name.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write the same files here instead.")] = None,
+    learner: LearnerOption = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", metavar="TAG", help="Tag, if not round-N.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository is private.")
+    ] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    candidates: Annotated[
+        bool, typer.Option("--candidates", help="Add all candidates with their scores.")
+    ] = False,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Also push the round's adapters to REPO-adapters.")
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Also push the student, merged, to REPO-merged.")
+    ] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Of the data, where its source states none.")
+    ] = None,
+    recipe: RecipeOption = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+) -> None:
+    """Publish a finished round: one commit and one tag on the Hub, or a folder."""
+    from macpo_data import hub
+
+    if repo is None and to is None:
+        raise MacpoError("where to? name a dataset with --repo org/name, or a folder with --to DIR")
+    with _open(recipe, runs, sets) as run:
+        steps = hub.round_steps(run.plan, run.store, run.select("gen", round_, learner), learner)
+        tag = hub.check_tag(as_ or f"round-{round_}" + (f"-{learner}" if learner else ""))
+        said = licence or hub.source_licence(run.plan, run.store, run.say)
+        wanted = hub.Push(run.plan, run.store, steps, tag, repo, candidates, said)
+        if to is not None:
+            changed = hub.push_to_folder(wanted, to)
+            return _say(f"{'wrote' if changed else 'kept'}  {to}")
+        if adapters or merge:
+            from macpo_data.adapters import push_adapters
+
+            for line in push_adapters(wanted, private=private, merge=merge, progress=run.progress):
+                _say(line)
+        _say(hub.push_to_hub(wanted, private=private, create_pr=create_pr, say=run.say))
+        _next(f"macpo pull {repo} --round {round_}")
+
+
+@app.command()
+def pull(
+    source: Annotated[str, typer.Argument(help="org/name, or a folder of `push --to`.")],
+    round_: RoundOption,
+    learner: LearnerOption = None,
+    revision: Annotated[str | None, typer.Option(help="A tag or commit; default round-N.")] = None,
+    to: Annotated[Path, typer.Option("--recipe-to", help="Where to write its recipe.")] = Path(
+        "macpo.yaml"
+    ),
+    runs: RunsOption = RUNS,
+) -> None:
+    """Bring a published round here, checked against its manifests, to train on it."""
+    from macpo_data.pull import pull_round
+
+    pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside)
+    for line in pulled:
+        _say(line)
+    where = "" if to == Path("macpo.yaml") else f" --recipe {to}"
+    runs_ = "" if runs == RUNS else f" --runs {runs}"
+    _next(f"macpo train --round {round_}{where}{runs_}")
+
+
+@app.command()
+def check(
+    place: Annotated[str, typer.Argument(help="A folder, a file, or org/name on the Hub.")],
+    config: ConfigOption = None,
+    revision: RevisionOption = None,
+    split: Annotated[str, typer.Option(help="Of the dataset.")] = "train",
+    trainer: Annotated[
+        str | None, typer.Option("--for", help="Fail unless this trainer reads it.")
+    ] = None,
+    tests: Annotated[
+        list[str] | None, typer.Option("--test", help="A test set to keep out; repeatable.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A model whose tokenizer counts the lengths.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of prompt and answer.")] = 1024,
+    sets: SetOption = None,
+) -> None:
+    """Look at any preference dataset as each trainer would; exit 1 where something is wrong."""
+    from macpo_data import checks, overlap
+    from macpo_data.models import Base, load_chat
+    from macpo_data.recipe import load_settings
+    from macpo_data.show import print_check
+    from macpo_data.tables import read_table
+
+    settings = load_settings(sets)
+    table = read_table(place, config, revision, split)
+    known = [(path, overlap.texts(read_table(path, split=None))) for path in tests or []]
+    if unread := [path for path, texts in known if texts is None]:
+        raise MacpoError(f"{unread[0]} has no column of prompts; name another test set")
+    chat = load_chat(Base(tokenizer, None), settings.chat_template) if tokenizer else None
+    columns = settings.columns
+    found = checks.findings(
+        table, columns, place, chat=chat, max_length=max_length,
+        tests=[texts for _, texts in known if texts is not None],
+    )  # fmt: skip
+    read = checks.readings(table, columns)
+    fit = checks.verdict(found, read, trainer)
+    print_check(f"{place} {config or ''}: {len(table):,} rows", found, read)
+    if not fit:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A path, a fingerprint, or org/name@tag.")],
+    b: Annotated[str, typer.Argument(help="Likewise.")],
+    config: ConfigOption = None,
+    count: CountOption = 3,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Compare two versions of a round: recipe, prompts, what was chosen, distributions."""
+    from macpo_data.compare import compare, load_version
+    from macpo_data.show import print_comparison
+
+    print_comparison(compare(load_version(a, config, runs), load_version(b, config, runs)), count)
 
 
 @app.command()
@@ -320,14 +505,16 @@ def _say(line: str) -> None:
     print(line)
 
 
+def _say_aside(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _next(command: str) -> None:
     _say(f"next: {command}")
 
 
 def main() -> None:
     """Run the command; a person's mistake is one line on stderr and exit code 1."""
-    from macpo_data.errors import plain
-
     # Raised as any other error, before typer would end silently.
     signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -345,10 +532,6 @@ def main() -> None:
             f"error: {os.strerror(error.errno)}{where}; mend that and run the same command again: "
             "what is finished stays"
         )
-
-
-class Interrupted(MacpoError):
-    """Somebody pressed Ctrl-C."""
 
 
 def _interrupt(*_: object) -> None:

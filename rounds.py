@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from macpo_data import models, world
 from macpo_data.context import Context, Progress, RoundData
-from macpo_data.errors import DataError, MacpoError
+from macpo_data.errors import DataError, Interrupted, MacpoError
 from macpo_data.evaluate import gold_name
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
@@ -65,9 +65,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Give all memory back; after an error, at once."""
-        self._writers.close(kill=kind is not None)
-        self._trainers.close(kill=kind is not None)
+        """Give all memory back; after Ctrl-C, at once."""
+        self._writers.close(kill=kind is Interrupted)
+        self._trainers.close(kill=kind is Interrupted)
 
     @cached_property
     def lock(self) -> Lock:

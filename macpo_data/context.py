@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import select, sources
+from macpo_data import overlap, select, sources
 from macpo_data.engines import Voice
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
@@ -32,6 +32,7 @@ from macpo_data.schema import (
     empty,
 )
 from macpo_data.store import Shards, Store, write_json, write_parquet
+from macpo_data.tables import read_table
 from macpo_data.worker import Report, Workers
 
 # Written into a sample or score set before its first shard.
@@ -125,7 +126,15 @@ class Context:
                 **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
-        return RoundData(check(sides, PAIRS, "human pairs"))
+        barred = self._barred(part)
+        out = sides.join(barred, on="prompt_id", maintain_order="left")
+        dropped = out.select(
+            "prompt_id", "reason", agent=pl.lit("human"), response=pl.col("chosen")
+        )
+        sides = sides.join(barred, on="prompt_id", how="anti", maintain_order="left")
+        return RoundData(
+            check(sides, PAIRS, "human pairs"), dropped=check(dropped, DROPPED, "dropped rows")
+        )
 
     def generate(
         self, policies: Sequence[Policy], part: Part, n: int = 1, draw: str = ""
@@ -206,8 +215,27 @@ class Context:
 
     def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
         """Pairs of what was selected with the rejected responses."""
+        candidates = select.exclude(candidates, self._barred("d2"))
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped)
+
+    def _barred(self, part: Part) -> pl.DataFrame:
+        """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).
+
+        Raises:
+            DataError: a test set cannot be read, or has no column of prompts.
+        """
+        settings = self.recipe.select
+        tests = []
+        for path, pin in self.lock.datasets(settings.test_sets).items():
+            table = read_table(path, revision=None if sources.is_local(path) else pin, split=None)
+            if (found := overlap.texts(table)) is None:
+                raise DataError(
+                    f"select.test_sets: {path} has no column of prompts "
+                    f"({', '.join(table.columns)}); name another file"
+                )
+            tests.append(found)
+        return overlap.excluded(self.prompts(part), tests, settings)
 
     def _shards(self, name: str, ids: list[str]) -> Shards:
         """The shards of a result, as a killed run began them or as the recipe wants them."""

@@ -10,6 +10,10 @@ class MacpoError(Exception):
     """A mistake or a circumstance outside the program. The message ends in what to do next."""
 
 
+class Interrupted(MacpoError):
+    """Somebody pressed Ctrl-C."""
+
+
 class RecipeError(MacpoError):
     """The recipe cannot be used. Lists every mistake at once, each with its dotted path."""
 
@@ -34,6 +38,10 @@ class ModelError(MacpoError):
 
 class StoreError(MacpoError):
     """A result on disk is damaged, locked by another process, or the disk refused a write."""
+
+
+class HubError(MacpoError):
+    """Something cannot be published to, or fetched from, the Hub or a folder in its form."""
 
 
 def hidden_os_error(error: BaseException, path: str | None = None) -> OSError | None:

@@ -45,9 +45,16 @@ class Lock:
         Raises:
             DataError: one cannot be reached, or a local file is not what it was.
         """
-        revision = getattr(data, "revision", "main")
+        return self.datasets(sources.paths(data), getattr(data, "revision", "main"))
+
+    def datasets(self, paths: list[str], revision: str = "main") -> dict[str, str | None]:
+        """Each of these datasets with its pin, as in `data`.
+
+        Raises:
+            DataError: one cannot be reached, or a local file is not what it was.
+        """
         pins: dict[str, str | None] = {}
-        for path in sources.paths(data):
+        for path in paths:
             now = sources.resolve(path, revision) if sources.is_local(path) else None
             pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
             if now is not None and pin != now:
@@ -57,6 +64,26 @@ class Lock:
                 )
             pins[path] = pin
         return pins
+
+    def licence(self, path: str, resolve: Callable[[], str | None]) -> str | None:
+        """The licence that a dataset states, as it was when first asked for; None for none."""
+        return self._pin("licences", path, resolve)
+
+    def pins(self) -> dict[str, dict[str, str | None]]:
+        """Everything that is pinned, without asking anybody.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+            pins.setdefault("models", {})
+            pins.setdefault("data", {})
+        except (ValueError, AttributeError):
+            raise StoreError(
+                f"{self.path} is damaged; restore it, or delete it to pin anew"
+            ) from None
+        return dict(pins)
 
     def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
         with FileLock(self.path.with_name(".lock.json.lock")):

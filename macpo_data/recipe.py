@@ -191,6 +191,25 @@ class Select(Section):
     truncated: bool = True  # catch responses that the token limit cut
     max_repetition: Share | None = 0.5  # share of 3-word runs that occurred before in the response
     same_as_rejected: bool = True  # catch a chosen response equal to the rejected one
+    test_sets: list[str] = []  # files or Hub ids; prompts that occur in them are dropped
+    ngram: Annotated[int, Field(ge=2)] = 8  # words in a run, for prompts that overlap a test set
+    ngram_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of a test prompt's runs, to drop
+    near_duplicates: Annotated[float | None, Field(gt=0.0, le=1.0)] = None  # drop those as alike
+
+    @property
+    def excludes(self) -> bool:
+        """Whether prompts are dropped, and not only candidates."""
+        return bool(self.test_sets) or self.near_duplicates is not None
+
+    def identity(self) -> dict[str, Any]:
+        """What is switched off is no part of it, so that older results keep their names."""
+        values = super().identity()
+        if not self.test_sets:
+            for name in ("test_sets", "ngram", "ngram_share"):
+                del values[name]
+        if self.near_duplicates is None:
+            del values["near_duplicates"]
+        return values
 
 
 class SFT(Section):
@@ -321,6 +340,37 @@ class Recipe(Section):
         for key in path.split("."):
             value = value[key] if isinstance(value, dict) else getattr(value, key)
         return value.identity() if isinstance(value, Section) else value
+
+
+class TrainSettings(Section):
+    """How `macpo train --dataset` trains: what a recipe would say, and nothing about rounds."""
+
+    objective: Literal["dpo", "sft"] = "dpo"  # sft: on the chosen answers alone
+    seed: int = 0
+    chat_template: str = "tokenizer"
+    trust_remote_code: bool = False
+    columns: Columns = Columns()
+    dpo: DPO = DPO(reference="previous")
+    sft: SFT = SFT()
+    lora: Lora = Lora()
+    train: Train = Train()
+    engine: Engine = Engine()
+
+
+def load_settings(sets: list[str] | None) -> TrainSettings:
+    """Defaults with `a.b=c` settings laid over them.
+
+    Raises:
+        RecipeError: anything is wrong; all mistakes at once.
+    """
+    values: dict[str, Any] = {"dpo": {"reference": "previous"}}
+    problems = [p for setting in sets or [] if (p := _apply(values, setting))]
+    if not problems:
+        try:
+            return TrainSettings.model_validate(values)
+        except ValidationError as error:
+            problems = _explain(error)
+    raise RecipeError("--set", problems)
 
 
 def shipped() -> list[str]:

@@ -90,6 +90,41 @@ DROPPED: Table = {
     "reason": pl.String(),
 }
 
+# What the Hub gets; see render.py. The prompt is apart, and each answer is a list of one message.
+MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
+_ORIGIN: Table = {
+    "agent": pl.String(),  # who wrote it; human where the source did
+    "model": pl.String(),  # the writer's base
+    "model_revision": pl.String(),  # its commit on the Hub; null for what is not there
+    "adapter_sha256": pl.String(),  # of the writer's adapter; null for a bare base
+    **_SIDE,
+}
+PUBLISHED: Table = {
+    "prompt": MESSAGES,
+    "chosen": MESSAGES,
+    "rejected": MESSAGES,
+    "chosen_text": pl.String(),  # the same as text, for trainers that want it
+    "rejected_text": pl.String(),
+    "round": pl.Int64(),
+    "learner": pl.String(),  # for whom the pairs were chosen
+    "prompt_id": pl.String(),
+    **{f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in _ORIGIN.items()},
+}
+
+# The same pairs with the prompt inside both sides. No column `prompt`, which would double it.
+PUBLISHED_FULL: Table = {"chosen": MESSAGES, "rejected": MESSAGES, "prompt_id": pl.String()}
+
+# The same pairs with each answer as one message.
+PUBLISHED_SHAREGPT: Table = {
+    "prompt": MESSAGES,
+    "chosen": MESSAGE,
+    "rejected": MESSAGE,
+    "prompt_id": pl.String(),
+}
+
+# Every candidate with its prompt and scores, so that others can select anew.
+PUBLISHED_CANDIDATES: Table = {"prompt": MESSAGES, **CANDIDATES}
+
 
 def check(frame: pl.DataFrame, table: Table, what: str) -> pl.DataFrame:
     """Return `frame` with exactly the columns of `table`, in order.

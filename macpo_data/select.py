@@ -53,6 +53,24 @@ def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) ->
     return _select(frame, position.rank("ordinal").over("prompt_id"), 1)
 
 
+def exclude(candidates: pl.DataFrame, barred: pl.DataFrame) -> pl.DataFrame:
+    """Take all candidates of some prompts out, whatever the filters said.
+
+    Args:
+        candidates: CANDIDATES.
+        barred: (prompt_id, reason).
+    """
+    why = barred.select("prompt_id", _barred="reason")
+    frame = candidates.join(why, on="prompt_id", how="left", maintain_order="left")
+    out = pl.col("_barred").is_not_null()
+    frame = frame.with_columns(
+        reason=pl.coalesce("_barred", "reason"),
+        rank=pl.when(~out).then("rank"),
+        selected=pl.col("selected") & ~out,
+    )
+    return check(frame, CANDIDATES, "candidates")
+
+
 def pair(
     prompts: pl.DataFrame, candidates: pl.DataFrame, rejected: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:

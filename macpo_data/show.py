@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from rich.console import Console
@@ -23,9 +23,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from macpo_data.errors import DataError
 from macpo_data.errors import plain as without_controls
 from macpo_data.plan import Step
 from macpo_data.worker import Report
+
+if TYPE_CHECKING:
+    from macpo_data.checks import Finding, Reading
+    from macpo_data.compare import Comparison
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -100,14 +105,54 @@ def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) ->
     Console().print(table)
 
 
-def print_pairs(pairs: pl.DataFrame, manifest: dict[str, Any] | None, count: int) -> None:
-    """Some pairs of a dataset, evenly spread over it."""
+def pick(
+    pairs: pl.DataFrame, where: str | None, sort: str | None, sample: bool, count: int
+) -> pl.DataFrame:
+    """The pairs that a person asks for.
+
+    Args:
+        pairs: PAIRS.
+        where: a condition in SQL over the columns; chosen_ppl is short for chosen_perplexity.
+        sort: an expression in SQL; one that begins with - sorts the other way round.
+        sample: whether to draw them at random, in place of taking them from the top.
+        count: how many.
+
+    Raises:
+        DataError: an expression cannot be understood.
+    """
+    short = {f"{s}_ppl": pl.col(f"{s}_perplexity") for s in ("chosen", "rejected")}
+    chars = {f"{s}_chars": pl.col(s).str.len_chars() for s in ("chosen", "rejected")}
+    frame = pairs.with_columns(**short, **chars)
+    for flag, text in (("--where", where), ("--sort", sort)):
+        if text is None:
+            continue
+        try:
+            expression = pl.sql_expr(text)
+            if flag == "--where":
+                frame = frame.filter(expression)
+            else:
+                frame = frame.sort(expression, nulls_last=True, maintain_order=True)
+        except pl.exceptions.PolarsError as error:
+            first = str(error).split("\n")[0].split("; valid columns")[0]
+            raise DataError(
+                f"{flag} {text!r}: {first}; columns are {', '.join(sorted(frame.columns))}"
+            ) from None
+    if sample:
+        frame = frame.sample(min(count, len(frame)))
+    return frame.drop(*short, *chars)
+
+
+def print_pairs(
+    pairs: pl.DataFrame, manifest: dict[str, Any] | None, count: int, spread: bool = True
+) -> None:
+    """Some pairs of a dataset, evenly spread over it or from its top."""
     console = Console()
     facts = manifest or {}
     console.print(
         plain(f"{len(pairs)} pairs of round {facts.get('round')} for {facts.get('learner')}")
     )
-    for at in range(0, len(pairs), max(1, len(pairs) // count))[:count]:
+    step = max(1, len(pairs) // count) if spread else 1
+    for at in range(0, len(pairs), step)[:count]:
         row = pairs.row(at, named=True)
         body = Text()
         for message in row["prompt"]:
@@ -148,3 +193,53 @@ def print_gold(table: pl.DataFrame, path: Path) -> None:
         )
     Console().print(shown)
     print(path)
+
+
+LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def print_check(title: str, found: Sequence[Finding], read: Sequence[Reading]) -> None:
+    """What each trainer makes of a dataset, and what is wrong with its rows."""
+    console = Console()
+    trainers = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("trainer", "reads it", "how, or why not"):
+        trainers.add_column(column)
+    for each in read:
+        mark = Text("yes", "green") if each.reads else Text("no", "red")
+        trainers.add_row(each.trainer, mark, plain(each.how))
+    console.print(trainers)
+    rows = Table(box=None, pad_edge=False)
+    for column in ("", "rows", "first", "what"):
+        rows.add_column(column)
+    for finding in found:
+        first = "" if finding.row is None else str(finding.row)
+        level = Text(finding.level, LEVELS[finding.level])
+        rows.add_row(level, f"{finding.count:,}", first, plain(finding.what))
+    console.print(rows)
+
+
+def print_comparison(found: Comparison, count: int) -> None:
+    """Two versions of a round: recipe, prompts, distributions, and some that changed."""
+    console = Console()
+    console.print(plain(f"A {found.names[0]}\nB {found.names[1]}\n"))
+    if found.recipe is None:
+        console.print("recipe: not known of both")
+    elif not found.recipe:
+        console.print("recipe: the same")
+    for path, (one, other) in (found.recipe or {}).items():
+        console.print(plain(f"recipe: {path}: {one} -> {other}"))
+    console.print(plain("\n".join(f"{n:>9,} {what}" for what, n in found.counts.items())))
+    table = Table(box=None, pad_edge=False)
+    for column in ("median (5%, 95%)", "A", "B"):
+        table.add_column(column)
+    for what, pair in found.quantiles.items():
+        table.add_row(
+            what, *("" if q is None else f"{q[1]:.2f} ({q[0]:.2f}, {q[2]:.2f})" for q in pair)
+        )
+    console.print(table)
+    for row in found.changed.head(count).iter_rows(named=True):
+        body = Text()
+        body.append_text(plain(row["prompt"][-1]["content"])).append("\n")
+        body.append("A ", "bold yellow").append_text(plain(row["chosen_a"])).append("\n")
+        body.append("B ", "bold cyan").append_text(plain(row["chosen_b"]))
+        console.print(Panel(body, title=row["prompt_id"][:12], title_align="left"))

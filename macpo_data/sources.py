@@ -117,6 +117,35 @@ def resolve(path: str, revision: str) -> str:
         raise DataError(models.unreachable("dataset", path, error)) from None
 
 
+def preference_rows(raw: pl.DataFrame, columns: Columns, path: str) -> pl.DataFrame:
+    """Any preference dataset in the one form, row for row: PROMPTS and why a row is of no use.
+
+    Understands what `pairs` does, and besides each answer as one message (sharegpt), and HH's
+    "Human: ... Assistant: ..." text.
+
+    Raises:
+        DataError: it lacks a column.
+    """
+    for name in (columns.chosen, columns.rejected):
+        if name and isinstance(raw.schema.get(name), pl.Struct):
+            raw = raw.with_columns(pl.concat_list(name))
+    sides = [name for name in (columns.chosen, columns.rejected) if name]
+    if columns.prompt not in raw.columns and all(raw.schema.get(n) == pl.String for n in sides):
+        heads = raw.select(pl.col(sides).str.contains(r"^\s*Human:").all())
+        if all(heads.row(0)):
+            raw = raw.with_columns(_dialogue(pl.col(name)).alias(name) for name in sides)
+    return _judge(_pairs(raw, columns, path), None)
+
+
+def read_file(path: str) -> pl.DataFrame:
+    """A parquet or JSONL file as it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return _read_file(path)
+
+
 def _part_paths(data: HHData | PKUData | PairsData, part: Part) -> list[str]:
     named = getattr(data, part).path or data.path
     return [named] if isinstance(named, str) else list(named or [])

@@ -6,6 +6,7 @@ of its files, of the results it was made from, and of itself, so that an edit is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -56,7 +57,9 @@ def write_parquet(path: Path, frame: pl.DataFrame) -> None:
         try:
             frame.write_parquet(temporary, compression="zstd")
         except pl.exceptions.ComputeError as error:
-            raise hidden_os_error(error, str(path)) or error from None
+            # What is in memory can always be written, so it is the disk, named or not.
+            unnamed = OSError(errno.EIO, str(error), str(path))
+            raise hidden_os_error(error, str(path)) or unnamed from None
 
 
 def sha256(path: Path) -> str:

@@ -34,6 +34,8 @@ class Worker:
     def __init__(self, name: str) -> None:
         """Start it. `name` says in errors what it works on, such as a base model."""
         self.name = name
+        # A killed worker leaves a lock of tqdm's behind, of which Python would tell at the end.
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         context = mp.get_context("spawn")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_serve, args=(child,), name=f"macpo {name}")

@@ -75,10 +75,19 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
 def run(
     report: Report, job: Job, keys: dict[str, str], make: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one."""
+    """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one.
+
+    Raises:
+        ModelError: the processes shard the model.
+    """
     identity = _identity(job)
     watch = Watch(report, keys, job.settings.batch_size, identity, job.train.save_steps)
     trainer = make(watch)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ModelError(
+            "sharded training (FSDP, DeepSpeed) is not supported: an adapter would be saved in "
+            "parts; use an accelerate config with distributed_type: MULTI_GPU"
+        )
     quiet(trainer)
     folder = Path(trainer.args.output_dir)
     checkpoint = last_checkpoint(folder, identity)

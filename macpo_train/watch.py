@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -150,8 +151,9 @@ def alarms(history: History) -> list[str]:
 
 
 def say(line: str) -> None:
-    """Tell a person, beside the bar."""
-    print(f"training: {line}", file=sys.stderr, flush=True)
+    """Tell a person, beside the bar; one of several processes does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"training: {line}", file=sys.stderr, flush=True)
 
 
 def quiet(trainer: Any) -> None:

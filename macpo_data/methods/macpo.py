@@ -50,7 +50,8 @@ def _initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ..
     """SFT on chosen makes the positive policy; SFT on rejected goes on from it to the negative."""
     positive = Policy(agent, "positive", 0)
     reads = (*SFT_READS, f"agents.{agent}.lr_scale")
-    data_reads = WRITING_READS if writers else ("seed", "data.noise")
+    human_reads = ("seed", "data.noise", *(("select",) if recipe.select.excludes else ()))
+    data_reads = WRITING_READS if writers else human_reads
     return [
         Step("gen", 0, turn, agent, policies=writers, reads=data_reads),
         Step("train", 0, turn, agent, "positive", "sft_chosen", (Policy(agent),), (*reads, "sft")),

@@ -1,0 +1,33 @@
+"""An adapter folded into its base: one model that needs no peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from macpo_data.errors import ModelError
+from macpo_data.models import Base, load_model, load_tokenizer
+from macpo_train.train import Report
+
+DTYPE = "bfloat16"  # never into a quantised base, which would lose what the adapter learnt
+
+
+def merge(report: Report, base: Base, adapter: Path, out: Path) -> dict[str, Any]:
+    """Write the merged model and its tokenizer into `out`, and return what its card says.
+
+    Raises:
+        ModelError: the adapter does not belong to this base.
+    """
+    from peft import PeftModel
+
+    report(0, 1, "loading")
+    model = load_model(base, DTYPE)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(f"adapter {adapter} does not fit {base.id}: {first}") from None
+    merged.save_pretrained(out)
+    load_tokenizer(base).save_pretrained(out)
+    report(1, 1, "merged")
+    return {"dtype": DTYPE}

@@ -1,0 +1,195 @@
+"""Training on any one preference dataset, without recipe and run."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from macpo_data import models, remote, sources, world
+from macpo_data.context import Progress
+from macpo_data.errors import DataError, MacpoError, ModelError
+from macpo_data.generate import versions
+from macpo_data.recipe import Agent, TrainSettings, load_settings
+from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
+from macpo_data.tables import read_table
+from macpo_data.worker import Workers
+
+# Several pairs of one prompt are no mistake here: each is a row to learn from.
+KEPT = "duplicate_prompt"
+
+
+def train_on(
+    dataset: str,
+    base: str,
+    out: Path,
+    *,
+    config: str | None,
+    revision: str | None,
+    init: str | None,
+    sets: list[str] | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Path:
+    """Train an adapter on a dataset, whoever made it, and return its folder.
+
+    Args:
+        dataset: on the Hub, a folder, or a file.
+        base: model on the Hub or a folder.
+        out: where the adapter goes; a manifest beside it says how it came to be.
+        config: of the dataset.
+        revision: of the dataset.
+        init: adapter to go on from: a folder, or org/name[/subfolder][@revision] on the Hub.
+        sets: settings as `a.b=c`.
+        progress: shows how far it is.
+        say: prints a line.
+
+    Raises:
+        MacpoError: anything that a person can mend.
+    """
+    from macpo_train.train import Job
+
+    settings = load_settings(sets)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MacpoError(f"{out} exists already; choose another folder with --out")
+    pairs, counts = usable_pairs(read_table(dataset, config, revision), settings, dataset)
+    for reason, count in counts.items():
+        say(f"left out {count} rows: {reason}")
+    agent = Agent(
+        role="student",
+        base=base,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    fake = settings.engine.name == "fake"
+    found = models.Base(base, None if fake else models.resolve(agent), agent.trust_remote_code)
+    if found.is_world and not fake:
+        _pretrain(found, progress)
+    start = None if init is None else _adapter(init)
+    reference = "the starting adapter" if start and settings.dpo.reference == "previous" else base
+    if settings.objective == "dpo":
+        say(f"starting from {init or base}; the reference is {reference}")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        table, made = Path(work) / "pairs.parquet", Path(work) / "adapter"
+        write_parquet(table, pairs)
+        made.mkdir()
+        job = Job(
+            dataset=table,
+            column="chosen",
+            base=found,
+            chat_template=settings.chat_template,
+            start=start,
+            out=made,
+            settings=settings.dpo if settings.objective == "dpo" else settings.sft,
+            lora=settings.lora,
+            train=settings.train,
+            seed=settings.seed,
+            fake=fake,
+            logs=out.parent / "logs",
+        )
+        with progress(f"training {out.name} on {len(pairs)} pairs") as report:
+            facts = _train(report, job)
+        manifest = {
+            "kind": "train",
+            "dataset": dataset,
+            "config": config,
+            "revision": revision,
+            "pairs_sha256": sha256(table),
+            "left_out": counts,
+            "base": base,
+            "base_revision": found.revision,
+            "start": init,
+            "start_sha256": start and models.adapter_sha256(start),
+            "reference": reference if settings.objective == "dpo" else None,
+            "settings": settings.model_dump(mode="json"),
+            "adapter_sha256": models.adapter_sha256(made),
+            **versions(),
+            **facts,
+        }
+        write_json(made / MANIFEST, manifest)
+        if out.exists():
+            out.rmdir()
+        shutil.move(made, out)
+    return out
+
+
+def usable_pairs(
+    raw: pl.DataFrame, settings: TrainSettings, place: str
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows to train on, and how many were left out by reason.
+
+    Raises:
+        DataError: a column is missing, or no row can be used.
+    """
+    rows = sources.preference_rows(raw, settings.columns, place)
+    # What a dataset of macpo says of its answers: one that was cut does not teach to stop.
+    finish = [f"{side}_finish_reason" for side in ("chosen", "rejected")]
+    rows = rows.with_columns(raw[name] for name in finish if raw.schema.get(name) == pl.String)
+    good = pl.col("reason").is_null() | (pl.col("reason") == KEPT)
+    wanted = ["chosen", *(["rejected"] if settings.objective == "dpo" else [])]
+    good &= pl.all_horizontal(pl.col(name).is_not_null() for name in wanted)
+    left = rows.filter(~good)["reason"].fill_null("no_answer").value_counts().sort("reason")
+    counts = dict(left.iter_rows())
+    pairs = rows.filter(good).drop("reason")
+    if pairs.is_empty():
+        raise DataError(f"{place}: no usable pair among {len(raw)} rows ({counts}); `macpo check`")
+    return pairs, counts
+
+
+def _train(report: Any, job: Any) -> dict[str, Any]:
+    if job.fake:
+        from macpo_train.train import train
+
+        return train(report, job)
+    workers = Workers(1)
+    try:
+        facts: dict[str, Any] = workers.get(job.base.id).call(
+            "macpo_train.train:train", job, report=report
+        )
+        return facts
+    finally:
+        workers.close()
+
+
+def _pretrain(base: models.Base, progress: Progress) -> None:
+    """Make a base of the embedded world, where it is missing."""
+    name = base.id.removeprefix(models.WORLD)
+    if world.is_ready(name):
+        return
+    from rounds import pretrain_bases
+
+    with progress(f"pretraining {name} (once, then cached)") as report:
+        pretrain_bases([name], report)
+
+
+def _adapter(init: str) -> Path:
+    """The folder of an adapter, fetched from the Hub where it is not here."""
+    folder = Path(init).expanduser()
+    if folder.is_dir() or init.startswith((".", "/", "~")):
+        if not (folder / "adapter_config.json").is_file():
+            raise ModelError(f"no adapter in {init}: a folder with adapter_config.json is needed")
+        return folder
+    place, _, revision = init.partition("@")
+    parts = place.split("/")
+    repo = remote.check_repo("/".join(parts[:2]))
+    prefix = "".join(f"{part}/" for part in parts[2:])
+    with remote.one_line("fetch the adapter", init):
+        from huggingface_hub import snapshot_download
+
+        remote.connect()
+        where = remote.ask(
+            snapshot_download,
+            repo,
+            revision=revision or None,
+            allow_patterns=[f"{prefix}adapter_config.json", f"{prefix}adapter_model.safetensors"],
+        )
+    folder = Path(where) / prefix
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{init} holds no adapter in safetensors; name it as org/name/subfolder")
+    return folder

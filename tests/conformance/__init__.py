@@ -1,0 +1,1 @@
+"""The rendered dataset, read by the trainers' own code. By hand: `make conformance`."""

@@ -1,0 +1,265 @@
+"""`check`, `diff`, `show` and `train --dataset`, on datasets of all kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import Macpo, OpenRun, shared
+
+from macpo_data import checks
+from macpo_data.compare import Version, compare, differences
+from macpo_data.errors import DataError
+from macpo_data.recipe import Columns, load_settings
+from macpo_data.show import pick
+from macpo_data.sources import preference_rows, read_file
+from macpo_data.tables import read_table
+
+Row = dict[str, Any]
+
+
+def user(text: str) -> Row:
+    return {"role": "user", "content": text}
+
+
+def answer(text: str) -> Row:
+    return {"role": "assistant", "content": text}
+
+
+EXPLICIT = {"prompt": [user("q")], "chosen": [answer("good")], "rejected": [answer("bad one")]}
+FULL = {side: [user("q"), *EXPLICIT[side]] for side in ("chosen", "rejected")}
+SHAREGPT = {"prompt": [user("q")], "chosen": answer("good"), "rejected": answer("bad one")}
+TEXT = {"prompt": "q", "chosen": "good", "rejected": "bad one"}
+HH = {
+    side: f"\n\nHuman: q\n\nAssistant: {a}"
+    for side, a in zip(FULL, ("good", "bad one"), strict=True)
+}
+DOUBLE = {"prompt": [user("q")], **FULL}
+
+
+def readers(row: Row) -> set[str]:
+    found = checks.readings(pl.DataFrame([row]), Columns())
+    return {each.trainer for each in found if each.reads} - {"macpo"}
+
+
+def test_which_trainer_reads_which_form() -> None:
+    """As their sources say; see the table in the README."""
+    conversations = {"open-instruct", "alignment-handbook", "torchtune"}
+    assert readers(EXPLICIT) == {"trl", "axolotl", "openrlhf"}
+    assert readers({**EXPLICIT, "chosen_text": "good", "rejected_text": "bad"}) == {
+        "trl", "axolotl", "openrlhf", "nemo-rl",
+    }  # fmt: skip
+    assert readers(FULL) == {"trl", "openrlhf"} | conversations
+    assert readers(SHAREGPT) == {"axolotl", "llama-factory"}
+    assert readers(TEXT) == {"trl", "axolotl", "nemo-rl"}
+    assert readers(DOUBLE) == {"axolotl"} | conversations
+    assert "trl" not in readers({**EXPLICIT, "messages": [user("q")]})
+
+
+@pytest.mark.parametrize("row", [EXPLICIT, FULL, SHAREGPT, TEXT, HH, DOUBLE])
+def test_every_form_becomes_the_same_pair(row: Row) -> None:
+    (read,) = preference_rows(pl.DataFrame([row]), Columns(), "x").to_dicts()
+    assert (read["prompt"], read["chosen"], read["rejected"]) == ([user("q")], "good", "bad one")
+    assert read["reason"] is None
+
+
+def found(rows: list[Row], **more: Any) -> dict[str, int]:
+    listed = checks.findings(pl.DataFrame(rows), Columns(), "x", **more)
+    return {f.what: f.count for f in listed if f.level != "note" and "longer side" not in f.what}
+
+
+def test_what_is_wrong_with_rows() -> None:
+    long = "Tell me in all detail how a bird flies"
+    rows = [
+        TEXT,
+        {**TEXT, "prompt": "Q!"},
+        {**TEXT, "prompt": "q"},
+        {**TEXT, "prompt": "empty", "chosen": " "},
+        {**TEXT, "prompt": "same", "chosen": "x", "rejected": "x"},
+        {"prompt": long, "chosen": f"{long}? Gladly.", "rejected": "No."},
+        {**TEXT, "prompt": "space", "chosen": "good\n"},
+    ]
+    assert found(rows) == {
+        "chosen is empty": 1,
+        "chosen and rejected are the same": 1,
+        "the prompt occurred before": 1,
+        "the prompt is repeated at the start of an answer": 1,
+        "white space around a text in chosen": 2,
+        "the prompt differs from an earlier one in case or points": 1,
+    }
+    leaked = found([TEXT, {**TEXT, "prompt": "Name a river"}], tests=[pl.Series(["name a river!"])])
+    assert leaked == {"the prompt stands in a test set": 1}
+
+
+def test_length_bias_is_a_warning_only_where_it_is_strong() -> None:
+    """Of ten pairs, seven have the longer chosen side: 70 %, above the bound of 65 %."""
+    rows = [
+        {"prompt": f"q{n}", "chosen": "a" * (9 if n < 7 else 1), "rejected": "bbb"}
+        for n in range(10)
+    ]
+    listed = checks.findings(pl.DataFrame(rows), Columns(), "x")
+    assert [(each.level, each.count) for each in listed] == [("warning", 7)]
+    assert "70%" in listed[0].what
+    balanced = checks.findings(pl.DataFrame(rows[2:]), Columns(), "x")
+    assert [each.level for each in balanced] == ["note"]
+
+
+def test_lengths_are_counted_with_a_tokenizer(tiny_base: Path) -> None:
+    from macpo_data.models import Base, load_chat
+
+    chat = load_chat(Base(str(tiny_base), None), "tokenizer")
+    rows = [TEXT, {**TEXT, "prompt": "long", "chosen": "word " * 60}]
+    assert (
+        found(rows, chat=chat, max_length=50)[
+            "longer than 50 tokens: cut, or dropped, by the trainer"
+        ]
+        == 1
+    )
+
+
+def test_check_says_by_its_exit_code(macpo: Macpo, tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text(json.dumps(EXPLICIT))
+    (tmp_path / "bad.jsonl").write_text(json.dumps({**TEXT, "chosen": ""}))
+    (tmp_path / "none.jsonl").write_text('{"x": 1}')
+    assert macpo("check", "good.jsonl", "--for", "trl").returncode == 0
+    assert macpo("check", "good.jsonl", "--for", "llama-factory").returncode == 1
+    bad = macpo("check", "bad.jsonl")
+    assert bad.returncode == 1 and "chosen is empty" in bad.stdout and not bad.stderr
+    for args in (["none.jsonl"], ["nowhere.jsonl"], ["good.jsonl", "--for", "nobody"]):
+        done = macpo("check", *args)
+        assert done.returncode == 1 and done.stderr.startswith("error: "), done
+        assert done.stderr.count("\n") == 1
+
+
+def test_real_data() -> None:
+    """HH's raw rows as read by eye: 13 of 2,312 cannot be used."""
+    raw = read_file(str(shared("data/hh_harmless_raw_test.jsonl.gz")))
+    errors = [f for f in checks.findings(raw, Columns(), "x") if f.level == "error"]
+    assert sum(each.count for each in errors if "repeated" not in each.what) == 13
+    feedback = read_file(str(shared("data/ultrafeedback.parquet")))
+    assert all(f.level != "error" for f in checks.findings(feedback, Columns(), "x"))
+
+
+def test_folders_are_read_as_their_card_says(tmp_path: Path) -> None:
+    card = """---
+configs:
+- config_name: a
+  data_files: [{split: train, path: a-*.jsonl}, {split: test, path: held.jsonl}]
+- {config_name: b, default: true, data_files: b.jsonl}
+---
+"""
+    (tmp_path / "README.md").write_text(card)
+    for name in ("a-0", "a-1", "held", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"x": name}))
+
+    def rows(*args: Any, **kwargs: Any) -> list[str]:
+        return read_table(str(tmp_path), *args, **kwargs)["x"].to_list()
+
+    assert rows("a") == ["a-0", "a-1"] and rows("a", split="test") == ["held"]
+    assert rows() == ["b"] and rows("a", split=None) == ["a-0", "a-1", "held"]
+    with pytest.raises(DataError, match="choose --config a, b"):
+        rows("c")
+    (tmp_path / "README.md").write_text("---\n: [\n---\n")
+    with pytest.raises(DataError, match="YAML at the top"):
+        rows()
+    (tmp_path / "README.md").unlink()
+    assert len(rows()) == 4
+
+
+def test_two_versions_are_compared() -> None:
+    def version(name: str, chosen: list[str], **recipe: Any) -> Version:
+        ids = [f"p{n}" for n in range(len(chosen))]
+        frame = pl.DataFrame({"prompt_id": ids, "chosen": chosen, "rejected": "no"})
+        prompt = pl.Series([[user("q")]] * len(chosen))
+        return Version(name, frame.with_columns(prompt=prompt), recipe)
+
+    one = version("a", ["x", "y", "z"], dpo={"beta": 0.1}, seed=0)
+    two = version("b", ["x", "Y"], dpo={"beta": 0.2}, seed=0)
+    result = compare(one, two)
+    assert result.recipe == {"dpo.beta": (0.1, 0.2)}
+    assert result.counts["changed their chosen"] == 1
+    assert result.counts["prompts only in A"] == 1 and result.counts["prompts in both"] == 2
+    assert result.changed.row(0, named=True)["chosen_b"] == "Y"
+    assert result.quantiles["chosen characters"] == ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+    assert differences({"a": 1}, {"b": 2}) == {"a": (1, None), "b": (None, 2)}
+
+
+def test_diff_finds_versions_by_path_and_fingerprint(
+    macpo: Macpo, open_run: OpenRun, tmp_path: Path
+) -> None:
+    prints = []
+    for seed in (0, 1):
+        with open_run(f"seed={seed}", "data.d1.count=8") as run:
+            run.finish_round(0)
+            step = run.select("gen", 0, "student")[0]
+            prints.append(run.plan.fingerprint(step))
+            path = run.path(step)
+    done = macpo("diff", prints[0], path)
+    assert done.returncode == 0 and "recipe: seed: 0 -> 1" in done.stdout
+    assert "no dataset 00000000" in macpo("diff", "00000000", path).stderr
+
+
+def test_pairs_are_picked_by_sql(open_run: OpenRun) -> None:
+    with open_run() as run:
+        run.finish_round(0)
+        run.finish_round(1)
+        (step,) = run.select("gen", 1, "student")
+        pairs = run.store.read(run.plan.name(step), "pairs.parquet")
+    middle = sorted(pairs["chosen_perplexity"].to_list())[5]
+    high = pick(pairs, f"chosen_ppl > {middle}", "-chosen_ppl", False, 3)
+    assert len(high) == 6 and high["chosen_perplexity"].is_sorted(descending=True)
+    assert set(high.columns) == set(pairs.columns)
+    assert len(pick(pairs, None, None, True, 5)) == 5
+    for where in ("nope > 1", ">>>", "chosen + 1", ""):
+        with pytest.raises(DataError, match="columns are"):
+            pick(pairs, where, None, False, 3)
+
+
+def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
+    rows = [
+        {**EXPLICIT, "prompt": [user(f"q{n}")], "chosen_finish_reason": "length"} for n in range(4)
+    ]
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(map(json.dumps, [*rows, {**rows[0], "chosen": []}]))
+    )
+    base = ["train", "--dataset", "rows.jsonl", "--base", "world:strong"]
+    done = macpo(*base, "--out", "one", fake=True)
+    assert done.returncode == 0 and "left out 1 rows" in done.stderr
+    manifest = json.loads((tmp_path / "one/manifest.json").read_text())
+    assert manifest["reference"] == "world:strong" and manifest["rows"] == 4
+    done = macpo(*base, "--out", "two", "--init", "one", fake=True)
+    assert "the reference is the starting adapter" in done.stderr
+    mistakes = {
+        "exists already": [*base, "--out", "one"],
+        "no adapter in ./none": [*base, "--out", "x", "--init", "./none"],
+        "needs a model": ["train", "--dataset", "rows.jsonl"],
+        "dpo.bet: unknown key": [*base, "--out", "x", "--set", "dpo.bet=1"],
+        "name a round": ["train"],
+        "no column": [*base, "--out", "x", "--set", "columns.chosen=best"],
+    }
+    for said, args in mistakes.items():
+        failed = macpo(*args, fake=True)
+        assert failed.returncode == 1 and said in failed.stderr, failed.stderr
+        assert failed.stderr.splitlines()[-1].startswith("error: ")
+        assert "Traceback" not in failed.stderr and not (tmp_path / "x").exists()
+    assert load_settings(None).dpo.reference == "previous"
+
+
+@pytest.mark.slow
+def test_training_without_a_recipe_really_trains(
+    macpo: Macpo, tmp_path: Path, tiny_base: Path
+) -> None:
+    """Two steps from a new adapter: the first one's DPO loss is ln 2, the second one's is less."""
+    rows = [{**EXPLICIT, "prompt": [user(f"Question {n}?")]} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = ["dpo.batch_size=4", "train.dtype=float32", "dpo.learning_rate=0.01"]
+    options = [word for each in sets for word in ("--set", each)]
+    base = ["train", "--dataset", "rows.jsonl", "--base", tiny_base]
+    done = macpo(*base, "--out", "one", *options)
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "one/manifest.json").read_text())["history"]
+    assert len(history) == 2 and abs(history[0]["dpo"] - 0.6931) < 1e-3
+    assert history[1]["dpo"] < history[0]["dpo"]
