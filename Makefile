@@ -38,6 +38,9 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.selecting
 	$(BIN)/python -m benchmarks.rendering
 	$(BIN)/python -m benchmarks.generating
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.sharing
+	$(BIN)/python -m benchmarks.training
 
 clean: ## the environment and caches, not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,7 @@ from macpo_data.evaluate import gold_name
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
 from macpo_data.methods import Method, make_plan, method
-from macpo_data.plan import FORMAT, Plan, Step
+from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.store import State, Store, inputs, states, write_parquet
 from macpo_data.worker import Report, Worker, Workers
@@ -136,7 +138,7 @@ class Run:
                 outcome.kept.append((step, self.path(step)))
                 continue
             self._prepare_bases(step)
-            with self.store.lock(self.plan.name(step)):
+            with self.store.lock(self.plan.name(step)) if _first() else nullcontext():
                 if again and (old := self.store.aside(self.plan.name(step))):
                     self.say(f"{step}: the old result is in {old}")
                 made = not self.store.is_done(self.plan.name(step))
@@ -208,7 +210,8 @@ class Run:
         write_parquet(folder / "candidates.parquet", data.candidates)
         write_parquet(folder / "dropped.parquet", data.dropped)
         facts = self._facts(step, made_from | context.used)
-        self.store.finish(name, facts | {"summary": summary(data)})
+        facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        self.store.finish(name, facts)
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""
@@ -231,13 +234,16 @@ class Run:
             base=models.Base(agent.base, None) if fake else self.lock.base(agent),
             chat_template=agent.chat_template,
             start=None if maker is None else self.path(maker),
-            out=self.store.clear(name),
+            out=self.path(step),
             settings=settings.get(str(step.objective), recipe.dpo),
             lora=recipe.lora,
             train=recipe.train,
             lr_scale=agent.lr_scale,
             seed=recipe.seed,
             fake=fake,
+            scored_under=self._scored_under(dataset, start),
+            cache=self.store.path("reference"),
+            logs=self.store.path("logs"),
         )
         with self.progress(f"training {step.makes}") as report:
             if fake:
@@ -245,6 +251,10 @@ class Run:
             else:
                 worker = self._trainers.get("training" if self._keep else agent.base)
                 facts = worker.call("macpo_train.train:train", job, report=report)
+        if not _first():
+            while not self.store.is_done(name):
+                time.sleep(0.1)
+            return
         manifest = self._facts(step, made_from) | facts
         manifest |= {
             "objective": step.objective,
@@ -258,6 +268,12 @@ class Run:
                 job.base.id if recipe.dpo.reference == "base" else manifest["start"]
             )
         self.store.finish(name, manifest)
+
+    def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:
+        """What the scores of a dataset depend on, where they are those of one policy, `start`."""
+        manifest = self.store.manifest(dataset) or {}
+        scored: dict[str, Any] = manifest.get("scored_under", {})
+        return scored[str(start)] if list(scored) == [str(start)] else None
 
     def _facts(self, step: Step, made_from: dict[str, str]) -> dict[str, Any]:
         """What every step's manifest says."""
@@ -274,6 +290,11 @@ class Run:
             "recipe": self.recipe.model_dump(mode="json"),
             **versions(),
         }
+
+
+def _first() -> bool:
+    """Inside `accelerate launch` every process trains, and the first one keeps the books."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def pretrain_bases(names: list[str], report: Report) -> None:

@@ -91,6 +91,7 @@ def train_on(
             train=settings.train,
             seed=settings.seed,
             fake=fake,
+            logs=out.parent / "logs",
         )
         with progress(f"training {out.name} on {len(pairs)} pairs") as report:
             facts = _train(report, job)

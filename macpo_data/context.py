@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +61,7 @@ class Context:
         self.recipe: Recipe = plan.recipe
         self.store = store
         self.lock = Lock(store.root)
+        self.scored_under: dict[str, Any] = {}  # policy: what its scores depend on
         self._workers = workers
         self._progress = progress
         self._redo = redo
@@ -179,7 +180,8 @@ class Context:
         ).with_row_index()
         rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
-        rows = rows.sort(_length("prompt") + pl.col("response").str.len_bytes(), "index")
+        # All responses to a prompt together, so that it is read once; like lengths together.
+        rows = rows.sort(_length("prompt"), "prompt_id", "index")
         if rows.is_empty():
             return samples.with_columns(**{n: pl.lit(None, t) for n, t in SCORES.items()})
         content = digest(rows.drop("prompt").rows())
@@ -190,6 +192,7 @@ class Context:
         task = Task(self._shards(name, ids), voice, rows)
         self._make([name], [(under, task)], f"scoring under {under}")
         scored = self._rows(name)
+        self.scored_under[str(under)] = self.store.verify(name).get("scored_under")
         perplexity = pl.when(pl.col("num_tokens") > 0).then(
             (-pl.col("sum_logprob") / pl.col("num_tokens")).exp()
         )
@@ -199,6 +202,16 @@ class Context:
             scored, on="index", how="left", maintain_order="left"
         )
         return joined.drop("index")
+
+    def score_together(
+        self, frames: Sequence[pl.DataFrame], under: Policy
+    ) -> Iterator[pl.DataFrame]:
+        """`score` for several frames at once: responses to one prompt are read in one pass."""
+        scored = self.score(pl.concat(frames), under)
+        at = 0
+        for frame in frames:
+            yield scored[at : at + len(frame)]
+            at += len(frame)
 
     def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
         """Pairs of what was selected with the rejected responses."""
@@ -336,7 +349,10 @@ class Context:
                     "macpo_data.generate:run_tasks", self.recipe.engine, base, tasks, report=report
                 )
         seconds = round(time.monotonic() - started, 2)
-        for name, (policy, task) in todo.items():
+        if str(facts.get("scoring", "")).startswith("one sequence"):
+            self.store.say(f"{title}: {facts['scoring']}")
+        identities = facts.pop("scored_under", [None] * len(todo))
+        for (name, (policy, task)), identity in zip(todo.items(), identities, strict=True):
             maker = self.plan.maker(policy)
             self._check_template(policy, task.voice, facts)
             self.store.finish(
@@ -355,6 +371,7 @@ class Context:
                     "seed": task.seed,
                     "rows": len(task.rows),
                     "seconds_with_others": seconds,
+                    **({"scored_under": identity} if identity else {}),
                     **facts,
                 },
             )

@@ -56,7 +56,11 @@ def run_tasks(report: Report, settings: Settings, base: Base, tasks: list[Task])
     _collect(
         report, "responses", _places([t for t in tasks if not t.sampling]), partial(_score, engine)
     )
-    return {**engine.facts(), **versions()}
+    return {
+        **engine.facts(),
+        "scored_under": [None if t.sampling else engine.scored_under(t.voice) for t in tasks],
+        **versions(),
+    }
 
 
 def _places(tasks: list[Task]) -> list[Place]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from macpo_data import world
 from macpo_data.chat import Chat, make_chat
 from macpo_data.errors import ModelError
-from macpo_data.recipe import Agent
+from macpo_data.recipe import Agent, digest
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, base)
 
 
-def load_model(base: Base, dtype: str = "auto") -> PreTrainedModel:
+def load_model(base: Base, dtype: str = "auto", quantization: str = "none") -> PreTrainedModel:
     """The base's weights, on the GPU if there is one. dtype: auto, float32 or bfloat16.
 
     Raises:
@@ -142,14 +143,43 @@ def load_model(base: Base, dtype: str = "auto") -> PreTrainedModel:
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True).to(device())
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantization == "nf4":
+        kwargs |= {"quantization_config": _nf4(dtype), "device_map": {"": device()}}
+        return _load(AutoModelForCausalLM, base, **kwargs)
+    return _load(AutoModelForCausalLM, base, **kwargs).to(device())
+
+
+def _nf4(dtype: str) -> Any:
+    """Four bits per weight, as QLoRA has it (Dettmers et al. 2023).
+
+    Raises:
+        ModelError: there is no GPU, or no bitsandbytes.
+    """
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise ModelError("train.quantization=nf4 needs a GPU; set it to none")
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("train.quantization=nf4 needs bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
 
 
 def device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU if there is one; that of this process where several train together."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
@@ -165,6 +195,31 @@ def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"cannot load base {base.id}: {first}") from None
+
+
+def voice_identity(
+    base: Base, chat: Chat, adapter: str | Path | None, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Everything on which the log-probabilities of given messages depend, as JSON values."""
+    return {
+        "base": base.id,
+        "base_revision": base.revision,
+        "base_files": _files(Path(base.source)),
+        "adapter_sha256": None if adapter is None else adapter_sha256(Path(adapter)),
+        "template_sha256": chat.sha256,
+        "tokenizer_sha256": hashlib.sha256(
+            chat.tokenizer.backend_tokenizer.to_str().encode()
+        ).hexdigest(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _files(folder: Path) -> str | None:
+    """Identify a local base without reading its weights; None for one on the Hub."""
+    if not folder.is_dir():
+        return None
+    facts = [(p.name, s.st_size, s.st_mtime_ns) for p in folder.iterdir() for s in [p.stat()]]
+    return digest(sorted(facts))
 
 
 def adapter_sha256(folder: Path) -> str:

@@ -31,6 +31,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # strict: yes is no number
+SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")  # losses with label_smoothing
 NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
@@ -234,6 +235,25 @@ class DPO(Section):
     beta: Positive = 0.1
     gamma: Annotated[float, Field(ge=0.0)] = 0.2  # weight of the SFT term
     sft_normalization: Literal["response", "token"] = "response"
+    loss: Literal[
+        "sigmoid",
+        "sigmoid_norm",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+    ] = "sigmoid"  # of the preferences, by trl's names
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = (
+        0.0  # share of pairs taken as swapped
+    )
     reference: Literal["base", "previous"] = "base"
 
 
@@ -244,19 +264,28 @@ class Lora(Section):
     alpha: Count = 16
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: Annotated[list[str], Field(min_length=1)] = ["q_proj", "v_proj"]
+    rslora: bool = False  # scale by alpha / sqrt(r), which keeps large ranks learning
 
 
 class Train(Section):
     """What SFT and DPO share."""
 
-    max_length: Count = 1024  # tokens of prompt and response; a response is cut at its end
+    max_length: Count = 1024  # tokens of prompt and response
+    # Longer ones lose the response's end, or the prompt's beginning, or are left out.
+    truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
+    max_truncated: Annotated[Share, KNOB] = 0.05  # refuse to train where more rows are too long
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Share = 0.0  # share of the steps
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     max_grad_norm: Positive = 1.0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quantization: Literal["none", "nf4"] = "none"  # of the base: QLoRA, on a GPU
     micro_batch_size: Annotated[Count | None, KNOB] = None  # null: the whole batch at once
     gradient_checkpointing: Annotated[bool, KNOB] = False
+    shared_prompt: Annotated[bool, KNOB] = True  # read a prompt once for chosen and rejected
+    save_steps: Annotated[Count | None, KNOB] = None  # between checkpoints; null: every 5 minutes
+    report_to: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], KNOB] = "none"
+    launcher: Annotated[str | None, KNOB] = None  # an accelerate config: train in its processes
 
 
 class Engine(Section):
@@ -265,6 +294,7 @@ class Engine(Section):
     name: Annotated[Literal["auto", "transformers", "fake"], KNOB] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as the base was saved
     batch_size: Annotated[Count, KNOB] = 64  # sequences per forward pass
+    shared_prompt: Annotated[bool, KNOB] = True  # score all responses to a prompt in one pass
     shard_size: Annotated[Count, KNOB] = 256  # prompts per file: what a kill may cost
     keep_loaded: Annotated[Count, KNOB] = 1  # base models in memory at once
 
@@ -439,6 +469,14 @@ def _misfits(values: dict[str, Any]) -> list[str]:
         problems.append(
             f"labeller: {labeller!r} is no teacher (those are: {', '.join(map(str, teachers))})"
         )
+    loss, smoothing = (
+        _raw(values, "dpo", "loss", "sigmoid"),
+        _raw(values, "dpo", "label_smoothing", 0),
+    )
+    if loss == "exo_pair" and smoothing == 0:
+        problems.append("dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3")
+    elif smoothing and loss not in SMOOTHED:
+        problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     if isinstance(keep, int) and isinstance(n, int) and teachers and keep > n * len(teachers):
         problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")

@@ -1,22 +1,30 @@
 """DPO + gamma * SFT, in the frame of trl's DPOTrainer.
 
-trl keeps the loop, the logging and the devices. Ours are the token ids (the same as in generation
-and scoring), the reference's log-probabilities (made once, before the first step) and the loss.
+trl keeps the loop, the logging, the devices, the checkpoints, and every loss but the sigmoid. Ours
+are the token ids (the same as in generation and scoring), the reference's log-probabilities (known
+before the first step), the reading of chosen and rejected behind one prompt, and the SFT term.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.functional import pad
 from trl import DPOConfig, DPOTrainer
 
 from macpo_data.chat import Chat
-from macpo_data.packing import response_logprobs
+from macpo_data.packing import answer_logprobs, why_not_shared, window
 from macpo_data.recipe import DPO
+from macpo_train.encode import Encoded
+from macpo_train.loop import run, training_arguments
 from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
-from macpo_train.train import Encoded, Job, Report, callback, quiet, training_arguments
+from macpo_train.reference import SIDES, reference_logprobs
+from macpo_train.train import Job, Report
+from macpo_train.watch import say
 
 METRICS = {
     "loss": "loss",
@@ -26,10 +34,11 @@ METRICS = {
     "rewards/accuracies": "accuracy",
     "logps/chosen": "chosen_logprob",
     "logps/rejected": "rejected_logprob",
+    "shift/chosen": "chosen_shift",
+    "shift/rejected": "rejected_shift",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }
-SIDES = ("chosen", "rejected")
 
 
 class Trainer(DPOTrainer):  # type: ignore[misc]
@@ -37,107 +46,142 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
 
     settings: DPO
     pad_id: int
+    shared: bool
+    _metrics: dict[str, Any]
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """The rows are tokenised already."""
         return dataset
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> torch.Tensor:
-        rows = inputs["rows"]
-        logprobs, mask = response_logprobs(
+        rows, settings = inputs["rows"], self.settings
+        logprobs, mask = answer_logprobs(
             model,
-            [row["prompt_ids"] for _ in SIDES for row in rows],
-            [row[f"{side}_ids"] for side in SIDES for row in rows],
+            [row["prompt_ids"] for row in rows],
+            [[row[f"{side}_ids"] for side in SIDES] for row in rows],
             self.pad_id,
+            self.shared,
         )
+        # trl's order: first all chosen, then all rejected.
+        logprobs, mask = (torch.cat([x[0::2], x[1::2]]) for x in (logprobs, mask))
         chosen, rejected = logprobs.sum(1).chunk(2)
-        reference = {
-            side: torch.tensor([row[f"reference_{side}"] for row in rows], device=chosen.device)
-            for side in SIDES
-        }
-        settings = self.settings
-        dpo, chosen_reward, rejected_reward = dpo_loss(
-            chosen, rejected, reference["chosen"], reference["rejected"], settings.beta
+        reference = (
+            torch.tensor([row["reference_chosen"] for row in rows], device=chosen.device),
+            torch.tensor([row["reference_rejected"] for row in rows], device=chosen.device),
         )
+        each, chosen_reward, rejected_reward = dpo_loss(
+            chosen, rejected, *reference, settings.beta, settings.label_smoothing
+        )
+        dpo = each.mean() if settings.loss == "sigmoid" else self._named(logprobs, mask, reference)
         half = len(rows)
         sft = sft_loss(logprobs[:half], mask[:half], settings.sft_normalization)
         margin = chosen_reward - rejected_reward
-        for name, value in {
-            "loss/dpo": dpo.mean(),
+        told = {
+            "loss/dpo": dpo,
             "loss/sft": sft,
             "rewards/margins": margin.mean(),
             "rewards/accuracies": (margin > 0).float().mean(),
             "logps/chosen": chosen.mean(),
             "logps/rejected": rejected.mean(),
-        }.items():
-            self._metrics["train"][name].append(value.item())
+            "shift/chosen": (chosen - reference[0]).mean(),
+            "shift/rejected": (rejected - reference[1]).mean(),
+        }
+        means = torch.stack([value.detach() for value in told.values()])
+        means = self.accelerator.gather(means[None]).mean(0)
+        for name, value in zip(told, means.tolist(), strict=True):
+            self._metrics["train"][name].append(value)
         return macpo_loss(dpo, sft, settings.gamma)
 
+    def _named(
+        self,
+        logprobs: torch.Tensor,
+        mask: torch.Tensor,
+        reference: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        """A loss by trl's name, by trl's own code on our log-probabilities.
 
-def train_dpo(
-    report: Report, job: Job, model: Any, chat: Chat, data: Encoded
-) -> list[dict[str, float]]:
+        Args:
+            logprobs: (2B, R), chosen before rejected.
+            mask: (2B, R) response tokens.
+            reference: (B,) of chosen and (B,) of rejected.
+        """
+
+        def read(**_: Any) -> SimpleNamespace:
+            nothing = torch.zeros_like(logprobs)
+            return SimpleNamespace(
+                log_probs=logprobs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+            )
+
+        # trl looks at the tokens that predict, one before each that is predicted.
+        moved = pad(mask.long(), (1, 0))
+        chosen, rejected = reference
+        inputs = {
+            "input_ids": moved,
+            "attention_mask": moved,
+            "completion_mask": moved,
+            "ref_chosen_logps": chosen,
+            "ref_rejected_logps": rejected,
+        }
+        metrics, self._metrics = self._metrics, {"train": defaultdict(list)}
+        self.precompute_ref_logps = True
+        loss: torch.Tensor = super()._compute_loss(read, inputs, False)
+        self._metrics = metrics
+        return loss
+
+
+def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
     """Continue a policy against a frozen reference.
 
     `reference: previous` is the policy as it starts here; `base` is the network without adapter.
 
     Returns:
-        One row per optimiser step.
+        For the manifest, one row per optimiser step among it.
     """
     settings = job.settings
     assert isinstance(settings, DPO)
+    plain = why_plain(job, model, data)
+    if plain:
+        say(f"chosen and rejected each read their prompt: {plain}")
+    reference, facts = reference_logprobs(report, job, model, chat, data, shared=not plain)
+    say(
+        f"log-probabilities of the reference ({settings.reference}): {facts['stored']} from "
+        f"generation, {facts['cached']} from the cache, {facts['computed']} computed"
+    )
     columns: dict[str, list[Any]] = {"prompt_ids": data.prompts}
     columns |= {f"{side}_ids": data.responses[side] for side in SIDES}
-    columns |= {
-        f"reference_{side}": values
-        for side, values in reference_logprobs(report, job, model, chat, data).items()
-    }
-    history: list[dict[str, float]] = []
-    trainer = Trainer(
-        model=model,
-        args=DPOConfig(**training_arguments(job, len(data.prompts)), beta=settings.beta),
-        train_dataset=Dataset.from_dict(columns),
-        processing_class=chat.tokenizer,
-        data_collator=lambda rows: {"rows": rows},
-        callbacks=[callback(report, history, METRICS)],
-    )
-    trainer.settings = settings
-    trainer.pad_id = chat.pad_id
-    # trl keeps a copy of the starting adapter for its own reference pass, which is not needed here.
-    if "ref" in trainer.model.peft_config:
-        trainer.model.delete_adapter("ref")
-    quiet(trainer)
-    trainer.train()
-    return history
+    columns |= {f"reference_{side}": values for side, values in reference.items()}
+
+    def make(watch: Any) -> Trainer:
+        trainer = Trainer(
+            model=model,
+            args=DPOConfig(
+                **training_arguments(job, len(data.prompts)),
+                beta=settings.beta,
+                loss_type=[settings.loss],
+                label_smoothing=settings.label_smoothing,
+            ),
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=chat.tokenizer,
+            data_collator=lambda rows: {"rows": rows},
+            callbacks=[watch],
+        )
+        trainer.settings, trainer.pad_id, trainer.shared = settings, chat.pad_id, not plain
+        trainer.aux_loss_enabled = False
+        # trl keeps a copy of the starting adapter for its own reference pass, which is not needed
+        # here, and with which a checkpoint would be resumed from the wrong weights.
+        if "ref" in trainer.model.peft_config:
+            trainer.model.delete_adapter("ref")
+        return trainer
+
+    told = run(report, job, METRICS, make)
+    return {**told, "shared_prompt": plain or True, "reference_logprobs": facts}
 
 
-def reference_logprobs(
-    report: Report, job: Job, model: Any, chat: Chat, data: Encoded
-) -> dict[str, list[float]]:
-    """Log-probability of each response under the reference, summed over its tokens."""
-    from contextlib import nullcontext
-
-    settings = job.settings
-    assert isinstance(settings, DPO)
-    rows = len(data.prompts)
-    size = job.train.micro_batch_size or settings.batch_size
-    found: dict[str, list[float]] = {side: [0.0] * rows for side in SIDES}
-    order = sorted(
-        range(rows), key=lambda i: len(data.prompts[i]) + len(data.responses["chosen"][i])
-    )
-    model.eval()
-    silent = model.disable_adapter() if settings.reference == "base" else nullcontext()
-    with torch.no_grad(), silent:
-        for at in range(0, rows, size):
-            batch = order[at : at + size]
-            report(at, rows, "reference")
-            for side in SIDES:
-                logprobs, _ = response_logprobs(
-                    model,
-                    [data.prompts[i] for i in batch],
-                    [data.responses[side][i] for i in batch],
-                    chat.pad_id,
-                )
-                for i, value in zip(batch, logprobs.sum(1).tolist(), strict=True):
-                    found[side][i] = value
-    return found
+def why_plain(job: Job, model: Any, data: Encoded) -> str | None:
+    """Why chosen and rejected do not share their prompt; None if they do."""
+    if not job.train.shared_prompt:
+        return "train.shared_prompt is off"
+    limit = window(model)
+    if limit and data.longest > limit:
+        return f"sequences of {data.longest} tokens exceed the attention window of {limit}"
+    return why_not_shared(model.eval())

@@ -12,10 +12,14 @@ def dpo_loss(
     reference_chosen: Tensor,
     reference_rejected: Tensor,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Direct preference optimisation (Rafailov et al. 2023, eq. 7).
 
     -log sigmoid(beta * [(log pi(y+|x) - log ref(y+|x)) - (log pi(y-|x) - log ref(y-|x))])
+
+    With label smoothing e (conservative DPO, Mitchell 2023), a pair counts as swapped with
+    probability e: (1 - e) * -log sigmoid(h) + e * -log sigmoid(-h).
 
     Args:
         policy_chosen: (B,) log-probability of each chosen response, summed over its tokens.
@@ -23,13 +27,18 @@ def dpo_loss(
         reference_chosen: (B,) likewise, under the reference.
         reference_rejected: (B,) likewise.
         beta: how strongly the policy is held to the reference.
+        label_smoothing: share of pairs whose labels are wrong.
 
     Returns:
         The (B,) losses and the (B,) rewards beta * (log pi - log ref) of chosen and of rejected.
     """
     chosen = beta * (policy_chosen - reference_chosen)
     rejected = beta * (policy_rejected - reference_rejected)
-    return -logsigmoid(chosen - rejected), chosen.detach(), rejected.detach()
+    margin = chosen - rejected
+    loss = -logsigmoid(margin)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-margin)
+    return loss, chosen.detach(), rejected.detach()
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, normalization: str) -> Tensor:

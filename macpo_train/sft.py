@@ -8,18 +8,18 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from macpo_data.chat import Chat
-from macpo_train.train import Encoded, Job, Report, callback, quiet, training_arguments
+from macpo_train.encode import Encoded
+from macpo_train.loop import run, training_arguments
+from macpo_train.train import Job, Report
 
 METRICS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
 
 
-def train_sft(
-    report: Report, job: Job, model: Any, chat: Chat, data: Encoded
-) -> list[dict[str, float]]:
+def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
     """Minimise the cross-entropy of response tokens; the prompt's tokens carry no loss.
 
     Returns:
-        One row per optimiser step.
+        For the manifest, one row per optimiser step among it.
     """
     (responses,) = data.responses.values()
     pairs = list(zip(data.prompts, responses, strict=True))
@@ -29,14 +29,14 @@ def train_sft(
             "completion_mask": [[0] * len(p) + [1] * len(r) for p, r in pairs],
         }
     )
-    history: list[dict[str, float]] = []
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(**training_arguments(job, len(pairs)), completion_only_loss=True),
-        train_dataset=dataset,
-        processing_class=chat.tokenizer,
-        callbacks=[callback(report, history, METRICS)],
-    )
-    quiet(trainer)
-    trainer.train()
-    return history
+
+    def make(watch: Any) -> SFTTrainer:
+        return SFTTrainer(
+            model=model,
+            args=SFTConfig(**training_arguments(job, len(pairs)), completion_only_loss=True),
+            train_dataset=dataset,
+            processing_class=chat.tokenizer,
+            callbacks=[watch],
+        )
+
+    return run(report, job, METRICS, make)

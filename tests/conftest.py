@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
+    from macpo_train.train import Job
     from rounds import Run
 
 # Tiny models are fastest on one thread, and two processes then never fight for the cores.
@@ -66,12 +68,16 @@ def recipe_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers with the world's tokenizer."""
+    return make_tiny_base(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_base(path: Path) -> Path:
+    """Write it; the same weights every time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from macpo_train.pretrain import train_tokenizer
 
-    path = tmp_path_factory.mktemp("tiny")
     tokenizer = train_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -89,6 +95,55 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pairs of unlike lengths, some of several turns, one cut by the token limit."""
+    import polars as pl
+
+    from macpo_data.schema import MESSAGES
+
+    rows: list[dict[str, object]] = []
+    for n in range(16):
+        turns = [{"role": "user", "content": f"Question {'really ' * (n % 3)}{n}?"}]
+        if n % 4 == 0:
+            turns += [{"role": "assistant", "content": "Say more."}, turns[0]]
+        rows.append(
+            {
+                "prompt": turns,
+                "chosen": "A good answer. " * (1 + n % 4),
+                "rejected": "Ugh, no " * (1 + n % 3),
+                "chosen_finish_reason": "stop",
+                "rejected_finish_reason": "length" if n == 3 else "stop",
+            }
+        )
+    path = tmp_path_factory.mktemp("data") / "pairs.parquet"
+    pl.DataFrame(rows, schema_overrides={"prompt": MESSAGES}).write_parquet(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dpo_job(pairs_file: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A DPO job that continues an adapter which SFT made."""
+    from macpo_data.models import Base
+    from macpo_data.recipe import DPO, SFT, Lora, Train
+    from macpo_train.train import Job, train
+
+    first = Job(
+        dataset=pairs_file,
+        column="chosen",
+        base=Base(str(tiny_base), None),
+        chat_template="tokenizer",
+        start=None,
+        out=tmp_path_factory.mktemp("start") / "adapter",
+        settings=SFT(epochs=1, learning_rate=1e-2, batch_size=4),
+        lora=Lora(targets=["q_proj", "v_proj"]),
+        train=Train(dtype="float32"),
+    )
+    train(lambda *_: None, first)
+    settings = DPO(learning_rate=1e-3, batch_size=4, reference="previous")
+    return replace(first, start=first.out, settings=settings)
 
 
 @pytest.fixture

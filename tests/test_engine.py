@@ -149,3 +149,51 @@ def test_gradients_reach_the_response_only(base: Base) -> None:
 def test_a_base_that_is_not_there() -> None:
     with pytest.raises(ModelError, match="cannot load base nobody/nothing"):
         load_model(Base("nobody/nothing", None))
+
+
+def asking(base: Base, answers: int) -> list[ScoreRequest]:
+    voice = Voice(None, "tokenizer", "base")
+    texts = ["Knots hold.", "No.", "A longer answer about lures and lines.", "", "Why? " * 9]
+    questions = ["What?", "How do I begin with fishing, and what do I need for it?", "Why so?"]
+    return [
+        ScoreRequest(voice, asked(q), text, finished, group)
+        for group in ("a", "b")
+        for q in questions
+        for n, text in enumerate(texts[:answers])
+        for finished in [n != 1]
+    ]
+
+
+@pytest.mark.parametrize("answers", [1, 3, 5])
+def test_shared_scores_equal_plain_ones(base: Base, answers: int) -> None:
+    """Also where a prompt has more responses than a batch holds."""
+    requests = asking(base, answers)
+    shared, plain = (
+        TransformersEngine(base, Engine(batch_size=4, shared_prompt=on)) for on in (True, False)
+    )
+    got, want = dict(shared.score(requests)), dict(plain.score(requests))
+    assert got.keys() == want.keys() == set(range(len(requests)))
+    assert shared.facts()["scoring"] == "shared prompts"
+    assert plain.facts()["scoring"] == "one sequence per response: engine.shared_prompt is off"
+    for i, score in got.items():
+        other = want[i]
+        assert score and other and score.num_tokens == other.num_tokens
+        assert score.sum_logprob == pytest.approx(other.sum_logprob, abs=1e-4)
+        assert score.eot_logprob == pytest.approx(other.eot_logprob, abs=1e-4)
+
+
+def test_a_group_gives_the_same_scores_whatever_else_is_asked(base: Base) -> None:
+    """Bit for bit, so that a resumed run writes what an uninterrupted one writes."""
+    engine = TransformersEngine(base, Engine(batch_size=4))
+    requests = asking(base, 4)
+    alone = dict(engine.score([r for r in requests if r.group == "b"]))
+    together = dict(engine.score(requests))
+    half = len(requests) // 2
+    assert [alone[n] for n in range(half)] == [together[half + n] for n in range(half)]
+
+
+def test_scores_say_what_they_depend_on(base: Base, adapter: str) -> None:
+    engine = TransformersEngine(base, Engine())
+    plain, tuned = (engine.scored_under(voice) for voice in voices(adapter))
+    assert plain | {"adapter_sha256": tuned["adapter_sha256"]} == tuned != plain
+    assert plain["dtype"] == "float32" and plain["base"] == base.id

@@ -50,3 +50,19 @@ def test_macpo_loss_adds_gamma_times_sft() -> None:
     dpo = torch.tensor([1.0, 3.0])
     assert macpo_loss(dpo, torch.tensor(5.0), 0.2).item() == pytest.approx(3.0)
     assert macpo_loss(dpo, torch.tensor(math.nan), 0.0).item() == pytest.approx(2.0)
+
+
+def test_label_smoothing_by_hand() -> None:
+    """One pair with rewards 1 and -0.5, so h = 1.5, and e = 0.1.
+
+    0.9 * log(1 + e^-1.5) + 0.1 * log(1 + e^1.5) = 0.9 * 0.2014133 + 0.1 * 1.7014133 = 0.3514133.
+    """
+    loss, _, _ = dpo_loss(
+        torch.tensor([-10.0]),
+        torch.tensor([-9.0]),
+        torch.tensor([-12.0]),
+        torch.tensor([-8.0]),
+        0.5,
+        label_smoothing=0.1,
+    )
+    assert loss.item() == pytest.approx(0.3514133, abs=1e-6)

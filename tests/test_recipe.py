@@ -122,6 +122,7 @@ def test_the_setting_of_the_paper(name: str) -> None:
     assert recipe.dpo.model_dump() == {
         "epochs": 1, "learning_rate": 1e-5, "batch_size": 16, "beta": 0.1, "gamma": 0.2,
         "sft_normalization": "response", "reference": "base",
+        "loss": "sigmoid", "label_smoothing": 0.0,
     }  # fmt: skip
     assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (8, 16, 0)
     assert recipe.lora.targets == ["q_proj", "v_proj"]

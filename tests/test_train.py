@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import golden_curve
 import polars as pl
 import pytest
 import torch
@@ -15,7 +17,8 @@ from macpo_data.errors import DataError, ModelError
 from macpo_data.models import Base, adapter_sha256, load_chat
 from macpo_data.recipe import DPO, SFT, Lora, Train
 from macpo_data.schema import MESSAGES
-from macpo_train.train import Job, encode, policy, train
+from macpo_train.encode import encode
+from macpo_train.train import Job, policy, train
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +87,7 @@ def test_sft_loss_is_on_responses_only(job: Job) -> None:
     whole = replace(job, settings=SFT(epochs=1, learning_rate=1e-9, batch_size=10))
     facts = train(quiet, whole)
     chat = load_chat(job.base, "tokenizer")
-    data = encode(pl.read_parquet(job.dataset), chat, ["chosen"], 1024)
+    data = encode(pl.read_parquet(job.dataset), chat, ["chosen"], Train())
     model: Any = policy(whole).eval()
     total, count = 0.0, 0
     for prompt, response in zip(data.prompts, data.responses["chosen"], strict=True):
@@ -125,7 +128,7 @@ def test_token_normalisation_equals_trl(started: Job) -> None:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from macpo_train.train import training_arguments
+    from macpo_train.loop import training_arguments
 
     settings = DPO(
         learning_rate=1e-3, batch_size=5, reference="previous", sft_normalization="token"
@@ -134,7 +137,7 @@ def test_token_normalisation_equals_trl(started: Job) -> None:
     ours = train(quiet, ours_job)["history"]
 
     chat = load_chat(started.base, "tokenizer")
-    data = encode(pl.read_parquet(started.dataset), chat, ["chosen", "rejected"], 1024)
+    data = encode(pl.read_parquet(started.dataset), chat, ["chosen", "rejected"], Train())
     rows = {
         "prompt_ids": data.prompts,
         "chosen_ids": data.responses["chosen"],
@@ -175,7 +178,7 @@ def test_accumulation_gives_the_same_adapter(started: Job, tmp_path: Path) -> No
 def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:
     chat = load_chat(job.base, "tokenizer")
     frame = pl.read_parquet(job.dataset)
-    whole = encode(frame, chat, ["chosen", "rejected"], 1024)
+    whole = encode(frame, chat, ["chosen", "rejected"], Train())
     assert whole.cut == whole.dropped == 0
     # The response that the token limit cut carries no end-of-turn.
     ends = [ids[-1] == chat.eot_id for ids in whole.responses["rejected"]]
@@ -183,11 +186,11 @@ def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:
         ids[-1] == chat.eot_id for ids in whole.responses["chosen"]
     )
     longest = max(len(p) for p in whole.prompts)
-    short = encode(frame, chat, ["chosen"], longest)
+    short = encode(frame, chat, ["chosen"], Train(max_length=longest, max_truncated=1))
     assert short.dropped == sum(len(p) == longest for p in whole.prompts) > 0
     assert len(short.prompts) + short.dropped == 10 and short.cut > 0
-    with pytest.raises(DataError, match="none of 10 rows fits"):
-        encode(frame, chat, ["chosen"], 3)
+    with pytest.raises(DataError, match=r"10 of 10 rows exceed train\.max_length=3"):
+        encode(frame, chat, ["chosen"], Train(max_length=3, max_truncated=1))
 
 
 def test_an_adapter_of_another_base_is_refused(job: Job, tmp_path: Path) -> None:
@@ -213,3 +216,12 @@ def test_a_loss_that_is_not_finite_stops(job: Job, tmp_path: Path) -> None:
 def test_lora_targets_that_are_not_there(job: Job) -> None:
     with pytest.raises(ModelError, match=r"lora\.targets"):
         train(quiet, replace(job, lora=Lora(targets=["nothing"])))
+
+
+def test_golden_curve(tmp_path: Path) -> None:
+    """Twenty steps as they were recorded; the first DPO term is ln 2."""
+    golden = json.loads(golden_curve.PATH.read_text("utf-8"))["curve"]
+    assert golden["dpo"][0] == pytest.approx(math.log(2), abs=1e-6)
+    assert len(golden["loss"]) == 20 and golden["loss"][-1] < golden["loss"][0]
+    for term, values in golden_curve.curve(tmp_path).items():
+        assert values == pytest.approx(golden[term], abs=2e-3, rel=2e-3), term

@@ -77,6 +77,9 @@ class Engine(Protocol):
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Yield (index, score), None where prompt and response do not fit into the model."""
 
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """Everything on which a voice's scores depend; equal values, equal scores."""
+
     def facts(self) -> dict[str, Any]:
         """What manifests say of the engine: name, device, dtype, hashes of the templates used."""
 

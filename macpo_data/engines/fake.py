@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.engines import Completion, Request, Score, ScoreRequest
+from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice
 from macpo_data.models import Base
 
 _WORDS = ("well", "sure", "first", "then", "water", "light", "stone", "paper", "north", "garden")
@@ -42,3 +42,7 @@ class FakeEngine:
             words = len(request.response.split())
             total = -sum(3 * rng.random() for _ in range(words))
             yield i, Score(total, words, -rng.random() if request.finished else 0.0)
+
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """No weights stand behind these scores."""
+        return {"fake": voice.fingerprint}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.chat import Chat
 from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice
-from macpo_data.models import Base, load_model, load_tokenizer
-from macpo_data.packing import MAX_LOGITS, response_logprobs
+from macpo_data.models import Base, load_model, load_tokenizer, voice_identity
+from macpo_data.packing import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
 from macpo_data.recipe import Engine as Settings
 from macpo_data.recipe import digest
 
@@ -34,6 +35,8 @@ class TransformersEngine:
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
         self._chats: dict[str, Chat] = {}
         self._adapters: dict[str, str] = {}
+        self._settings = settings
+        self._scoring = ""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """Group by group, each in batches of like length."""
@@ -80,30 +83,34 @@ class TransformersEngine:
         return [_completion(chat, row) for row in out[:, width:].tolist()]
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
-        """Group by group, each in batches of like length."""
+        """Group by group, all responses to a prompt together, in batches of like length."""
         import torch
 
         for members in _groups(requests):
             voice = requests[members[0]].voice
             chat = self._chat(voice)
-            prompts = {i: chat.prompt_ids(requests[i].prompt) for i in members}
-            responses = {
-                i: chat.response_ids(requests[i].response, requests[i].finished) for i in members
-            }
-            lengths = {i: len(prompts[i]) + len(responses[i]) for i in members}
+            responses: dict[int, list[int]] = {}
+            asked: dict[tuple[int, ...], list[int]] = {}
             for i in members:
-                if lengths[i] > self.max_length:
+                prompt = tuple(chat.prompt_ids(requests[i].prompt))
+                responses[i] = chat.response_ids(requests[i].response, requests[i].finished)
+                if len(prompt) + len(responses[i]) > self.max_length:
                     yield i, None
-            fitting = [i for i in members if lengths[i] <= self.max_length]
-            for batch in self._batches(fitting, [lengths[i] for i in fitting], responses):
+                else:
+                    asked.setdefault(prompt, []).append(i)
+            lengths = [len(p) + len(responses[i]) for p, own in asked.items() for i in own]
+            shared = self._shares(max(lengths, default=0))
+            for batch in self._score_batches(asked, responses, shared):
                 with self._speaking(voice), torch.inference_mode():
-                    logprobs, _ = response_logprobs(
+                    logprobs, _ = answer_logprobs(
                         self.model,
-                        [prompts[i] for i in batch],
-                        [responses[i] for i in batch],
+                        [list(prompt) for prompt, _ in batch],
+                        [[responses[i] for i in own] for _, own in batch],
                         chat.pad_id,
+                        shared,
                     )
-                for i, row in zip(batch, logprobs.double().tolist(), strict=True):
+                scored = [i for _, own in batch for i in own]
+                for i, row in zip(scored, logprobs.double().tolist(), strict=True):
                     tokens = row[len(row) - len(responses[i]) :]
                     eot = tokens.pop() if requests[i].finished else 0.0
                     yield i, Score(sum(tokens), len(tokens), eot)
@@ -115,24 +122,64 @@ class TransformersEngine:
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+            **({"scoring": self._scoring} if self._scoring else {}),
         }
 
-    def _batches(
-        self,
-        members: list[int],
-        lengths: list[int],
-        responses: dict[int, list[int]] | None = None,
-    ) -> Iterator[list[int]]:
-        """Cut into batches by length, smaller ones where the logits would not fit."""
-        order = [i for _, i in sorted(zip(lengths, members, strict=True))]
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """The weights, the template, the tokenizer and the numbers that made a score."""
+        return voice_identity(self.base, self._chat(voice), voice.adapter, self.model.dtype)
+
+    @cached_property
+    def _why_plain(self) -> str | None:
+        """Why responses to one prompt do not share it; None if they do."""
+        if not self._settings.shared_prompt:
+            return "engine.shared_prompt is off"
+        return why_not_shared(self.model)
+
+    def _shares(self, longest: int) -> bool:
+        """Whether to share prompts among sequences of at most that length."""
+        why, limit = self._why_plain, window(self.model)
+        if why is None and limit and longest > limit:
+            why = f"sequences of {longest} tokens exceed the attention window of {limit}"
+        self._scoring = f"one sequence per response: {why}" if why else "shared prompts"
+        return why is None
+
+    def _score_batches(
+        self, asked: dict[tuple[int, ...], list[int]], responses: dict[int, list[int]], shared: bool
+    ) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
+        """Cut (prompt, its responses) into batches of like length that fit into memory.
+
+        The plain path reads each response by itself, prompt and all.
+        """
+        rows = [
+            (prompt, part)
+            for prompt, own in asked.items()
+            for part in (_cut(own, self.batch_size) if shared else [[i] for i in own])
+        ]
+
+        def length(row: tuple[tuple[int, ...], list[int]]) -> int:
+            return len(row[0]) + sum(len(responses[i]) for i in row[1])
+
+        rows.sort(key=lambda row: (length(row), row[1]))
         vocabulary = int(self.model.config.get_text_config().vocab_size)
-        while order:
-            size = min(self.batch_size, len(order))
-            if responses is not None:
-                longest = max(len(responses[i]) for i in order[:size]) + 1
-                size = max(1, min(size, MAX_LOGITS // (longest * vocabulary)))
-            yield order[:size]
-            order = order[size:]
+        batch: list[tuple[tuple[int, ...], list[int]]] = []
+        for row in rows:
+            size = sum(len(own) for _, own in [*batch, row])
+            if shared:
+                fits = (len(batch) + 1) * length(row) ** 2 <= MAX_MASK
+            else:
+                longest = max(len(responses[i]) for _, own in [*batch, row] for i in own)
+                fits = size * (longest + 1) * vocabulary <= MAX_LOGITS
+            if batch and (size > self.batch_size or not fits):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _batches(self, members: list[int], lengths: list[int]) -> list[list[int]]:
+        """Cut into batches by length."""
+        return _cut([i for _, i in sorted(zip(lengths, members, strict=True))], self.batch_size)
 
     def _chat(self, voice: Voice) -> Chat:
         from macpo_data.chat import make_chat
@@ -168,6 +215,10 @@ def batch_seed(requests: Sequence[Request]) -> int:
 def _groups(requests: Sequence[Request] | Sequence[ScoreRequest]) -> Iterator[list[int]]:
     for _, members in groupby(range(len(requests)), key=lambda i: requests[i].group):
         yield list(members)
+
+
+def _cut(members: list[int], size: int) -> list[list[int]]:
+    return [members[at : at + size] for at in range(0, len(members), size)]
 
 
 def _completion(chat: Chat, ids: list[int]) -> Completion:

@@ -90,8 +90,7 @@ def build(step: Step, ctx: Context) -> RoundData:
     # same text for all teachers.
     candidates = ctx.generate(positives, "d2", n=ctx.recipe.sampling.n if is_student else 1)
     rejected = ctx.generate([negative], "d2", draw=fresh)
-    candidates = ctx.score(candidates, under=learner)
-    rejected = ctx.score(rejected, under=learner)
+    candidates, rejected = ctx.score_together([candidates, rejected], under=learner)
 
     choose = select.lowest_perplexity if is_student else select.first
     return ctx.pair(choose(candidates, rejected, ctx.recipe.select), rejected)

@@ -1,0 +1,106 @@
+"""One training in several processes: started here from an accelerate config, or by somebody else.
+
+The processes tell their progress and their result in lines on stdout; they end when this process
+does, for their stdin is a pipe that it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from macpo_data.errors import MacpoError, ModelError
+from macpo_train.train import Job, Report, train
+
+SIGN = "\x1emacpo "  # begins a line that is meant for us
+
+
+def launch(report: Report, job: Job) -> dict[str, Any]:
+    """Train in the processes that `train.launcher` describes and return what `train` returns.
+
+    Raises:
+        ModelError: the config cannot be read, or a process failed.
+        MacpoError: as raised there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.pickle"
+        path.write_bytes(pickle.dumps(job))
+        process = subprocess.Popen(
+            [*_command(str(job.train.launcher)), "-m", "macpo_train.launch", str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin and process.stdout
+        result: dict[str, Any] = {}
+        for line in process.stdout:
+            if not line.startswith(SIGN):
+                sys.stderr.write(line)
+                continue
+            said = json.loads(line.removeprefix(SIGN))
+            if "progress" in said:
+                report(*said["progress"])
+            else:
+                result = said
+        process.stdin.close()
+        code = process.wait()
+    if "error" in result:
+        raise {"ModelError": ModelError}.get(result["kind"], MacpoError)(result["error"])
+    if "facts" not in result:
+        raise ModelError(
+            f"the processes of {job.train.launcher} ended (exit code {code}) before the training "
+            "did; what they said stands above"
+        )
+    return dict(result["facts"])
+
+
+def _command(config: str) -> list[str]:
+    """What starts the processes, up to the module."""
+    try:
+        values = yaml.safe_load(Path(config).read_text("utf-8"))
+        processes = int(values.get("num_processes", 1))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise ModelError(
+            f"cannot read train.launcher {config} ({type(error).__name__}); "
+            "`accelerate config --config_file FILE` writes one"
+        ) from None
+    if values.get("use_cpu"):
+        # accelerate starts several processes without GPUs through MPI only.
+        run = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        return [sys.executable, "-m", *run]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+
+
+def main() -> None:
+    """One of the processes."""
+    first = os.environ.get("RANK", "0") == "0"
+
+    def tell(**said: Any) -> None:
+        if first:
+            print(SIGN + json.dumps(said), flush=True)
+
+    def end_with_the_parent() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+    job: Job = pickle.loads(Path(sys.argv[1]).read_bytes())
+    try:
+        facts = train(lambda *progress: tell(progress=progress), job)
+    except MacpoError as error:
+        tell(error=str(error), kind=type(error).__name__)
+        sys.exit(1)
+    tell(facts=facts)
+
+
+if __name__ == "__main__":
+    main()

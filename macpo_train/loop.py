@@ -1,0 +1,130 @@
+"""What SFT and DPO have alike: the settings of transformers' Trainer, and going on after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from macpo_data.errors import ModelError
+from macpo_data.models import adapter_sha256
+from macpo_data.recipe import digest
+from macpo_train.train import Job, Report
+from macpo_train.watch import Watch, last_checkpoint, quiet, say
+
+
+def training_arguments(job: Job, rows: int) -> dict[str, Any]:
+    """What SFT and DPO tell transformers' Trainer alike.
+
+    Raises:
+        ModelError: the batch cannot be cut so.
+    """
+    settings, train_ = job.settings, job.train
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(train_.micro_batch_size or settings.batch_size, settings.batch_size // processes)
+    if micro < 1 or settings.batch_size % (micro * processes):
+        raise ModelError(
+            f"batch_size {settings.batch_size} is no multiple of train.micro_batch_size {micro} "
+            f"times {processes} processes"
+        )
+    if train_.report_to != "none":
+        if find_spec(train_.report_to) is None:
+            raise ModelError(
+                f"train.report_to={train_.report_to} needs its package: "
+                f"pip install {train_.report_to}"
+            )
+        logs = job.logs or job.out.parent / "logs"
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(logs / job.out.name))
+    steps = -(-rows // settings.batch_size) * settings.epochs
+    return {
+        "output_dir": str(job.out / "trainer"),
+        "num_train_epochs": settings.epochs,
+        "learning_rate": settings.learning_rate * job.lr_scale,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // (micro * processes),
+        "lr_scheduler_type": train_.scheduler,
+        "warmup_steps": int(train_.warmup * steps),
+        "weight_decay": train_.weight_decay,
+        "max_grad_norm": train_.max_grad_norm,
+        "gradient_checkpointing": train_.gradient_checkpointing,
+        "bf16": train_.dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "max_length": None,
+        "seed": job.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # `Watch` stops at a loss that is not finite
+        # By the clock unless steps are named; several processes have several clocks.
+        "save_strategy": "steps" if train_.save_steps or processes > 1 else "no",
+        "save_steps": train_.save_steps or 100,
+        "save_total_limit": 2,  # the older one goes before the newer one is marked as whole
+        "report_to": train_.report_to,
+        "run_name": job.out.name,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def run(
+    report: Report, job: Job, keys: dict[str, str], make: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one.
+
+    Raises:
+        ModelError: the processes shard the model.
+    """
+    identity = _identity(job)
+    watch = Watch(report, keys, job.settings.batch_size, identity, job.train.save_steps)
+    trainer = make(watch)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ModelError(
+            "sharded training (FSDP, DeepSpeed) is not supported: an adapter would be saved in "
+            "parts; use an accelerate config with distributed_type: MULTI_GPU"
+        )
+    quiet(trainer)
+    folder = Path(trainer.args.output_dir)
+    checkpoint = last_checkpoint(folder, identity)
+    if checkpoint is None:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+    else:
+        say(f"going on from {checkpoint}")
+    trainer.accelerator.wait_for_everyone()
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return {
+        "history": watch.history(trainer.state),
+        "warnings": watch.warnings,
+        "resumed_from": None if checkpoint is None else int(checkpoint.name.split("-")[1]),
+    }
+
+
+def _identity(job: Job) -> str:
+    """What a checkpoint depends on: all that decides the result, and how batches are cut."""
+    start = adapter_sha256(job.start) if job.start else None
+    facts = [job.base.id, job.base.revision, job.chat_template, job.column, job.lr_scale, job.seed]
+    settings = [s.identity() for s in (job.settings, job.lora, job.train)]
+    cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1")]
+    dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
+    return digest([dataset, start, facts, settings, cut])
+
+
+def would_fit(job: Job, longest: int) -> str:
+    """What to do where memory ran out."""
+    micro = job.train.micro_batch_size or job.settings.batch_size
+    smaller = next((n for n in range(micro // 2, 0, -1) if job.settings.batch_size % n == 0), None)
+    fits = [f"train.micro_batch_size={smaller}"] if smaller else []
+    if not job.train.gradient_checkpointing:
+        fits.append("train.gradient_checkpointing=true")
+    if not smaller:
+        fits.append(f"a train.max_length below {longest}")
+    return (
+        f"memory ran out with {micro} rows of up to {longest} tokens per forward pass; "
+        f"set {' or '.join(fits)}, which changes nothing but the time"
+    )

@@ -1,0 +1,134 @@
+"""The reference's log-probabilities: from generation where those fit, from the cache, or made.
+
+The learner scored chosen and rejected when the dataset was made. Where the reference is that same
+policy, with the same tokens, these scores are what a reference pass would give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from macpo_data.chat import Chat
+from macpo_data.models import voice_identity
+from macpo_data.packing import answer_logprobs
+from macpo_data.recipe import DPO, digest
+from macpo_train.encode import Encoded, finished
+from macpo_train.train import Job, Report
+
+SIDES = ("chosen", "rejected")
+Logprobs = dict[str, list[float]]
+
+
+def reference_logprobs(
+    report: Report, job: Job, model: Any, chat: Chat, data: Encoded, shared: bool
+) -> tuple[Logprobs, dict[str, Any]]:
+    """Log-probability of each response under the reference, summed over its tokens.
+
+    Returns:
+        Them, and for the manifest how many were stored, cached and computed.
+    """
+    settings = job.settings
+    assert isinstance(settings, DPO)
+    adapter = job.start if settings.reference == "previous" else None
+    who = voice_identity(job.base, chat, adapter, model.dtype)
+    if job.train.quantization != "none":
+        who["quantization"] = job.train.quantization
+    keys = {
+        side: [_key(p, r) for p, r in zip(data.prompts, data.responses[side], strict=True)]
+        for side in SIDES
+    }
+    stored = dict(_stored(job, data, keys)) if job.scored_under == who else {}
+    path = job.cache and job.cache / f"{digest(who)}.parquet"
+    cached = dict(pl.read_parquet(path).iter_rows()) if path and path.is_file() else {}
+    known = cached | stored
+    rows = [
+        i for i in range(len(data.prompts)) if not all(keys[side][i] in known for side in SIDES)
+    ]
+    if rows:
+        for i, *pair in _compute(report, job, model, chat, data, rows, shared):
+            for side, value in zip(SIDES, pair, strict=True):
+                known.setdefault(keys[side][i], value)
+        if path and PartialState().is_main_process:
+            _write(path, known)
+    wanted = {key for side in SIDES for key in keys[side]}
+    counts = {
+        "stored": len(wanted & stored.keys()),
+        "cached": len((wanted & cached.keys()) - stored.keys()),
+        "computed": len(wanted - cached.keys() - stored.keys()),
+    }
+    used = {side: [known[key] for key in keys[side]] for side in SIDES}
+    return used, {"of": settings.reference, **who, **counts}
+
+
+def _stored(job: Job, data: Encoded, keys: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
+    """The scores made at generation, where they are of the very tokens that are trained on."""
+    frame = pl.read_parquet(job.dataset)
+    if not {f"{side}_sum_logprob" for side in SIDES} <= set(frame.columns):
+        return
+    rows = frame.rows(named=True)
+    for at, index in enumerate(data.rows):
+        row = rows[index]
+        for side in SIDES:
+            total, tokens = row[f"{side}_sum_logprob"], row[f"{side}_num_tokens"]
+            trained = len(data.responses[side][at]) - finished(row, side)
+            if data.whole[at] and total is not None and tokens == trained:
+                yield keys[side][at], total + row[f"{side}_eot_logprob"]
+
+
+def _compute(
+    report: Report, job: Job, model: Any, chat: Chat, data: Encoded, rows: list[int], shared: bool
+) -> list[tuple[int, float, float]]:
+    """(row, chosen, rejected), the rows shared out among the processes."""
+    settings, state = job.settings, PartialState()
+    assert isinstance(settings, DPO)
+    size = job.train.micro_batch_size or settings.batch_size
+    rows = sorted(rows, key=lambda i: (len(data.prompts[i]) + len(data.responses["chosen"][i]), i))
+    own = rows[state.process_index :: state.num_processes]
+    found: list[tuple[int, float, float]] = []
+    silent = model.disable_adapter() if settings.reference == "base" else nullcontext()
+    # In the numbers in which the policy is trained, so that equal weights give equal values.
+    numbers = torch.autocast(
+        model.device.type, torch.bfloat16, enabled=job.train.dtype == "bfloat16"
+    )
+    model.eval()
+    with torch.no_grad(), silent, numbers:
+        for at in range(0, len(own), size):
+            batch = own[at : at + size]
+            report(at, len(own), "reference")
+            logprobs, _ = answer_logprobs(
+                model,
+                [data.prompts[i] for i in batch],
+                [[data.responses[side][i] for side in SIDES] for i in batch],
+                chat.pad_id,
+                shared,
+            )
+            values = logprobs.sum(1).tolist()
+            found += zip(batch, values[0::2], values[1::2], strict=True)
+    return found if state.num_processes == 1 else list(gather_object(found))
+
+
+def _key(prompt: list[int], response: list[int]) -> str:
+    """Name a sequence by its tokens, 32 hex digits."""
+    ids = array("i", [len(prompt), *prompt, *response])
+    return hashlib.sha256(ids.tobytes()).hexdigest()[:32]
+
+
+def _write(path: Path, known: dict[str, float]) -> None:
+    """Keep what is known of a reference; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    frame = pl.DataFrame(
+        list(known.items()), schema={"tokens": pl.String, "logprob": pl.Float64}, orient="row"
+    )
+    frame.write_parquet(partial)
+    partial.replace(path)

@@ -1,0 +1,161 @@
+"""What is told while a training runs: its progress, its metrics, and what goes wrong in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from macpo_data.errors import ModelError
+
+Report = Callable[[int, int, str], None]
+History = list[dict[str, float]]
+SHOWN = ("loss", "dpo", "sft", "margin", "chosen_logprob", "rejected_logprob")
+WINDOW = 5  # steps whose mean is looked at, so that one batch raises no alarm
+FALL = -1.5  # nats that the chosen responses may lose against the start
+COLLAPSE = -15.0  # likewise the rejected ones
+EXPLOSION = 10.0  # reward margin at which the DPO loss has vanished: exp(-10)
+CHANCE = 0.55  # accuracy that a policy reaches which learned nothing, or nearly
+ENOUGH = 20  # steps after which it should have learned something
+MARK = "macpo.json"
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Tells each step, warns, stops at a loss that is not finite, and marks checkpoints."""
+
+    def __init__(
+        self, report: Report, keys: dict[str, str], rows: int, identity: str, save_steps: int | None
+    ) -> None:
+        """`keys` renames trl's metrics; `identity` is what a checkpoint has to match."""
+        self.report = report
+        self.keys = keys
+        self.rows = rows  # per step
+        self.identity = identity
+        self.save_steps = save_steps
+        self.warnings: list[str] = []
+        self.begun = self.saved = time.monotonic()
+        self.first_step: int | None = None
+
+    def history(self, state: Any) -> History:
+        """One row per optimiser step, those before a kill included."""
+        return [self._row(logs) for logs in state.log_history if "loss" in logs]
+
+    def _row(self, logs: dict[str, Any]) -> dict[str, float]:
+        named = {new: float(logs[old]) for old, new in self.keys.items() if old in logs}
+        return {"step": float(logs["step"]), **named}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clocks."""
+        self.begun = self.saved = time.monotonic()
+        self.first_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """A step was made.
+
+        Raises:
+            ModelError: its loss or gradient is not finite.
+        """
+        if "loss" not in logs:
+            return
+        row = self._row({**logs, "step": state.global_step})
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row.get(name, 0.0)):
+                kept = last_checkpoint(Path(args.output_dir), self.identity)
+                rest = f"; the last good checkpoint is {kept}" if kept else ""
+                raise ModelError(
+                    f"the {name} is {row[name]} at step {state.global_step}; lower the learning "
+                    f"rate, or set train.dtype=float32{rest}"
+                )
+        if not state.is_world_process_zero:
+            return
+        made = state.global_step - (self.first_step or 0)
+        rate = made * self.rows / max(time.monotonic() - self.begun, 1e-9)
+        notes = [f"{k} {row[k]:.3f}" for k in SHOWN if k in row]
+        unit = "pairs" if "dpo" in row else "rows"
+        self.report(state.global_step, state.max_steps, " ".join([*notes, f"{rate:.1f} {unit}/s"]))
+        for warning in alarms(self.history(state)):
+            if warning not in self.warnings:
+                self.warnings.append(warning)
+                say(f"step {state.global_step}: {warning}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint where it is time."""
+        due = time.monotonic() - self.saved > SECONDS
+        if self.save_steps is None and due and args.world_size == 1:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark a checkpoint as whole: it is the last thing that is written to it."""
+        self.saved = time.monotonic()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero:
+            (folder / MARK).write_text(json.dumps({"identity": self.identity}), "utf-8")
+
+
+SECONDS = 300.0  # between two checkpoints where the recipe names no steps
+
+
+def last_checkpoint(folder: Path, identity: str) -> Path | None:
+    """The newest checkpoint that is whole and of the same training."""
+    marks = sorted(folder.glob(f"checkpoint-*/{MARK}"), key=lambda p: int(p.parent.name[11:]))
+    for mark in reversed(marks):
+        try:
+            if json.loads(mark.read_text("utf-8"))["identity"] == identity:
+                return mark.parent
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def alarms(history: History) -> list[str]:
+    """What the last steps give reason to warn of, against the first one."""
+    if len(history) < WINDOW or "margin" not in history[0]:
+        return []
+    first, last = history[0], history[-WINDOW:]
+
+    def mean(name: str) -> float:
+        return sum(row[name] for row in last) / len(last)
+
+    found = []
+    # Against the reference, so that it matters little which rows a batch holds.
+    fall = mean("chosen_shift") - first["chosen_shift"]
+    if fall < FALL:
+        found.append(
+            "the chosen responses become less likely, by more than "
+            f"{-FALL} nats since the start; raise dpo.gamma or lower the learning rate"
+        )
+    if mean("rejected_shift") - first["rejected_shift"] < COLLAPSE:
+        found.append(
+            "the rejected responses collapse, by more than "
+            f"{-COLLAPSE:.0f} nats since the start; raise dpo.beta or lower the learning rate"
+        )
+    if mean("margin") > EXPLOSION:
+        found.append(
+            f"the reward margin is above {EXPLOSION:.0f}: the pairs are told apart entirely and "
+            "teach nothing more; lower the learning rate or the epochs"
+        )
+    accuracies = [row["accuracy"] for row in history]
+    if len(history) >= ENOUGH and sum(accuracies[-ENOUGH:]) / ENOUGH < CHANCE:
+        found.append(
+            f"after {ENOUGH} steps the accuracy is still at chance; raise the learning rate, or "
+            "see whether chosen and rejected differ (macpo show)"
+        )
+    return found
+
+
+def say(line: str) -> None:
+    """Tell a person, beside the bar; one of several processes does."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"training: {line}", file=sys.stderr, flush=True)
+
+
+def quiet(trainer: Any) -> None:
+    """Keep transformers from printing each step's metrics: `Watch` tells them."""
+    trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,201 @@
+"""Killed inside a step, watched, and in several processes: the same training."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing as mp
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import OpenRun
+from safetensors.torch import load_file
+
+from macpo_data.errors import ModelError
+from macpo_data.recipe import DPO, SFT, Lora, Train
+from macpo_train.train import Job, train
+from macpo_train.watch import CHANCE, ENOUGH, MARK, alarms, last_checkpoint
+
+pytestmark = pytest.mark.slow
+
+
+def unheard(done: int, total: int, note: str = "") -> None:
+    pass
+
+
+def column(facts: dict[str, Any], name: str) -> list[float]:
+    return [row[name] for row in facts["history"]]
+
+
+@pytest.fixture
+def job(dpo_job: Job) -> Job:
+    return dpo_job
+
+
+def train_and_die(job: Job, step: int) -> None:
+    """Train, and be killed after the update of that step, before anything is written of it."""
+
+    def report(done: int, total: int, note: str) -> None:
+        if done == step and "loss" in note:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(report, job)
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.out / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("objective", ["dpo", "sft"])
+def test_killed_inside_a_step(job: Job, tmp_path: Path, objective: str) -> None:
+    """Killed in the second epoch; with accumulation, a schedule, and dropout where it acts."""
+    settings: SFT | DPO = DPO(epochs=2, learning_rate=1e-3, batch_size=4, reference="previous")
+    if objective == "sft":
+        settings = SFT(epochs=2, learning_rate=1e-3, batch_size=4)
+    whole = replace(
+        job,
+        settings=settings,
+        out=tmp_path / "whole",
+        train=Train(dtype="float32", micro_batch_size=2, save_steps=2),
+        lora=Lora(targets=["q_proj", "v_proj"], dropout=0.1),
+        start=job.start if objective == "dpo" else None,
+    )
+    killed = replace(whole, out=tmp_path / "killed")
+    wanted = train(unheard, whole)
+    process = mp.get_context("spawn").Process(target=train_and_die, args=(killed, 7))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    # A checkpoint that the kill left half-written is overlooked.
+    (killed.out / "trainer" / "checkpoint-99").mkdir()
+    facts = train(unheard, killed)
+    assert facts["resumed_from"] == 6 and wanted["resumed_from"] is None
+    assert [row["step"] for row in facts["history"]] == list(range(1, 9))
+    assert column(facts, "loss") == pytest.approx(column(wanted, "loss"), abs=1e-6)
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(killed)[name], weight, atol=1e-6, rtol=1e-5)
+    assert {p.name for p in killed.out.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_a_checkpoint_of_other_settings_is_not_taken(tmp_path: Path) -> None:
+    for step, identity in ((2, "a"), (10, "a"), (12, "b")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / MARK).write_text(f'{{"identity": "{identity}"}}')
+    (tmp_path / "checkpoint-14").mkdir()
+    (tmp_path / "checkpoint-14" / MARK).write_text("{")
+    assert last_checkpoint(tmp_path, "a") == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path, "c") is None
+
+
+@pytest.mark.parametrize("save_steps", [1, None])
+def test_nan_keeps_the_last_good_checkpoint(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_steps: int | None
+) -> None:
+    """Saved by steps, or by the clock, which has always struck here."""
+    monkeypatch.setattr("macpo_train.watch.SECONDS", 0.0)
+    from macpo_train.loss import macpo_loss as usual
+
+    steps = iter(range(100))
+
+    def breaks(*args: Any) -> torch.Tensor:
+        return usual(*args) * (math.nan if next(steps) == 2 else 1)
+
+    monkeypatch.setattr("macpo_train.dpo.macpo_loss", breaks)
+    saving = replace(job, out=tmp_path / "out", train=Train(dtype="float32", save_steps=save_steps))
+    with pytest.raises(ModelError, match=r"loss is nan at step 3; .*checkpoint-2$"):
+        train(unheard, saving)
+
+
+def test_two_processes_give_the_same_curve(job: Job, tmp_path: Path) -> None:
+    """Started by macpo from an accelerate config, with gloo; same global batch."""
+    config = tmp_path / "two.yaml"
+    config.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
+    settings = job.settings.model_copy(update={"reference": "base"})
+    one = replace(job, settings=settings, out=tmp_path / "one")
+    two = replace(one, out=tmp_path / "two", train=Train(dtype="float32", launcher=str(config)))
+    heard: list[str] = []
+    alone = train(unheard, one)
+    together = train(lambda done, total, note: heard.append(note), two)
+    assert (alone["processes"], together["processes"]) == (1, 2)
+    for name in ("loss", "dpo", "sft", "chosen_logprob", "margin", "accuracy", "grad_norm"):
+        assert column(together, name) == pytest.approx(column(alone, name), abs=2e-4), name
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
+    assert heard and "pairs/s" in heard[-1] and "margin" in heard[-1]
+
+
+def test_a_mistake_in_another_process_is_one_line(job: Job, tmp_path: Path) -> None:
+    config = tmp_path / "two.yaml"
+    config.write_text("use_cpu: true\nnum_processes: 1\n")
+    wrong = Train(dtype="float32", launcher=str(config), max_length=3)
+    with pytest.raises(Exception, match="16 of 16 rows exceed"):
+        train(unheard, replace(job, out=tmp_path / "out", train=wrong))
+
+
+def steps(count: int, **last: float) -> list[dict[str, float]]:
+    """A calm history whose values move evenly to those given."""
+    calm = {"chosen_shift": 0.0, "rejected_shift": 0.0, "margin": 0.0, "accuracy": 0.8}
+    return [
+        {k: v + (last.get(k, v) - v) * n / (count - 1) for k, v in calm.items()}
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "warning"),
+    [
+        ({}, None),
+        ({"chosen_shift": -1.4}, None),
+        ({"chosen_shift": -2.0}, "chosen responses become less likely"),
+        ({"rejected_shift": -14.0}, None),
+        ({"rejected_shift": -20.0}, "rejected responses collapse"),
+        ({"margin": 12.0}, "margin is above 10"),
+        ({"accuracy": CHANCE - 0.4}, "still at chance"),
+    ],
+)
+def test_alarms(last: dict[str, float], warning: str | None) -> None:
+    found = alarms(steps(ENOUGH + 10, **last))
+    assert len(found) == (warning is not None)
+    assert warning is None or warning in found[0]
+
+
+def test_warnings_stand_in_the_manifest(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told once, and kept; here even a rise counts as a fall."""
+    monkeypatch.setattr("macpo_train.watch.FALL", 1e9)
+    settings = job.settings.model_copy(update={"epochs": 2})
+    facts = train(unheard, replace(job, settings=settings, out=tmp_path / "out"))
+    (warning,) = facts["warnings"]
+    assert "become less likely" in warning
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -> None:
+    """The learner scored both sides when the round was written; nothing of it is computed again."""
+    values = yaml.safe_load(tiny_recipe.read_text())
+    values["agents"] = {name: values["agents"][name] for name in ("teacher1", "student")}
+    tiny_recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    with open_run("train.save_steps=1", file=tiny_recipe, fake=False) as run:
+        run.finish_round(0)
+        run.make("gen", 1, "student")
+        (step,) = run.select("train", 1, "student")
+        # Begun once before, and killed: what is left there is no adapter.
+        (run.path(step) / "trainer" / "checkpoint-1").mkdir(parents=True)
+        run.make("train", 1, "student")
+        manifest = run.store.manifest(run.plan.name(step))
+    assert manifest is not None
+    known = manifest["reference_logprobs"]
+    assert known["computed"] == known["cached"] == 0 and known["stored"] > 0
+    assert known["of"] == "previous" and manifest["shared_prompt"] is True
+    assert manifest["history"][0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
+    assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
