@@ -160,16 +160,16 @@ class Run:
     def finish_round(self, round_: int) -> Outcome:
         """All of a round: gen and train in turns until nothing more becomes ready."""
         whole = Outcome()
-        while True:
-            before = len(whole.wrote)
+        ready = True
+        while ready:
             for kind in ("gen", "train"):
                 outcome = self.make(kind, round_)
                 whole.wrote += outcome.wrote
                 new = [kept for kept in outcome.kept if kept not in whole.wrote + whole.kept]
                 whole.kept += new
-            if len(whole.wrote) == before:
-                break
-        found = self.states()
+            # Another process may have made what this one waited for.
+            found = self.states()
+            ready = any(found[step] == "ready" for step in self.select(None, round_))
         for step in self.select(None, round_):
             if found[step] != "done":
                 whole.waiting[step] = self.waits_for(step, found) or [STALE]

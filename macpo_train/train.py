@@ -68,6 +68,10 @@ def train(report: Report, job: Job) -> dict[str, Any]:
 
 def _train(report: Report, job: Job) -> dict[str, Any]:
     """`train` in this process, which may be one of several."""
+    if "WORLD_SIZE" not in os.environ:
+        # One process drives one GPU: over several, transformers would spread each batch unasked.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     # Imported here: trl takes seconds to import.
     import torch
     from accelerate import PartialState
