@@ -339,9 +339,10 @@ def unreachable(runs: list[Run]) -> list[str]:
         last = max([run.recipe.rounds, *made])
         plan = make_plan(run.recipe.model_copy(update={"rounds": last}))
         reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name}
-        policies = [policy for step in plan.steps if (policy := step.makes)]
+        trained = [policy for step in plan.steps if (policy := step.makes)]
+        policies = [*trained, *(Policy(agent) for agent in plan.recipe.agents)]
         for last in range(plan.recipe.rounds + 1):
-            reached.add(gold_name(plan, [p for p in policies if (p.round or 0) <= last]))
+            reached.add(gold_name(plan, [p for p in trained if (p.round or 0) <= last]))
         for name in store.names():
             kind, _, rest = name.partition("/")
             for policy in policies:
@@ -350,7 +351,8 @@ def unreachable(runs: list[Run]) -> list[str]:
                     part, _, draw = found[1].partition("-")
                     if plan.sample_name(policy, part, draw) == name:
                         reached.add(name)
-                if kind == "scores" and found and found[1] == plan.policy_fingerprint(policy):
+                scored = kind in ("scores", "answers") and found
+                if scored and scored[1].endswith(plan.policy_fingerprint(policy)):
                     reached.add(name)
     return [name for name in store.names() if name not in reached]
 

@@ -16,9 +16,9 @@ from macpo_data.engines import Voice
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
 from macpo_data.lock import Lock
-from macpo_data.models import Base
+from macpo_data.models import ENDPOINTS, Base
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Recipe, digest
+from macpo_data.recipe import Recipe, Sampling, digest
 from macpo_data.schema import (
     CANDIDATES,
     DROPPED,
@@ -167,6 +167,56 @@ class Context:
         frame = pl.concat(written) if written else empty(SAMPLES)
         return order.join(frame, on="prompt_id", how="left", maintain_order="left_right")
 
+    def ask(
+        self,
+        asked: Sequence[tuple[Policy, pl.DataFrame]],
+        sampling: Sampling,
+        what: str,
+        draw: int = 0,
+    ) -> list[pl.DataFrame]:
+        """What policies write to prompts of any kind: those of a judge, a mixture, an evaluation.
+
+        Args:
+            asked: each policy with its rows (prompt_id, prompt); prompt_id is any unique name.
+            sampling: for all of them; its `n` is not read.
+            what: a word that names these answers on disk and on screen.
+            draw: 0.. for several answers to one prompt.
+
+        Returns:
+            For each of `asked` its answers as SAMPLES, in the order of the rows.
+        """
+        if not all(len(rows) for _, rows in asked):
+            some = iter(self.ask([(p, r) for p, r in asked if len(r)], sampling, what, draw))
+            return [next(some) if len(rows) else empty(SAMPLES) for _, rows in asked]
+        names, tasks = [], []
+        settings = {k: v for k, v in sampling.identity().items() if k != "n"}
+        for policy, rows in asked:
+            voice = self._voice(policy)
+            rows = rows.select("prompt_id", "prompt").sort(_length("prompt"), "prompt_id")
+            made_from = [FORMAT, self.recipe.read("engine"), settings, self.recipe.seed, draw]
+            content = digest([*made_from, voice.fingerprint, rows.rows()])
+            name = f"answers/{policy}-{what}-{voice.fingerprint}-{content}"
+            task = Task(
+                self._shards(name, rows["prompt_id"].to_list()),
+                voice,
+                rows,
+                int(digest([self.recipe.seed, voice.fingerprint, what, draw]), 16),
+                sampling,
+                {"agent": policy.agent, "policy": voice.fingerprint, "draw": draw},
+            )
+            names.append(name)
+            tasks.append((policy, task))
+        self._make(names, tasks, what)
+        return [
+            rows.select("prompt_id").join(
+                check(self._rows(name), SAMPLES, name),
+                on="prompt_id",
+                how="left",
+                maintain_order="left",
+            )
+            for name, (_, rows) in zip(names, asked, strict=True)
+        ]
+
     def score(self, samples: pl.DataFrame, under: Policy) -> pl.DataFrame:
         """Add SCORES under a policy to SAMPLES of D2 or the test prompts.
 
@@ -263,8 +313,9 @@ class Context:
         if maker is not None:
             self.store.verify(self.plan.name(maker))
             adapter = str(self.store.path(self.plan.name(maker)))
-        template = self.recipe.agents[policy.agent].chat_template
-        return Voice(adapter, template, self.plan.policy_fingerprint(policy))
+        agent = self.recipe.agents[policy.agent]
+        fingerprint = self.plan.policy_fingerprint(policy)
+        return Voice(adapter, agent.chat_template, fingerprint, agent.endpoint)
 
     def _rows(self, name: str) -> pl.DataFrame:
         """All shards of a finished result, after checking their bytes."""
@@ -341,7 +392,7 @@ class Context:
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"
         with self._progress(title) as report:
-            if self.recipe.engine.name == "fake":
+            if self.recipe.engine.name == "fake" or base == ENDPOINTS:
                 facts = run_tasks(report, self.recipe.engine, base, tasks)
             else:
                 worker = self._workers.get(base.id)

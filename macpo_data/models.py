@@ -42,6 +42,10 @@ class Base:
         return self.id.startswith(WORLD)
 
 
+# All endpoints together: one engine asks them side by side.
+ENDPOINTS = Base("endpoints", None)
+
+
 def check_world_base(base: str) -> None:
     """Refuse a world base that does not exist.
 

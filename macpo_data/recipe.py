@@ -152,19 +152,42 @@ class PairsData(FileData):
 Data = Annotated[WorldData | HHData | PKUData | PairsData, Field(discriminator="source")]
 
 
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible server. Which server answers is no identity."""
+
+    base_url: Annotated[str, Field(min_length=1), KNOB]  # such as http://localhost:8000/v1
+    model: Annotated[str, Field(min_length=1)]  # as the server calls it
+    api_key_env: Annotated[str | None, KNOB] = None  # environment variable that holds the key
+    concurrency: Annotated[Count, KNOB] = 32  # requests under way at once
+    timeout: Annotated[Positive, KNOB] = 120.0  # seconds for one request
+    retries: Annotated[Annotated[int, Field(ge=0)], KNOB] = 6  # of a request, with growing pauses
+    max_failed: Annotated[Share, KNOB] = 0.02  # stop where a larger share fails for good
+    price_in: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
+    price_out: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
+
+
 class Agent(Section):
     """A participant. Its identity is what decides its voice before any training."""
 
-    role: Annotated[Literal["teacher", "student"], KNOB]
-    base: Annotated[str, Field(min_length=1)]  # Hub id, local folder, or world:NAME
+    role: Annotated[Literal["teacher", "student", "proposer", "aggregator", "judge"], KNOB]
+    base: str = ""  # Hub id, local folder, or world:NAME; an endpoint needs none
+    endpoint: Endpoint | None = None  # a server that speaks for it
     revision: str = "main"  # of the base on the Hub; pinned in lock.json when first read
     chat_template: str = "tokenizer"  # tokenizer | vicuna | alpaca | chatml | a Jinja file
     lr_scale: Annotated[Positive, KNOB] = 1.0  # multiplies its learning rates; train steps read it
     trust_remote_code: Annotated[bool, KNOB] = False  # runs code that the base's repository brings
 
+    @model_validator(mode="after")
+    def _speaks(self) -> Agent:
+        if not self.base and self.endpoint is None:
+            raise ValueError("a base is missing, or an endpoint that speaks for it")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """A template in a file counts by its content, not by its path."""
         values = super().identity()
+        if self.endpoint is None:  # no part of it, so that older results keep their names
+            del values["endpoint"]
         if self.chat_template not in NAMED_TEMPLATES:
             values["chat_template"] = digest(read_template(self.chat_template))
         return values

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from macpo_data.models import Base
+from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.recipe import Engine as Settings
-from macpo_data.recipe import Sampling
 from macpo_data.schema import Message
 
-FinishReason = Literal["stop", "length", "prompt_too_long"]
+FinishReason = Literal["stop", "length", "prompt_too_long", "failed"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Voice:
     adapter: str | None  # folder of a peft adapter
     chat_template: str
     fingerprint: str
+    endpoint: Endpoint | None = None  # the server that speaks for it, in place of local weights
 
 
 @dataclass(frozen=True)
