@@ -29,6 +29,10 @@ class FakeEngine:
             text = " ".join(rng.choice(_WORDS) for _ in range(length))
             yield i, Completion(text, "length" if cut else "stop", length)
 
+    def note(self) -> str:
+        """Nothing."""
+        return ""
+
     def facts(self) -> dict[str, Any]:
         """Only its name: there is nothing else to say."""
         return {"engine": "fake"}
