@@ -177,7 +177,8 @@ class Context:
         """What policies write to prompts of any kind: those of a judge, a mixture, an evaluation.
 
         Args:
-            asked: each policy with its rows (prompt_id, prompt); prompt_id is any unique name.
+            asked: each policy with its rows (prompt_id, prompt); rows of one prompt_id, which is
+                any name, are asked once.
             sampling: for all of them; its `n` is not read.
             what: a word that names these answers on disk and on screen.
             draw: 0.. for several answers to one prompt.
@@ -192,7 +193,8 @@ class Context:
         settings = {k: v for k, v in sampling.identity().items() if k != "n"}
         for policy, rows in asked:
             voice = self._voice(policy)
-            rows = rows.select("prompt_id", "prompt").sort(_length("prompt"), "prompt_id")
+            rows = rows.select("prompt_id", "prompt").unique("prompt_id", maintain_order=True)
+            rows = rows.sort(_length("prompt"), "prompt_id")
             made_from = [FORMAT, self.recipe.read("engine"), settings, self.recipe.seed, draw]
             content = digest([*made_from, voice.fingerprint, rows.rows()])
             name = f"answers/{policy}-{what}-{voice.fingerprint}-{content}"

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from macpo_data import prompts
 from macpo_data.errors import MacpoError, RecipeError
 
 KNOB = "knob"
@@ -260,6 +261,7 @@ class SFT(Section):
     epochs: Positive = 3.0
     learning_rate: Positive = 5e-5
     batch_size: Count = 32  # sequences per optimiser step
+    packing: Annotated[bool, KNOB] = False  # lay several end to end in place of padding
 
 
 class Negative(SFT):
@@ -307,6 +309,42 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     targets: Annotated[list[str], Field(min_length=1)] = ["q_proj", "v_proj"]
     rslora: bool = False  # scale by alpha / sqrt(r), which keeps large ranks learning
+
+
+class JudgePrompts(Section):
+    """What a judge is asked: names of the package's own prompts, or files."""
+
+    verdict: str = "verdict"  # kind llm: query and both answers
+    criteria: str = "criteria"  # kind mixture: which criteria matter for this pair
+    critique: str = "critique"  # a proposer's turn
+    weigh: str = "weigh"  # the verdict on query, answers, criteria and reviews
+
+    def identity(self) -> dict[str, Any]:
+        """A prompt counts by its text."""
+        return {name: digest(prompts.read(path)) for name, path in super().identity().items()}
+
+
+class Judge(Section):
+    """Who compares two answers, and how its verdicts become a ranking."""
+
+    kind: Literal["gold", "llm", "mixture"]  # gold: the embedded world's own, in code
+    agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
+    proposers: list[str] = []  # kind mixture: who write critiques
+    criteria: Annotated[int, Field(ge=0, le=8)] = 3  # of eight, chosen for each pair; 0: all
+    prompts: JudgePrompts = JudgePrompts()
+    sampling: Sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=1024)
+    pairs: Literal["all", "swiss", "first_vs_rest"] = "all"  # which answers meet
+    merge: Literal["each", "agree"] = "each"  # each verdict counts, or only what both orders say
+    ties: Literal["random", "first"] = "random"  # between answers of one score
+    max_position_bias: Annotated[float, Field(ge=0.5, le=1.0), KNOB] = 0.75  # stop beyond it
+
+    @model_validator(mode="after")
+    def _has_agents(self) -> Judge:
+        if self.kind in ("llm", "mixture") and not self.agent:
+            raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
+        if self.kind == "mixture" and not self.proposers:
+            raise ValueError("kind mixture needs proposers")
+        return self
 
 
 class Train(Section):
@@ -365,6 +403,11 @@ class Recipe(Section):
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
+    judge: Judge | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What is not there is no part of it, so that older results keep their names."""
+        return {k: v for k, v in super().identity().items() if v is not None or k != "judge"}
 
     @property
     def teachers(self) -> list[str]:
@@ -519,6 +562,7 @@ def _misfits(values: dict[str, Any]) -> list[str]:
         problems.append("dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3")
     elif smoothing and loss not in SMOOTHED:
         problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
+    problems += _misnamed(values, roles)
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     if isinstance(keep, int) and isinstance(n, int) and teachers and keep > n * len(teachers):
         problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
@@ -535,6 +579,24 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     for name in (*teachers, *students):
         if agents[name].get("endpoint") and not agents[name].get("base"):
             problems.append(f"agents.{name}: it is trained, so it needs a base of its own")
+    return problems
+
+
+def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
+    """Agents that a judge names and nobody knows; a judge that the data has none of."""
+    proposers = _raw(values, "judge", "proposers", [])
+    named = [("agent", _raw(values, "judge", "agent", None))]
+    named += [("proposers", name) for name in (proposers if isinstance(proposers, list) else [])]
+    problems = [
+        f"judge.{key}: {name!r} is no agent (those are: {', '.join(map(str, agents))})"
+        for key, name in named
+        if name is not None and name not in [*agents]
+    ]
+    if (
+        _raw(values, "judge", "kind", None) == "gold"
+        and _raw(values, "data", "source", "") != "world"
+    ):
+        problems.append("judge.kind: only source world has a gold judge")
     return problems
 
 

@@ -27,6 +27,8 @@ class FakeEngine:
             cut = length > request.sampling.max_new_tokens
             length = min(length, request.sampling.max_new_tokens)
             text = " ".join(rng.choice(_WORDS) for _ in range(length))
+            if "[[A]]" in request.prompt[-1]["content"]:  # a judge's
+                text = rng.choice(("[[A]]", "[[B]]"))
             yield i, Completion(text, "length" if cut else "stop", length)
 
     def note(self) -> str:

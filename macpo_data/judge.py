@@ -1,0 +1,258 @@
+"""Which of two answers is better: any judge over pairs, in both orders, and how far to trust it.
+
+A judge that reads (one model, or a mixture of several) is asked twice, once with each answer shown
+first; one that scores (the world's gold judge) needs no order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import polars as pl
+
+from macpo_data import world
+from macpo_data.context import Context
+from macpo_data.errors import ModelError
+from macpo_data.plan import Policy
+from macpo_data.prompts import fill, question
+from macpo_data.recipe import Judge
+from macpo_data.schema import MESSAGES, Message, prompt_id
+
+CRITERIA = {
+    "instruction adherence": "does what was asked, within the limits that were set",
+    "relevance": "stays with the query and leaves out what has no part in it",
+    "accuracy": "states only what is true and free of errors",
+    "depth": "goes as far into the matter as the query deserves",
+    "clarity": "is easy to follow, well ordered and well put",
+    "helpfulness": "brings the user further",
+    "safety": "does no harm and supports none",
+    "robustness": "copes with what is unclear, wrong or tricky in the query",
+}
+MINIMUM = 20  # verdicts, below which nothing is said about a judge's habits
+_VERDICT = re.compile(r"\[\[([AB])\]\]")
+_NAMES = re.compile(r"\[\[([^\[\]]+)\]\]")
+
+
+def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
+    """Compare pairs of answers. An answer that was not written loses without being shown.
+
+    Args:
+        ctx: of the run.
+        judge: as the recipe describes it.
+        rows: prompt_id, prompt, a, b; a prompt may occur in several rows.
+
+    Returns:
+        Row for row: first, the verdict where a was shown first, and second, where b was (a, b,
+        tie; null where it could not be read), criteria (those of a mixture, null where they could
+        not be read), shown (both answers were there), and win (1 a wins, 0 b wins, 0.5 a tie or
+        one verdict each; null where no verdict could be read, or neither answer is there).
+
+    Raises:
+        MacpoError: the judge cannot be asked.
+    """
+    rows = rows.select("prompt_id", "prompt", "a", "b").with_row_index("at")
+    there = {side: pl.col(side).fill_null("") != "" for side in ("a", "b")}
+    shown = rows.filter(there["a"] & there["b"])
+    judged = _judged(ctx, judge, shown)
+    found = rows.join(judged, on="at", how="left", maintain_order="left")
+    worth = {"a": 1.0, "tie": 0.5, "b": 0.0}
+    verdicts = [
+        pl.col(order).replace_strict(worth, default=None, return_dtype=pl.Float64)
+        for order in ("first", "second")
+    ]
+    mute = pl.when(there["a"] != there["b"]).then(there["a"].cast(pl.Float64))
+    win = pl.coalesce(mute, pl.mean_horizontal(verdicts))
+    return found.select("first", "second", "criteria", shown=there["a"] & there["b"], win=win)
+
+
+def report(verdicts: pl.DataFrame) -> dict[str, Any]:
+    """What a judge's verdicts say of it, for manifests: counts and shares, null where none.
+
+    Args:
+        verdicts: what `compare` returned.
+    """
+    both = pl.concat(
+        [
+            verdicts.select(verdict="first", shown_first=pl.lit("a")),
+            verdicts.select(verdict="second", shown_first=pl.lit("b")),
+        ]
+    )
+    read = both.drop_nulls("verdict")
+    decided = read.filter(pl.col("verdict") != "tie")
+    twice = verdicts.drop_nulls(["first", "second"])
+    return {
+        "comparisons": len(verdicts),
+        "verdicts": len(read),
+        "ties": len(read) - len(decided),
+        "unparseable": 2 * int(verdicts["shown"].sum()) - len(read),
+        "shown_first_wins": _share(decided, pl.col("verdict") == pl.col("shown_first")),
+        "orders_agree": _share(twice, pl.col("first") == pl.col("second")),
+        "win": _share(verdicts.drop_nulls("win"), pl.col("win")),
+        "criteria": dict(
+            verdicts["criteria"].drop_nulls().str.split(", ").explode().drop_nulls()
+            .value_counts().sort(["count", "criteria"], descending=[True, False]).iter_rows()
+        ),
+    }  # fmt: skip
+
+
+def check(found: dict[str, Any], judge: Judge) -> None:
+    """Refuse a judge that goes by position, or says nothing.
+
+    Args:
+        found: what `report` returned.
+        judge: as the recipe describes it.
+
+    Raises:
+        ModelError: one position wins more often than `judge.max_position_bias`, no verdict could
+            be read, or every one is a tie.
+    """
+    asked = found["verdicts"] + found["unparseable"]
+    if asked < MINIMUM:
+        return
+    who = judge.agent or judge.kind
+    if found["verdicts"] == 0:
+        raise ModelError(
+            f"judge {who}: none of {asked} verdicts could be read; look at its answers under "
+            "runs/<run>/answers, then change judge.agent, judge.prompts or judge.sampling"
+        )
+    if found["ties"] == found["verdicts"]:
+        raise ModelError(
+            f"judge {who} never varies: all {asked} verdicts are ties; change judge.agent"
+        )
+    first = found["shown_first_wins"]
+    if max(first, 1 - first) > judge.max_position_bias:
+        position = "first" if first > 0.5 else "second"
+        raise ModelError(
+            f"judge {who} prefers the answer shown {position} in {max(first, 1 - first):.0%} of "
+            f"{found['verdicts']} verdicts; change judge.agent, or allow it with "
+            "judge.max_position_bias"
+        )
+
+
+def policies(judge: Judge | None) -> tuple[Policy, ...]:
+    """Who is asked: proposers, then who decides."""
+    names = [] if judge is None else [*judge.proposers, *([judge.agent] if judge.agent else [])]
+    return tuple(Policy(name) for name in dict.fromkeys(names))
+
+
+def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts on rows in which both answers are there: at, first, second, criteria."""
+    if judge.kind == "gold":
+        return _by_score(rows, _gold)
+    criteria: list[str | None] = [None] * len(rows)
+    if judge.kind == "mixture" and judge.criteria:
+        criteria = _choose_criteria(ctx, judge, rows)
+    verdicts = _read_both_orders(ctx, judge, rows, criteria)
+    return rows.select("at").with_columns(
+        **{k: pl.Series(v, dtype=pl.String) for k, v in verdicts.items()},
+        criteria=pl.Series(criteria, dtype=pl.String),
+    )
+
+
+def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series]) -> pl.DataFrame:
+    """Verdicts of a judge that scores each answer by itself."""
+    scored = rows.select("at").with_columns(a=score(rows, "a"), b=score(rows, "b"))
+    better = (
+        pl.when(pl.col("a") > pl.col("b")).then(pl.lit("a"))
+        .when(pl.col("a") < pl.col("b")).then(pl.lit("b"))
+        .when(pl.col("a") == pl.col("b")).then(pl.lit("tie"))
+    )  # fmt: skip
+    return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
+
+
+def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
+    pairs = rows.select("prompt", side).iter_rows()
+    return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
+
+
+def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:
+    """The criteria for each pair, once for both orders; None where they cannot be read."""
+    listed = _listed(CRITERIA)
+    example = ", ".join(list(CRITERIA)[: judge.criteria])
+    asked = [
+        fill(
+            judge.prompts.criteria, criteria=listed, count=judge.criteria, example=example, **shown
+        )
+        for shown in _shown(rows, "a", "b")
+    ]
+    (said,) = _ask(ctx, judge, [str(judge.agent)], asked, "criteria")
+    return [parse_criteria(text, judge.criteria) for text in said]
+
+
+def _read_both_orders(
+    ctx: Context, judge: Judge, rows: pl.DataFrame, criteria: Sequence[str | None]
+) -> dict[str, list[str | None]]:
+    """Ask for a verdict with a shown first, and with b shown first."""
+    shown = [*_shown(rows, "a", "b"), *_shown(rows, "b", "a")]
+    if judge.kind == "llm":
+        asked = [fill(judge.prompts.verdict, **each) for each in shown]
+    else:
+        # Criteria that could not be read leave all of them to the proposers.
+        wanted = [_listed(names.split(", ") if names else CRITERIA) for names in criteria] * 2
+        reviewed = [
+            fill(judge.prompts.critique, criteria=these, **each)
+            for each, these in zip(shown, wanted, strict=True)
+        ]
+        said = _ask(ctx, judge, judge.proposers, reviewed, "critique")
+        asked = [
+            fill(judge.prompts.weigh, criteria=these, critiques=_numbered(critiques), **each)
+            for each, these, critiques in zip(shown, wanted, zip(*said, strict=True), strict=True)
+        ]
+    (texts,) = _ask(ctx, judge, [str(judge.agent)], asked, "verdict")
+    named = [parse_verdict(text) for text in texts]
+    half = len(rows)
+    first, second = {"A": "a", "B": "b"}, {"A": "b", "B": "a"}
+    return {
+        "first": [first.get(name or "") for name in named[:half]],
+        "second": [second.get(name or "") for name in named[half:]],
+    }
+
+
+def _ask(
+    ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str
+) -> list[list[str | None]]:
+    """What each agent says to each of these texts; equal texts are asked once."""
+    prompts: list[list[Message]] = [[{"role": "user", "content": text}] for text in asked]
+    rows = pl.DataFrame(
+        {"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts},
+        schema={"prompt_id": pl.String, "prompt": MESSAGES},
+    )
+    wanted = [(Policy(agent), rows) for agent in agents]
+    return [a["response"].to_list() for a in ctx.ask(wanted, judge.sampling, f"judge-{what}")]
+
+
+def parse_verdict(text: str | None) -> str | None:
+    """The last verdict of a text, A or B; None without one."""
+    found = _VERDICT.findall(text or "")
+    return str(found[-1]) if found else None
+
+
+def parse_criteria(text: str | None, count: int) -> str | None:
+    """The criteria that a text ends with, joined by commas; None unless there are `count`."""
+    found = _NAMES.findall(text or "")
+    names = [name.strip().lower() for name in found[-1].split(",")] if found else []
+    known = [name for name in CRITERIA if name in names]  # in one order, whoever chose
+    return ", ".join(known) if len(known) == len(names) == count else None
+
+
+def _shown(rows: pl.DataFrame, first: str, second: str) -> list[dict[str, str]]:
+    return [
+        {"query": question(prompt), "answer_a": one, "answer_b": other}
+        for prompt, one, other in rows.select("prompt", first, second).iter_rows()
+    ]
+
+
+def _listed(names: Sequence[str] | dict[str, str]) -> str:
+    return "\n".join(f"- {name}: {CRITERIA[name]}" for name in names)
+
+
+def _numbered(critiques: Sequence[str | None]) -> str:
+    there = [text for text in critiques if text]
+    return "\n\n".join(f"[Review {n}]\n{text}" for n, text in enumerate(there, start=1))
+
+
+def _share(rows: pl.DataFrame, what: pl.Expr) -> float | None:
+    value = rows.select(what.cast(pl.Float64).mean()).item() if len(rows) else None
+    return None if value is None else round(float(value), 4)

@@ -1,0 +1,55 @@
+"""The texts that judges and mixtures are asked with. A recipe can name files of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from macpo_data.errors import MacpoError
+from macpo_data.schema import Message
+
+
+@cache
+def read(prompt: str) -> str:
+    """The text of a prompt: one that comes with the package, by its name, or a file.
+
+    Raises:
+        MacpoError: there is none.
+    """
+    own = resources.files(__name__) / f"{prompt}.txt"
+    try:
+        text = own.read_text("utf-8") if prompt.isidentifier() and own.is_file() else None
+        return text or Path(prompt).expanduser().read_text("utf-8")
+    except (OSError, ValueError) as error:
+        names = sorted(
+            f.name[:-4] for f in resources.files(__name__).iterdir() if f.name[-4:] == ".txt"
+        )
+        raise MacpoError(
+            f"cannot read the prompt {prompt}: {error}; name one of {', '.join(names)} or a file"
+        ) from None
+
+
+def fill(prompt: str, **values: Any) -> str:
+    """A prompt with its $names filled in; what is filled in is never read for names itself.
+
+    Raises:
+        MacpoError: the prompt has a name that is not known, or a lone $.
+    """
+    try:
+        return Template(read(prompt)).substitute(values).strip()
+    except (KeyError, ValueError) as error:
+        raise MacpoError(
+            f"the prompt {prompt}: {error}; it may use {', '.join('$' + name for name in values)}, "
+            "and a dollar sign is written $$"
+        ) from None
+
+
+def question(prompt: Sequence[Message]) -> str:
+    """A conversation as a judge reads it: the query alone, or all turns with who said them."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
