@@ -89,14 +89,17 @@ def test_what_goes_over_the_wire_and_what_comes_back(open_run: OpenRun) -> None:
 def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> None:
     """A third of all attempts fail; the chance of 12 failures in a row is 2e-6 per request."""
     with serve(faults={fault: 0.33}) as server:
-        ctx = context(open_run, server, timeout=0.3, retries=11, concurrency=16)
+        timeout = 1.0 if fault == "hang" else 120.0
+        ctx = context(open_run, server, timeout=timeout, retries=11, concurrency=16)
         (frame,) = ask(ctx, questions(40))
     assert frame["response"].to_list() == [f"m0 says: Question {i}?" for i in range(40)]
     asked = Counter(seen.messages[0]["content"] for seen in server.seen)
     failed = sum(seen.outcome == fault for seen in server.seen)
-    assert failed > 3 and asked.total() == 40 + failed
     (facts,) = manifests(ctx)[0]["endpoints_with_others"].values()
-    assert facts["attempts"] == asked.total() and sum(facts["repeated"].values()) == failed
+    repeated = sum(facts["repeated"].values())
+    assert failed > 3 and asked.total() == facts["attempts"] == 40 + repeated
+    # A server on a busy machine may also be too slow where it does not hang.
+    assert repeated == failed or (fault == "hang" and repeated > failed)
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "drop"])
