@@ -476,12 +476,12 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 
 
 def _print_results(run: Run, last: int) -> None:
-    """The gold table, where the source has a gold judge, and three pairs of the last round."""
-    from macpo_data.evaluate import gold_table
-    from macpo_data.show import print_gold, print_pairs
+    """Gold scores, where the source has a gold judge, and three pairs of the last round."""
+    from macpo_data.evaluate import evaluate, trained
+    from macpo_data.show import print_evaluation, print_pairs
 
     if run.recipe.data.source == "world":
-        print_gold(*gold_table(run.context(), last))
+        print_evaluation(evaluate(run.context(), trained(run.plan, run.store, last)))
     steps = [s for s in run.select("gen", last) if s.learner in run.recipe.students]
     for step in steps:
         name = run.plan.name(step)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from macpo_data import models, world
 from macpo_data.context import Context, Progress, RoundData
 from macpo_data.errors import DataError, Interrupted, MacpoError
-from macpo_data.evaluate import gold_name
+from macpo_data.evaluate import every_policy, is_of
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
 from macpo_data.methods import Method, make_plan, method
@@ -342,12 +342,11 @@ def unreachable(runs: list[Run]) -> list[str]:
         last = max([run.recipe.rounds, *made])
         plan = make_plan(run.recipe.model_copy(update={"rounds": last}))
         reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name}
-        trained = [policy for step in plan.steps if (policy := step.makes)]
-        policies = [*trained, *(Policy(agent) for agent in plan.recipe.agents)]
-        for last in range(plan.recipe.rounds + 1):
-            reached.add(gold_name(plan, [p for p in trained if (p.round or 0) <= last]))
+        policies = dict.fromkeys([*every_policy(plan), *map(Policy, plan.recipe.agents)])
         for name in store.names():
             kind, _, rest = name.partition("/")
+            if kind == "eval" and is_of(plan, store.manifest(name)):
+                reached.add(name)
             for policy in policies:
                 found = re.fullmatch(rf"{re.escape(str(policy))}-(.+)-([0-9a-f]{{8}})", rest)
                 if kind == "samples" and found:

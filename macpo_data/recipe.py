@@ -242,6 +242,7 @@ class SFT(Section):
     epochs: Positive = 3.0
     learning_rate: Positive = 5e-5
     batch_size: Count = 32  # sequences per optimiser step
+    packing: Annotated[bool, KNOB] = False  # lay several end to end in place of padding
 
 
 class Negative(SFT):

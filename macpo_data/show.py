@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -31,6 +30,7 @@ from macpo_data.worker import Report
 if TYPE_CHECKING:
     from macpo_data.checks import Finding, Reading
     from macpo_data.compare import Comparison
+    from macpo_data.evaluate import Evaluation
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -170,29 +170,44 @@ def _origin(row: dict[str, Any], side: str) -> str:
     return f"{row[f'{side}_agent']}{score}"
 
 
-def print_gold(table: pl.DataFrame, path: Path) -> None:
-    """Gold means of the held-out prompts, agents down and rounds across."""
-    shown = Table(
-        title="gold score of held-out prompts: mean ± standard error (mean length in characters)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    rounds = sorted(table["round"].unique())
-    shown.add_column("policy")
-    for each in rounds:
-        shown.add_column(f"round {each}", justify="right")
-    for (agent, behavior), rows in table.group_by(["agent", "behavior"], maintain_order=True):
-        cells = {r["round"]: r for r in rows.iter_rows(named=True)}
-        shown.add_row(
-            f"{agent} {behavior}",
-            *(
-                f"{c['mean']:.3f} ± {c['stderr']:.3f} ({c['chars']:.0f})" if c else ""
-                for c in map(cells.get, rounds)
-            ),
-        )
-    Console().print(shown)
-    print(path)
+MEASURES = {
+    "gold": "gold score",
+    "reward": "reward",
+    "win": "win rate",
+    "win_lc": "length-controlled win rate",
+}
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """A table per measure: policies down and rounds across."""
+    console = Console()
+    for (measure, against, by), rows in found.table.group_by(
+        ["measure", "against", "by"], maintain_order=True
+    ):
+        versus = f" against {against}" if against else ""
+        title = f"{MEASURES[str(measure)]}{versus} on held-out prompts, by {by}"
+        shown = Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
+        shown.add_column("policy")
+        rounds = rows["round"].unique().sort(nulls_last=False).to_list()
+        for each in rounds:
+            name = "base" if each is None else f"round {each}"
+            shown.add_column(name, justify="right", no_wrap=True)
+        for (agent, behavior), own in rows.group_by(["agent", "behavior"], maintain_order=True):
+            cells = {row["round"]: row for row in own.iter_rows(named=True)}
+            shown.add_row(
+                f"{agent} {behavior}",
+                *(_cell(cells[each]) if each in cells else "" for each in rounds),
+            )
+        console.print(shown)
+    console.print("mean [95 % interval] (mean length in characters; share cut by the token limit)")
+    for path in found.paths:
+        print(path / "table.parquet")
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """A measure with its interval and what may explain it."""
+    cut = f"; {row['truncated']:.0%} cut" if row["truncated"] else ""
+    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['chars']:.0f}{cut})"
 
 
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from macpo_data.chat import Chat
+from macpo_data.recipe import SFT
 from macpo_train.encode import Encoded
 from macpo_train.loop import run, training_arguments
 from macpo_train.train import Job, Report
+from macpo_train.watch import say
 
 METRICS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+IGNORED = -100  # the label of a token that carries no loss
 
 
 def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
@@ -21,22 +26,73 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     Returns:
         For the manifest, one row per optimiser step among it.
     """
+    assert isinstance(job.settings, SFT)
     (responses,) = data.responses.values()
     pairs = list(zip(data.prompts, responses, strict=True))
     dataset = Dataset.from_dict(
         {
             "input_ids": [[*p, *r] for p, r in pairs],
-            "completion_mask": [[0] * len(p) + [1] * len(r) for p, r in pairs],
+            "labels": [[IGNORED] * len(p) + r for p, r in pairs],
         }
     )
+    padded = why_not_packed(model.eval()) if job.settings.packing else "sft.packing is off"
+    if padded and job.settings.packing:
+        say(f"sequences are padded, not packed: {padded}")
+    collator = None if padded else partial(pack, limit=job.train.max_length, pad_id=chat.pad_id)
 
     def make(watch: Any) -> SFTTrainer:
         return SFTTrainer(
             model=model,
-            args=SFTConfig(**training_arguments(job, len(pairs)), completion_only_loss=True),
+            args=SFTConfig(**training_arguments(job, len(pairs))),
             train_dataset=dataset,
             processing_class=chat.tokenizer,
+            data_collator=collator,
             callbacks=[watch],
         )
 
-    return run(report, job, METRICS, make)
+    return {**run(report, job, METRICS, make), "packed": padded or True}
+
+
+def pack(rows: list[dict[str, list[int]]], limit: int, pad_id: int) -> dict[str, torch.Tensor]:
+    """Lay a micro batch's sequences end to end, in as few rows as first-fit finds.
+
+    transformers keeps the sequences of a row apart where their positions start again and no mask is
+    given; padding stands at position 0. No sequence's first token, which is its prompt's, has a
+    label: the one before it belongs to another.
+
+    Returns:
+        (B, L) input_ids, position_ids and labels, L at most `limit`.
+    """
+    fill = {"input_ids": pad_id, "position_ids": 0, "labels": IGNORED}
+    rows = [row | {"position_ids": [*range(len(row["input_ids"]))]} for row in rows]
+    bins: list[list[dict[str, list[int]]]] = []
+    for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
+        fits = (b for b in bins if sum(len(r["input_ids"]) for r in [*b, row]) <= limit)
+        if (found := next(fits, None)) is None:
+            bins.append(found := [])
+        found.append(row)
+    width = max(sum(len(row["input_ids"]) for row in found) for found in bins)
+
+    def lay(name: str, rest: int) -> torch.Tensor:
+        lines = [[n for row in found for n in row[name]] for found in bins]
+        return torch.tensor([line + [rest] * (width - len(line)) for line in lines])
+
+    return {name: lay(name, rest) for name, rest in fill.items()}
+
+
+def why_not_packed(model: Any) -> str | None:
+    """Try sequences in one row against each alone; None if the model keeps them apart."""
+    top = model.config.get_text_config().vocab_size
+    draw = torch.Generator().manual_seed(0)
+    alone = [torch.randint(top, (1, n), generator=draw).to(model.device) for n in (7, 4, 9)]
+    positions = [torch.arange(ids.shape[1], device=model.device)[None] for ids in alone]
+    try:
+        with torch.no_grad():
+            wanted = torch.cat([model(input_ids=ids).logits for ids in alone], 1)
+            rows, at = torch.cat(alone, 1), torch.cat(positions, 1)
+            found = model(input_ids=rows, position_ids=at, use_cache=False).logits
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"it cannot read such a row ({type(error).__name__})"
+    off = (wanted.log_softmax(-1) - found.log_softmax(-1)).abs().mean().item()
+    allowed = 1e-4 if model.dtype == torch.float32 else 0.05
+    return None if off <= allowed else f"log-probabilities differ by {off:.2g}"

@@ -118,8 +118,8 @@ def test_the_setting_of_the_paper(name: str) -> None:
     }  # fmt: skip
     assert (recipe.select.keep, recipe.select.on_filter) == (1, "count")
     sft = {"epochs": 3, "learning_rate": 5e-5, "batch_size": 32}
-    assert recipe.sft.model_dump() == sft
-    assert recipe.negative.model_dump() == {**sft, "epochs": 1}
+    assert recipe.sft.identity() == sft
+    assert recipe.negative.identity() == {**sft, "epochs": 1}
     assert recipe.dpo.model_dump() == {
         "epochs": 1, "learning_rate": 1e-5, "batch_size": 16, "beta": 0.1, "gamma": 0.2,
         "sft_normalization": "response", "reference": "base",
