@@ -54,7 +54,7 @@ class RoundData:
 class Judged:
     """What a judge said of candidates."""
 
-    judgements: pl.DataFrame  # JUDGEMENTS
+    judgements: pl.DataFrame  # MEETINGS
     report: dict[str, Any]
 
 

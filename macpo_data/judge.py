@@ -18,7 +18,7 @@ from macpo_data.errors import ModelError
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
 from macpo_data.recipe import Judge
-from macpo_data.schema import JUDGEMENTS, MESSAGES, Message, prompt_id
+from macpo_data.schema import MEETINGS, MESSAGES, Message, prompt_id
 from macpo_data.schema import check as schema_check
 
 CRITERIA = {
@@ -104,7 +104,7 @@ def rank(
         usable = usable.with_columns(score=score)
         found = report(verdicts) | {"win_matrix": _win_matrix(usable, verdicts)}
         check(found, judge)
-        judged = Judged(_judgements(usable, verdicts), found)
+        judged = Judged(_meetings(usable, verdicts), found)
     by_chance = order == "random" or (
         order == "judge" and judge is not None and judge.ties == "random"
     )
@@ -140,8 +140,8 @@ def _meet(ctx: Context, judge: Judge, meetings: pl.DataFrame, seen: pl.DataFrame
     return pl.concat([meetings, compare(ctx, judge, shown)], how="horizontal")
 
 
-def _judgements(usable: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
-    """Verdicts with the names of who met, as JUDGEMENTS."""
+def _meetings(usable: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts with the names of who met, as MEETINGS."""
     for side in ("a", "b"):
         who = usable.select(
             pl.col("index").alias(side),
@@ -149,7 +149,7 @@ def _judgements(usable: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
             pl.col("draw").alias(f"{side}_draw"),
         )
         verdicts = verdicts.join(who, on=side, how="left", maintain_order="left")
-    return schema_check(verdicts, JUDGEMENTS, "judgements")
+    return schema_check(verdicts, MEETINGS, "judgements")
 
 
 def _win_matrix(usable: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, dict[str, float]]:

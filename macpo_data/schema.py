@@ -83,7 +83,7 @@ PAIRS: Table = {
 }
 
 # What a judge said of two candidates of a prompt.
-JUDGEMENTS: Table = {
+MEETINGS: Table = {
     "prompt_id": pl.String(),
     **{f"{side}_{name}": SAMPLES[name] for side in ("a", "b") for name in ("agent", "draw")},
     "first": pl.String(),  # verdict where a was shown first: a, b or tie; null if unreadable
