@@ -47,6 +47,15 @@ class RoundData:
     pairs: pl.DataFrame
     candidates: pl.DataFrame = field(default_factory=lambda: empty(CANDIDATES))
     dropped: pl.DataFrame = field(default_factory=lambda: empty(DROPPED))
+    judged: Judged | None = None  # where a judge was asked
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of candidates."""
+
+    judgements: pl.DataFrame  # MEETINGS
+    report: dict[str, Any]
 
 
 class Context:
@@ -126,7 +135,7 @@ class Context:
                 **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
-        barred = self._barred(part)
+        barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
             "prompt_id", "reason", agent=pl.lit("human"), response=pl.col("chosen")
@@ -267,11 +276,11 @@ class Context:
 
     def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
         """Pairs of what was selected with the rejected responses."""
-        candidates = select.exclude(candidates, self._barred("d2"))
+        candidates = select.exclude(candidates, self.barred("d2"))
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped)
 
-    def _barred(self, part: Part) -> pl.DataFrame:
+    def barred(self, part: Part) -> pl.DataFrame:
         """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).
 
         Raises:
