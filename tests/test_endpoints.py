@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,7 @@ from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
 from macpo_data.schema import MESSAGES
 
+ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=64)
 
 
@@ -107,6 +115,47 @@ def test_a_storm_passes(open_run: OpenRun, fault: str) -> None:
     with serve(storm=[fault] * 30) as server:
         (frame,) = ask(context(open_run, server, concurrency=8), questions(20))
     assert frame["response"].null_count() == 0 and len(server.seen) == 50
+
+
+@contextmanager
+def process(port: int, log: Path) -> Iterator[None]:
+    """The server in a process of its own, which is killed at the end."""
+    at = ["--port", str(port), "--log", str(log), "--latency", "0.05"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.openai_server", *at], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    try:
+        assert server.stdout and server.stdout.readline()
+        yield
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout and server.stdout.close()
+
+
+def test_a_server_that_is_killed_comes_back(
+    open_run: OpenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "PAUSE", 0.2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    log = tmp_path / "seen.jsonl"
+    ctx = context(open_run, Scripted(url=f"http://127.0.0.1:{port}/v1"), retries=9, concurrency=4)
+    with ThreadPoolExecutor(1) as pool:
+        with process(port, log):
+            asked = pool.submit(ask, ctx, questions(60))
+            while not log.exists() or len(log.read_text().splitlines()) < 20:
+                time.sleep(0.01)
+        assert not asked.done()
+        with process(port, log):
+            (frame,) = asked.result()
+    assert frame["response"].to_list() == [f"m0 says: Question {i}?" for i in range(60)]
+    seen = Counter(json.loads(line)["messages"][0]["content"] for line in log.open())
+    # Twice only what was under way when the server died.
+    assert len(seen) == 60 and seen.total() <= 64
+    (facts,) = manifests(ctx)[0]["endpoints_with_others"].values()
+    assert facts["repeated"]["no connection"] > 0 and not facts["failed"]
 
 
 def test_concurrency_is_kept_and_bounded(open_run: OpenRun) -> None:

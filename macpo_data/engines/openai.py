@@ -239,16 +239,16 @@ async def _attempt(line: _Line, request: Request, spoilt: int) -> _Answer:
         _Trouble: there is no answer.
         ModelError: there will be none to any request.
     """
+    from httpx2 import Response
     from openai import APIConnectionError, APIStatusError
 
     try:
         async with asyncio.timeout(line.endpoint.timeout):
-            raw = await line.client.chat.completions.with_raw_response.create(
-                model=line.endpoint.model,
-                messages=request.prompt,  # type: ignore[arg-type]  # roles are strings here
-                extra_body=_body(request, spoilt),
+            # `chat.completions.create` would walk through all its types at each request.
+            response = await line.client.post(
+                "/chat/completions", cast_to=Response, body=_body(line.endpoint, request, spoilt)
             )
-        return _Answer.model_validate_json(raw.content)
+        return _Answer.model_validate_json(response.content)
     except TimeoutError:
         raise _Trouble("timeout") from None
     except APIConnectionError:
@@ -289,16 +289,17 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else 0.0
 
 
-def _body(request: Request, spoilt: int) -> dict[str, Any]:
-    """The request but for its messages. OpenAI's own API has no top_k: 0 leaves it out."""
-    sampling, endpoint = request.sampling, request.voice.endpoint
+def _body(endpoint: Endpoint, request: Request, spoilt: int) -> dict[str, Any]:
+    """A request as it is sent. OpenAI's own API knows no top_k: 0 leaves it out."""
     body = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_new_tokens,
+        "model": endpoint.model,
+        "messages": request.prompt,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "top_k": request.sampling.top_k or None,
+        "max_tokens": request.sampling.max_new_tokens,
         "seed": (request.seed + spoilt) % SEEDS,
-        "top_k": sampling.top_k or None,
-        **(endpoint.extra if endpoint else {}),
+        **endpoint.extra,
     }
     return {name: value for name, value in body.items() if value is not None}
 
