@@ -85,7 +85,7 @@ def test_every_switch_is_visible(name: str) -> None:
     an endpoint, a mixture, a judge.
     """
     optional = {"path", "split", "revision", "trust_remote_code", "columns"}
-    optional |= {"endpoint", "mixture", "judge"}
+    optional |= {"endpoint", "mixture", "judge", "more", "overlap"}
     values = yaml.safe_load(recipe_text(name)[1])
 
     def missing(written: dict[str, Any], full: dict[str, Any], at: str) -> Iterator[str]:
