@@ -326,7 +326,9 @@ class Context:
             adapter = str(self.store.path(self.plan.name(maker)))
         agent = self.recipe.agents[policy.agent]
         fingerprint = self.plan.policy_fingerprint(policy)
-        return Voice(adapter, agent.chat_template, fingerprint, agent.endpoint)
+        # An endpoint speaks for the untrained base; what was trained here has its weights here.
+        endpoint = None if adapter else agent.endpoint
+        return Voice(adapter, agent.chat_template, fingerprint, endpoint)
 
     def _rows(self, name: str) -> pl.DataFrame:
         """All shards of a finished result, after checking their bytes."""
@@ -364,7 +366,8 @@ class Context:
             todo: dict[Base, dict[str, tuple[Policy, Task]]] = {}
             for name, (policy, task) in zip(names, tasks, strict=True):
                 if not self.store.is_done(name):
-                    base = self.lock.base(self.recipe.agents[policy.agent])
+                    agent = self.recipe.agents[policy.agent]
+                    base = ENDPOINTS if task.voice.endpoint else self.lock.base(agent)
                     todo.setdefault(base, {})[name] = (policy, task)
             # The base that is loaded already goes first.
             for base in sorted(todo, key=lambda b: not self._workers.has(b.id)):
@@ -413,8 +416,8 @@ class Context:
         seconds = round(time.monotonic() - started, 2)
         if str(facts.get("scoring", "")).startswith("one sequence"):
             self.store.say(f"{title}: {facts['scoring']}")
-        identities = facts.pop("scored_under", [None] * len(todo))
-        for (name, (policy, task)), identity in zip(todo.items(), identities, strict=True):
+        own_facts = facts.pop("own", [{}] * len(todo))
+        for (name, (policy, task)), own in zip(todo.items(), own_facts, strict=True):
             maker = self.plan.maker(policy)
             self._check_template(policy, task.voice, facts)
             self.store.finish(
@@ -425,7 +428,7 @@ class Context:
                     "inputs": self._made_from(policy),
                     "policy": str(policy),
                     "adapter": maker and self.plan.name(maker),
-                    "base": base.id,
+                    "base": endpoint.model if (endpoint := task.voice.endpoint) else base.id,
                     "base_revision": base.revision,
                     "chat_template": task.voice.chat_template,
                     "sampling": task.sampling and task.sampling.model_dump(),
@@ -433,7 +436,7 @@ class Context:
                     "seed": task.seed,
                     "rows": len(task.rows),
                     "seconds_with_others": seconds,
-                    **({"scored_under": identity} if identity else {}),
+                    **own,
                     **facts,
                 },
             )

@@ -203,6 +203,25 @@ class Endpoint(Section):
     max_failed: Annotated[Share, KNOB] = 0.02  # stop where a larger share fails for good
     price_in: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
     price_out: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
+    # Laid over each request's body, such as top_k: null for a server that refuses it.
+    extra: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> Endpoint:
+        problems = []
+        if not re.fullmatch(r"https?://[^\s@?#]+", self.base_url):
+            problems.append("base_url: write http(s)://host/path without a key, see api_key_env")
+        if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            problems.append("api_key_env: name an environment variable, not the key itself")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float | None:
+        """What so many tokens cost, in the currency of the prices; None where none is given."""
+        if self.price_in is None and self.price_out is None:
+            return None
+        return (tokens_in * (self.price_in or 0) + tokens_out * (self.price_out or 0)) / 1e6
 
 
 class Agent(Section):
@@ -631,6 +650,9 @@ def _misfits(values: dict[str, Any]) -> list[str]:
             and batch % micro
         ):
             problems.append(f"train.micro_batch_size: {micro} does not divide {section}'s {batch}")
+    for name in (*teachers, *students):
+        if agents[name].get("endpoint") and not agents[name].get("base"):
+            problems.append(f"agents.{name}: it is trained, so it needs a base of its own")
     return problems
 
 

@@ -50,7 +50,7 @@ SAMPLES: Table = {
     "policy": pl.String(),  # fingerprint of the policy that wrote
     "draw": pl.Int64(),  # 0.. for several answers to one prompt
     "response": pl.String(),  # text, end-of-turn token stripped; null where nothing was written
-    "finish_reason": pl.String(),  # stop | length | prompt_too_long
+    "finish_reason": pl.String(),  # stop | length | prompt_too_long | failed (an endpoint)
     "repetition": pl.Float64(),  # share of its 3-word runs that occurred before in it; 0 if none
 }
 

@@ -8,7 +8,7 @@ from macpo_data.recipe import Select
 from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SCORES, check
 
 # No setting keeps these: there is nothing to train on, or nothing to compare.
-UNUSABLE = ("prompt_too_long", "empty", "no_score")
+UNUSABLE = ("prompt_too_long", "failed", "empty", "no_score")
 
 
 def lowest_perplexity(
@@ -197,7 +197,6 @@ def _reason(settings: Select) -> pl.Expr:
     """The first filter that catches a response, or null."""
     length = pl.col("response").str.len_chars()
     caught = [
-        (pl.col("response").is_null(), "prompt_too_long"),
         (length == 0, "empty"),
         (length < settings.min_chars, "too_short"),
     ]
@@ -209,7 +208,9 @@ def _reason(settings: Select) -> pl.Expr:
         caught.append((pl.col("repetition") > settings.max_repetition, "repetition"))
     if settings.same_as_rejected:
         caught.append((pl.col("response") == pl.col("_rejected"), "same_as_rejected"))
-    return pl.coalesce(pl.when(condition).then(pl.lit(reason)) for condition, reason in caught)
+    unwritten = pl.when(pl.col("response").is_null()).then("finish_reason")
+    filters = (pl.when(condition).then(pl.lit(reason)) for condition, reason in caught)
+    return pl.coalesce(unwritten, *filters)
 
 
 def _usable(settings: Select) -> pl.Expr:
