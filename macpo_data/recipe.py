@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -490,6 +491,18 @@ class Recipe(Section):
         for key in path.split("."):
             value = value[key] if isinstance(value, dict) else getattr(value, key)
         return value.identity() if isinstance(value, Section) else value
+
+
+def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a recipe's values name a text in a file: (section, key)."""
+    for agent in values["agents"].values():
+        if agent["chat_template"] not in NAMED_TEMPLATES:
+            yield agent, "chat_template"
+    mixture, judge = values.get("mixture") or {}, values.get("judge") or {}
+    asked = judge.get("prompts") or {}
+    for section, key in [(mixture, "prompt"), *((asked, key) for key in asked)]:
+        if key in section and not prompts.is_own(section[key]):
+            yield section, key
 
 
 class TrainSettings(Section):

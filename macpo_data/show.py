@@ -159,6 +159,8 @@ def print_pairs(
             body.append(f"{message['role']}: ", "bold").append_text(plain(message["content"]))
             body.append("\n")
         for side, style in (("chosen", "bold green"), ("rejected", "bold red")):
+            if row[side] is None:  # a dataset for fine-tuning has none
+                continue
             body.append(f"{side} ", style).append(f"({_origin(row, side)})\n", "dim")
             body.append_text(plain(row[side])).append("\n")
         console.print(Panel(body, title=row["prompt_id"][:12], title_align="left"))
