@@ -219,6 +219,9 @@ class Run:
         write_parquet(folder / "candidates.parquet", data.candidates)
         write_parquet(folder / "dropped.parquet", data.dropped)
         facts = self._facts(step, made_from | context.used)
+        if data.judged is not None:
+            write_parquet(folder / "judgements.parquet", data.judged.judgements)
+            facts["judged"] = data.judged.report
         facts |= {"summary": summary(data), "scored_under": context.scored_under}
         self.store.finish(name, facts)
 

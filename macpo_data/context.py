@@ -47,6 +47,15 @@ class RoundData:
     pairs: pl.DataFrame
     candidates: pl.DataFrame = field(default_factory=lambda: empty(CANDIDATES))
     dropped: pl.DataFrame = field(default_factory=lambda: empty(DROPPED))
+    judged: Judged | None = None  # where a judge was asked
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of candidates."""
+
+    judgements: pl.DataFrame  # MEETINGS
+    report: dict[str, Any]
 
 
 class Context:
@@ -126,7 +135,7 @@ class Context:
                 **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
-        barred = self._barred(part)
+        barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
             "prompt_id", "reason", agent=pl.lit("human"), response=pl.col("chosen")
@@ -306,11 +315,11 @@ class Context:
 
     def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
         """Pairs of what was selected with the rejected responses."""
-        candidates = select.exclude(candidates, self._barred("d2"))
+        candidates = select.exclude(candidates, self.barred("d2"))
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped)
 
-    def _barred(self, part: Part) -> pl.DataFrame:
+    def barred(self, part: Part) -> pl.DataFrame:
         """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).
 
         Raises:
@@ -356,7 +365,9 @@ class Context:
             adapter = str(self.store.path(self.plan.name(maker)))
         agent = self.recipe.agents[policy.agent]
         fingerprint = self.plan.policy_fingerprint(policy)
-        return Voice(adapter, agent.chat_template, fingerprint, agent.endpoint)
+        # An endpoint speaks for the untrained base; what was trained here has its weights here.
+        endpoint = None if adapter else agent.endpoint
+        return Voice(adapter, agent.chat_template, fingerprint, endpoint)
 
     def _rows(self, name: str) -> pl.DataFrame:
         """All shards of a finished result, after checking their bytes."""
@@ -394,7 +405,8 @@ class Context:
             todo: dict[Base, dict[str, tuple[Policy, Task]]] = {}
             for name, (policy, task) in zip(names, tasks, strict=True):
                 if not self.store.is_done(name):
-                    base = self.lock.base(self.recipe.agents[policy.agent])
+                    agent = self.recipe.agents[policy.agent]
+                    base = ENDPOINTS if task.voice.endpoint else self.lock.base(agent)
                     todo.setdefault(base, {})[name] = (policy, task)
             # The base that is loaded already goes first.
             for base in sorted(todo, key=lambda b: not self._workers.has(b.id)):
@@ -443,8 +455,8 @@ class Context:
         seconds = round(time.monotonic() - started, 2)
         if str(facts.get("scoring", "")).startswith("one sequence"):
             self.store.say(f"{title}: {facts['scoring']}")
-        identities = facts.pop("scored_under", [None] * len(todo))
-        for (name, (policy, task)), identity in zip(todo.items(), identities, strict=True):
+        own_facts = facts.pop("own", [{}] * len(todo))
+        for (name, (policy, task)), own in zip(todo.items(), own_facts, strict=True):
             maker = self.plan.maker(policy)
             self._check_template(policy, task.voice, facts)
             self.store.finish(
@@ -455,7 +467,7 @@ class Context:
                     "inputs": self._made_from(policy),
                     "policy": str(policy),
                     "adapter": maker and self.plan.name(maker),
-                    "base": base.id,
+                    "base": endpoint.model if (endpoint := task.voice.endpoint) else base.id,
                     "base_revision": base.revision,
                     "chat_template": task.voice.chat_template,
                     "sampling": task.sampling and task.sampling.model_dump(),
@@ -463,7 +475,7 @@ class Context:
                     "seed": task.seed,
                     "rows": len(task.rows),
                     "seconds_with_others": seconds,
-                    **({"scored_under": identity} if identity else {}),
+                    **own,
                     **facts,
                 },
             )

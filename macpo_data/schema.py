@@ -50,7 +50,7 @@ SAMPLES: Table = {
     "policy": pl.String(),  # fingerprint of the policy that wrote
     "draw": pl.Int64(),  # 0.. for several answers to one prompt
     "response": pl.String(),  # text, end-of-turn token stripped; null where nothing was written
-    "finish_reason": pl.String(),  # stop | length | prompt_too_long
+    "finish_reason": pl.String(),  # stop | length | prompt_too_long | failed (an endpoint)
     "repetition": pl.Float64(),  # share of its 3-word runs that occurred before in it; 0 if none
 }
 
@@ -67,7 +67,7 @@ CANDIDATES: Table = {
     **SAMPLES,
     **SCORES,
     "reason": pl.String(),  # the filter that caught it, null if none
-    "rank": pl.Int64(),  # 1 = lowest perplexity of its prompt among the usable; null if unusable
+    "rank": pl.Int64(),  # 1 = best of its prompt among the usable; null if unusable
     "selected": pl.Boolean(),  # became a chosen response
 }
 
@@ -80,6 +80,17 @@ PAIRS: Table = {
     "chosen": pl.String(),
     "rejected": pl.String(),
     **{f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in _SIDE.items()},
+}
+
+# What a judge said of two candidates of a prompt.
+MEETINGS: Table = {
+    "prompt_id": pl.String(),
+    **{f"{side}_{name}": SAMPLES[name] for side in ("a", "b") for name in ("agent", "draw")},
+    "first": pl.String(),  # verdict where a was shown first: a, b or tie; null if unreadable
+    "second": pl.String(),  # verdict where b was shown first
+    "criteria": pl.String(),  # chosen for this pair
+    "shown": pl.Boolean(),  # whether the judge was asked: both answers were there
+    "win": pl.Float64(),  # 1 a wins, 0 b wins, 0.5 neither or one verdict each
 }
 
 # What a step left out, and why.

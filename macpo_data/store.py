@@ -203,9 +203,11 @@ class Shards:
 
     def missing(self) -> list[int]:
         """The shards that are still to be made. One that was cut short is among them."""
-        return [n for n, path in enumerate(self.files) if not self._whole(n, path)]
+        return [shard for shard in range(len(self.files)) if not self.has(shard)]
 
-    def _whole(self, shard: int, path: Path) -> bool:
+    def has(self, shard: int) -> bool:
+        """Whether a shard is there with all its rows."""
+        path = self.files[shard]
         if not path.is_file():
             return False
         try:
