@@ -11,14 +11,14 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import overlap, select, sources
+from macpo_data import overlap, reward, select, sources
 from macpo_data.engines import Voice
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
 from macpo_data.lock import Lock
 from macpo_data.models import ENDPOINTS, Base
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Recipe, Sampling, digest
+from macpo_data.recipe import Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import (
     CANDIDATES,
     DROPPED,
@@ -47,6 +47,15 @@ class RoundData:
     pairs: pl.DataFrame
     candidates: pl.DataFrame = field(default_factory=lambda: empty(CANDIDATES))
     dropped: pl.DataFrame = field(default_factory=lambda: empty(DROPPED))
+    judged: Judged | None = None  # where a judge was asked
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a judge said of candidates."""
+
+    judgements: pl.DataFrame  # MEETINGS
+    report: dict[str, Any]
 
 
 class Context:
@@ -126,7 +135,7 @@ class Context:
                 **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
-        barred = self._barred(part)
+        barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
             "prompt_id", "reason", agent=pl.lit("human"), response=pl.col("chosen")
@@ -255,6 +264,45 @@ class Context:
         )
         return joined.drop("index")
 
+    def rewards(self, rows: pl.DataFrame, model: RewardModel) -> pl.Series:
+        """How good a reward model finds answers.
+
+        Args:
+            rows: prompt_id, prompt, response, finish_reason; equal ones are scored once.
+            model: as the recipe describes it.
+
+        Returns:
+            Row for row the reward; null for an answer that was not written or does not fit.
+
+        Raises:
+            ModelError: it cannot be loaded, is no reward model, or is not trained yet.
+        """
+        key = ["prompt_id", "response", "finish_reason"]
+        asked = rows.select(*key, "prompt").drop_nulls("response").unique(key, maintain_order=True)
+        asked = asked.sort(_length("prompt"), *key)
+        scorer, made_from = reward.find_scorer(self.plan, self.store, self.lock, model)
+        ids = [digest(row) for row in asked.select(key).rows()]
+        name = f"rewards/{scorer.fingerprint}-{digest([FORMAT, self.recipe.read('engine'), ids])}"
+        if not ids:
+            return pl.Series([None] * len(rows), dtype=pl.Float64)
+        shards = self._shards(name, ids)
+        with self.store.lock(name):
+            self._mend(name, made_from)
+            if not self.store.is_done(name):
+                self._begin(name, shards, made_from)
+                with self._progress(f"scoring by {model.model}") as report:
+                    told = (self.recipe.engine, scorer, asked, shards)
+                    if self.recipe.engine.name == "fake":
+                        facts = reward.score(report, *told)
+                    else:
+                        worker = self._workers.get(f"the reward model {scorer.base.id}")
+                        facts = worker.call("macpo_data.reward:score", *told, report=report)
+                facts |= {"kind": "rewards", "format": FORMAT, "inputs": made_from}
+                self.store.finish(name, facts | {"rows": len(asked), **scorer.facts()})
+            self.used[name] = str(self.store.content(name))
+        scores = asked.select(key).with_columns(self._rows(name)["reward"])
+        return rows.select(key).join(scores, on=key, how="left", maintain_order="left")["reward"]
+
     def score_together(
         self, frames: Sequence[pl.DataFrame], under: Policy
     ) -> Iterator[pl.DataFrame]:
@@ -267,11 +315,11 @@ class Context:
 
     def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
         """Pairs of what was selected with the rejected responses."""
-        candidates = select.exclude(candidates, self._barred("d2"))
+        candidates = select.exclude(candidates, self.barred("d2"))
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped)
 
-    def _barred(self, part: Part) -> pl.DataFrame:
+    def barred(self, part: Part) -> pl.DataFrame:
         """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).
 
         Raises:
@@ -302,11 +350,11 @@ class Context:
             return {}
         return begun
 
-    def _begin(self, name: str, task: Task, made_from: dict[str, str]) -> None:
+    def _begin(self, name: str, shards: Shards, made_from: dict[str, str]) -> None:
         """Keep the shards of a killed run, unless what they were made from changed since."""
         if self._begun(name).get("inputs") != made_from:
             folder = self.store.clear(name)
-            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": task.shards.size})
+            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": shards.size})
 
     def _voice(self, policy: Policy) -> Voice:
         """The policy's adapter, checked, on its agent's template."""
@@ -317,7 +365,9 @@ class Context:
             adapter = str(self.store.path(self.plan.name(maker)))
         agent = self.recipe.agents[policy.agent]
         fingerprint = self.plan.policy_fingerprint(policy)
-        return Voice(adapter, agent.chat_template, fingerprint, agent.endpoint)
+        # An endpoint speaks for the untrained base; what was trained here has its weights here.
+        endpoint = None if adapter else agent.endpoint
+        return Voice(adapter, agent.chat_template, fingerprint, endpoint)
 
     def _rows(self, name: str) -> pl.DataFrame:
         """All shards of a finished result, after checking their bytes."""
@@ -355,7 +405,8 @@ class Context:
             todo: dict[Base, dict[str, tuple[Policy, Task]]] = {}
             for name, (policy, task) in zip(names, tasks, strict=True):
                 if not self.store.is_done(name):
-                    base = self.lock.base(self.recipe.agents[policy.agent])
+                    agent = self.recipe.agents[policy.agent]
+                    base = ENDPOINTS if task.voice.endpoint else self.lock.base(agent)
                     todo.setdefault(base, {})[name] = (policy, task)
             # The base that is loaded already goes first.
             for base in sorted(todo, key=lambda b: not self._workers.has(b.id)):
@@ -389,7 +440,7 @@ class Context:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
         for name, (policy, task) in todo.items():
-            self._begin(name, task, self._made_from(policy))
+            self._begin(name, task.shards, self._made_from(policy))
         writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"
@@ -404,8 +455,8 @@ class Context:
         seconds = round(time.monotonic() - started, 2)
         if str(facts.get("scoring", "")).startswith("one sequence"):
             self.store.say(f"{title}: {facts['scoring']}")
-        identities = facts.pop("scored_under", [None] * len(todo))
-        for (name, (policy, task)), identity in zip(todo.items(), identities, strict=True):
+        own_facts = facts.pop("own", [{}] * len(todo))
+        for (name, (policy, task)), own in zip(todo.items(), own_facts, strict=True):
             maker = self.plan.maker(policy)
             self._check_template(policy, task.voice, facts)
             self.store.finish(
@@ -416,7 +467,7 @@ class Context:
                     "inputs": self._made_from(policy),
                     "policy": str(policy),
                     "adapter": maker and self.plan.name(maker),
-                    "base": base.id,
+                    "base": endpoint.model if (endpoint := task.voice.endpoint) else base.id,
                     "base_revision": base.revision,
                     "chat_template": task.voice.chat_template,
                     "sampling": task.sampling and task.sampling.model_dump(),
@@ -424,7 +475,7 @@ class Context:
                     "seed": task.seed,
                     "rows": len(task.rows),
                     "seconds_with_others": seconds,
-                    **({"scored_under": identity} if identity else {}),
+                    **own,
                     **facts,
                 },
             )

@@ -21,7 +21,8 @@ from macpo_data.store import Shards
 from macpo_data.worker import Report
 
 # The columns of a shard: a sample set's, or a score set's keyed by row.
-_SHARD: Table = {**SAMPLES, "index": pl.UInt32(), **SCORES}
+_BILLED: Table = {"prompt_tokens": pl.Int64(), "completion_tokens": pl.Int64()}
+_SHARD: Table = {**SAMPLES, **_BILLED, "index": pl.UInt32(), **SCORES}
 Row = dict[str, Any]
 
 
@@ -49,18 +50,17 @@ def run_tasks(report: Report, settings: Settings, base: Base, tasks: list[Task])
     """Make what is missing of all tasks of one base; shards are written as they complete.
 
     Returns:
-        What the manifests say of the circumstances.
+        What the manifests say of the circumstances; under `own`, what each task's alone says.
     """
     engine = open_engine(settings, base)
-    _collect(report, "samples", _places([t for t in tasks if t.sampling]), partial(_write, engine))
-    _collect(
-        report, "responses", _places([t for t in tasks if not t.sampling]), partial(_score, engine)
-    )
-    return {
-        **engine.facts(),
-        "scored_under": [None if t.sampling else engine.scored_under(t.voice) for t in tasks],
-        **versions(),
-    }
+    writing = _places([t for t in tasks if t.sampling])
+    scoring = _places([t for t in tasks if not t.sampling])
+    _collect(report, lambda: f"samples{engine.note()}", writing, partial(_write, engine))
+    _collect(report, lambda: f"responses{engine.note()}", scoring, partial(_score, engine))
+    own = [
+        _usage(t) if t.sampling else {"scored_under": engine.scored_under(t.voice)} for t in tasks
+    ]
+    return {**engine.facts(), "own": own, **versions()}
 
 
 def _places(tasks: list[Task]) -> list[Place]:
@@ -68,9 +68,20 @@ def _places(tasks: list[Task]) -> list[Place]:
     return [
         Place(task, shard, row)
         for task in tasks
-        for shard in task.shards.missing()
-        for row in task.rows[list(task.shards.spans[shard])].iter_rows(named=True)
+        for shard, rows in _open_rows(task)
+        for row in rows.iter_rows(named=True)
     ]
+
+
+def _open_rows(task: Task) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The shards that are still to be made; of an endpoint's, the rows that failed before."""
+    for shard, span in enumerate(task.shards.spans):
+        rows = task.rows[list(span)]
+        if not task.shards.has(shard):
+            yield shard, rows
+        elif task.voice.endpoint:
+            failed = pl.read_parquet(task.shards.files[shard]).filter(finish_reason="failed")
+            yield shard, rows.filter(pl.col("prompt_id").is_in(failed["prompt_id"].implode()))
 
 
 def _write(engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
@@ -95,6 +106,7 @@ def _write(engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
                 "response": completion.text,
                 "finish_reason": completion.finish_reason,
                 "repetition": repetition(completion.text or ""),
+                **(dict(zip(_BILLED, completion.billed, strict=True)) if completion.billed else {}),
             },
         )
 
@@ -118,7 +130,7 @@ def _score(engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
 
 def _collect(
     report: Report,
-    unit: str,
+    note: Callable[[], str],
     places: list[Place],
     make: Callable[[list[Place]], Iterator[tuple[int, Row]]],
 ) -> None:
@@ -126,18 +138,54 @@ def _collect(
     sizes = Counter((id(task), shard) for task, shard, _ in places)
     waiting: dict[tuple[int, int], dict[int, Row]] = {}
     if places:
-        report(0, len(places), unit)
-    for done, (i, row) in enumerate(make(places), start=1):
-        task, shard, _ = places[i]
-        key = (id(task), shard)
-        rows = waiting.setdefault(key, {})
-        rows[i] = row
-        if len(rows) == sizes[key]:
-            ordered = [rows[k] for k in sorted(rows)]
-            schema = {name: _SHARD[name] for name in ordered[0]}
-            task.shards.write(shard, pl.DataFrame(ordered, schema=schema))
-            del waiting[key]
-        report(done, len(places), unit)
+        report(0, len(places), note())
+    try:
+        for done, (i, row) in enumerate(make(places), start=1):
+            task, shard, _ = places[i]
+            key = (id(task), shard)
+            rows = waiting.setdefault(key, {})
+            rows[i] = row
+            if len(rows) == sizes[key]:
+                _write_shard(task, shard, rows)
+                del waiting[key]
+            report(done, len(places), note())
+    except BaseException:
+        # What endpoints answered was paid for: it stays, and only the rest is asked again.
+        for rows in waiting.values():
+            task, shard, _ = places[next(iter(rows))]
+            if task.voice.endpoint:
+                _write_shard(task, shard, rows)
+        raise
+
+
+def _write_shard(task: Task, shard: int, rows: dict[int, Row]) -> None:
+    """Rows by their place; with an endpoint also what an earlier run had, and what is missing."""
+    ordered = [rows[k] for k in sorted(rows)]
+    frame = pl.DataFrame(ordered, schema={name: _SHARD[name] for name in ordered[0]})
+    if task.voice.endpoint:
+        if task.shards.has(shard):
+            before = pl.read_parquet(task.shards.files[shard])
+            others = before.join(frame, on="prompt_id", how="anti")
+            frame = pl.concat([others, frame], how="diagonal")
+        whole = task.rows[list(task.shards.spans[shard])].select("prompt_id")
+        frame = whole.join(frame, on="prompt_id", how="left", maintain_order="left")
+        frame = frame.with_columns(
+            pl.col("finish_reason").fill_null("failed"),
+            *(pl.lit(value, _SHARD[name]).alias(name) for name, value in task.labels.items()),
+        )
+    task.shards.write(shard, frame)
+
+
+def _usage(task: Task) -> dict[str, Any]:
+    """Tokens and money of a sample set that an endpoint wrote, in however many runs."""
+    endpoint = task.voice.endpoint
+    frame = pl.concat(pl.read_parquet(f) for f in task.shards.files)
+    if endpoint is None or "prompt_tokens" not in frame.columns:
+        return {}
+    tokens = {name: int(frame[name].sum()) for name in _BILLED}
+    cost = endpoint.cost(*tokens.values())
+    failed = int((frame["finish_reason"] == "failed").sum())
+    return {"usage": {**tokens, "failed": failed, **({} if cost is None else {"cost": cost})}}
 
 
 def repetition(text: str) -> float:

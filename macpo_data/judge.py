@@ -12,13 +12,14 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import world
-from macpo_data.context import Context
+from macpo_data import ranking, select, world
+from macpo_data.context import Context, Judged
 from macpo_data.errors import ModelError
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
 from macpo_data.recipe import Judge
-from macpo_data.schema import MESSAGES, Message, prompt_id
+from macpo_data.schema import MEETINGS, MESSAGES, Message, prompt_id
+from macpo_data.schema import check as schema_check
 
 CRITERIA = {
     "instruction adherence": "does what was asked, within the limits that were set",
@@ -36,7 +37,9 @@ _NAMES = re.compile(r"\[\[([^\[\]]+)\]\]")
 
 
 def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
-    """Compare pairs of answers. An answer that was not written loses without being shown.
+    """Compare pairs of answers.
+
+    An answer that was not written loses without being shown, and equal answers are a tie.
 
     Args:
         ctx: of the run.
@@ -46,7 +49,7 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     Returns:
         Row for row: first, the verdict where a was shown first, and second, where b was (a, b,
         tie; null where it could not be read), criteria (those of a mixture, null where they could
-        not be read), shown (both answers were there), and win (1 a wins, 0 b wins, 0.5 a tie or
+        not be read), shown (whether the judge saw them), and win (1 a wins, 0 b wins, 0.5 a tie or
         one verdict each; null where no verdict could be read, or neither answer is there).
 
     Raises:
@@ -54,7 +57,8 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     """
     rows = rows.select("prompt_id", "prompt", "a", "b").with_row_index("at")
     there = {side: pl.col(side).fill_null("") != "" for side in ("a", "b")}
-    shown = rows.filter(there["a"] & there["b"])
+    unlike = pl.col("a") != pl.col("b")
+    shown = rows.filter(there["a"] & there["b"] & unlike)
     judged = _judged(ctx, judge, shown)
     found = rows.join(judged, on="at", how="left", maintain_order="left")
     worth = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -63,8 +67,106 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
         for order in ("first", "second")
     ]
     mute = pl.when(there["a"] != there["b"]).then(there["a"].cast(pl.Float64))
-    win = pl.coalesce(mute, pl.mean_horizontal(verdicts))
-    return found.select("first", "second", "criteria", shown=there["a"] & there["b"], win=win)
+    alike = pl.when(there["a"] & there["b"] & ~unlike).then(0.5)
+    win = pl.coalesce(mute, alike, pl.mean_horizontal(verdicts))
+    was_shown = there["a"] & there["b"] & unlike
+    return found.select("first", "second", "criteria", shown=was_shown, win=win)
+
+
+def rank(
+    ctx: Context, order: ranking.Order, prompts: pl.DataFrame, candidates: pl.DataFrame
+) -> tuple[pl.DataFrame, Judged | None]:
+    """Rank each prompt's usable candidates; with order `judge`, let the recipe's judge decide.
+
+    Args:
+        ctx: of the run.
+        order: judge, random (seeded), or first: as they stand.
+        prompts: prompt_id, prompt.
+        candidates: CANDIDATES without ranks.
+
+    Returns:
+        CANDIDATES with ranks and a column `score` (mean share of wins; null if not judged), and
+        what the judge said.
+
+    Raises:
+        ModelError: the judge goes by position, or says nothing.
+    """
+    settings, judge, seed = ctx.recipe.select, ctx.recipe.judge, ctx.recipe.seed
+    frame = candidates.with_row_index("index").with_columns(score=pl.lit(None, pl.Float64))
+    usable = frame.filter(select.usable(candidates, settings))
+    answers = usable.select("prompt_id", "index")
+    judged = None
+    if order == "judge":
+        assert judge is not None
+        seen = usable.join(prompts, on="prompt_id", maintain_order="left")
+        verdicts = _tournament(ctx, judge, answers, seen)
+        score = ranking.scores(answers, verdicts, judge.merge)
+        usable = usable.with_columns(score=score)
+        found = report(verdicts) | {"win_matrix": _win_matrix(usable, verdicts)}
+        check(found, judge)
+        judged = Judged(_meetings(usable, verdicts), found)
+    by_chance = order == "random" or (
+        order == "judge" and judge is not None and judge.ties == "random"
+    )
+    ranks = ranking.ranks(answers, usable["score"], seed if by_chance else None)
+    known = usable.select("index", "score", rank=ranks)
+    frame = frame.drop("score", "rank").join(known, on="index", how="left", maintain_order="left")
+    return frame.drop("index"), judged
+
+
+def _tournament(
+    ctx: Context, judge: Judge, answers: pl.DataFrame, seen: pl.DataFrame
+) -> pl.DataFrame:
+    """All meetings with their verdicts: prompt_id, a, b, and what `compare` returns."""
+    if judge.pairs != "swiss":
+        return _meet(ctx, judge, ranking.meetings(answers, judge.pairs), seen)
+    most = answers.group_by("prompt_id").len()["len"].max() or 0
+    met = _meet(ctx, judge, ranking.meetings(answers, "all").clear(), seen)
+    for _ in range(ranking.swiss_rounds(int(str(most)))):
+        score = ranking.scores(answers, met, judge.merge)
+        following = ranking.swiss_meetings(answers.with_columns(score=score), met)
+        met = pl.concat([met, _meet(ctx, judge, following, seen)])
+    return met
+
+
+def _meet(ctx: Context, judge: Judge, meetings: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+    told = meetings
+    for side in ("a", "b"):
+        said = seen.select(pl.col("index").alias(side), pl.col("response").alias(f"{side}_text"))
+        told = told.join(said, on=side, how="left", maintain_order="left")
+    prompts = seen.select("prompt_id", "prompt").unique("prompt_id")
+    told = told.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    shown = told.select("prompt_id", "prompt", a="a_text", b="b_text")
+    return pl.concat([meetings, compare(ctx, judge, shown)], how="horizontal")
+
+
+def _meetings(usable: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts with the names of who met, as MEETINGS."""
+    for side in ("a", "b"):
+        who = usable.select(
+            pl.col("index").alias(side),
+            pl.col("agent").alias(f"{side}_agent"),
+            pl.col("draw").alias(f"{side}_draw"),
+        )
+        verdicts = verdicts.join(who, on=side, how="left", maintain_order="left")
+    return schema_check(verdicts, MEETINGS, "judgements")
+
+
+def _win_matrix(usable: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """How often each won against each, over all prompts: by agent and draw."""
+    name = pl.format("{}-{}", "agent", "draw")
+    names = dict(usable.select("index", name).iter_rows())
+    named = verdicts.select(
+        a=pl.col("a").replace_strict(names, return_dtype=pl.String),
+        b=pl.col("b").replace_strict(names, return_dtype=pl.String),
+        win="win",
+    )
+    both = pl.concat([named, named.select(a="b", b="a", win=1 - pl.col("win"))])
+    means = both.group_by("a", "b").agg(pl.col("win").mean().round(4)).drop_nulls().sort("a", "b")
+    matrix: dict[str, dict[str, float]] = {}
+    for one, other, win in means.iter_rows():
+        matrix.setdefault(one, {})[other] = win
+    return matrix
 
 
 def report(verdicts: pl.DataFrame) -> dict[str, Any]:

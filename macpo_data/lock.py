@@ -30,8 +30,6 @@ class Lock:
         Raises:
             ModelError: it is not pinned yet and cannot be resolved.
         """
-        if agent.endpoint is not None:
-            return models.ENDPOINTS
         key = f"{agent.base}@{agent.revision}"
         revision = self._pin("models", key, lambda: models.resolve(agent))
         if models.is_folder(agent.base) and revision != models.resolve(agent):

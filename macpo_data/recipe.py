@@ -165,6 +165,25 @@ class Endpoint(Section):
     max_failed: Annotated[Share, KNOB] = 0.02  # stop where a larger share fails for good
     price_in: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
     price_out: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
+    # Laid over each request's body, such as top_k: null for a server that refuses it.
+    extra: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> Endpoint:
+        problems = []
+        if not re.fullmatch(r"https?://[^\s@?#]+", self.base_url):
+            problems.append("base_url: write http(s)://host/path without a key, see api_key_env")
+        if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            problems.append("api_key_env: name an environment variable, not the key itself")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float | None:
+        """What so many tokens cost, in the currency of the prices; None where none is given."""
+        if self.price_in is None and self.price_out is None:
+            return None
+        return (tokens_in * (self.price_in or 0) + tokens_out * (self.price_out or 0)) / 1e6
 
 
 class Agent(Section):
@@ -328,6 +347,72 @@ class Judge(Section):
         return self
 
 
+class RewardModel(Section):
+    """A sequence classifier that scores an answer. A recipe may give just its name."""
+
+    model: Annotated[str, Field(min_length=1)]  # Hub id, folder, or trained: the run's own
+    revision: str = "main"  # on the Hub; pinned in lock.json when first read
+    chat_template: str = "tokenizer"  # as for agents
+    head: int | list[float] | None = None  # of several outputs: which one, or a weight for each
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @property
+    def agent(self) -> Agent:
+        """What its weights are, in the form in which bases are pinned and loaded."""
+        return Agent(
+            role="judge", base=self.model, revision=self.revision, chat_template=self.chat_template
+        )
+
+
+class RewardTraining(Section):
+    """How `macpo train --reward` makes a reward model from D1's human pairs."""
+
+    base: str | None = None  # Hub id, folder or world:NAME; null: the student's
+    revision: str = "main"
+    chat_template: str = "tokenizer"
+    full: bool = False  # train all weights, not an adapter
+    epochs: Positive = 1.0
+    learning_rate: Positive = 1e-4
+    batch_size: Count = 32  # pairs per optimiser step
+
+
+class Eval(Section):
+    """How `macpo eval` measures policies on the held-out prompts."""
+
+    reward: RewardModel | None = None  # scores each answer by itself
+    judge: Judge | None = None  # compares answers with the baseline's; null: that of the data
+    against: str | None = None  # the baseline: a policy as student-positive-0, or chosen
+
+
+class Mixture(Section):
+    """Layers of agents; each layer reads the answers of the one before, the last one aggregates."""
+
+    layers: Annotated[list[Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    # Where the answers of the layer before stand: system, after one that is there, or user, before
+    # the first turn, for models that know no system message.
+    insert: Literal["system", "user"] = "system"
+    prompt: str = "aggregate"  # a name of the package's own, or a file
+    # Whose answers are learned: those of the last layer, or of the first one the best by the judge,
+    # one at random, or all.
+    keep: Literal["aggregate", "best", "random", "all"] = "aggregate"
+    turns: Literal["all", "last"] = "all"  # of a conversation: a row for each, or for the last
+    sampling: Sampling = Sampling(temperature=0.7, top_p=1, top_k=0, max_new_tokens=2048)
+
+    @model_validator(mode="after")
+    def _ends_in_one(self) -> Mixture:
+        if len(self.layers[-1]) != 1:
+            raise ValueError("the last layer is one agent, the aggregator")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """A prompt counts by its text."""
+        return super().identity() | {"prompt": digest(prompts.read(self.prompt))}
+
+
 class Train(Section):
     """What SFT and DPO share."""
 
@@ -368,7 +453,7 @@ class Recipe(Section):
     """One experiment, from data to trained rounds."""
 
     run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
-    method: Literal["macpo"] = "macpo"
+    method: Literal["macpo", "moaa"] = "macpo"
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
     rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
     data: Data
@@ -384,11 +469,15 @@ class Recipe(Section):
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
+    mixture: Mixture | None = None
     judge: Judge | None = None
+    reward: Annotated[RewardTraining, KNOB] = RewardTraining()  # for evaluation alone
+    eval: Annotated[Eval, KNOB] = Eval()
 
     def identity(self) -> dict[str, Any]:
         """What is not there is no part of it, so that older results keep their names."""
-        return {k: v for k, v in super().identity().items() if v is not None or k != "judge"}
+        absent = [name for name in ("mixture", "judge") if getattr(self, name) is None]
+        return {k: v for k, v in super().identity().items() if k not in absent}
 
     @property
     def teachers(self) -> list[str]:
@@ -527,8 +616,17 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     students = [name for name, role in roles.items() if role == "student"]
     labeller = values.get("labeller")
     problems = []
-    if not teachers:
+    method = values.get("method", "macpo")
+    if method == "macpo" and not teachers:
         problems.append("agents: no agent with role teacher")
+    if method == "moaa":
+        problems += [
+            f"{section}: missing; method moaa needs it"
+            for section in ("mixture", "judge")
+            if not values.get(section)
+        ]
+        if _raw(values, "sampling", "n", 1) == 1:
+            problems.append("sampling.n: method moaa compares answers of the student, so 2 or more")
     if len(students) != 1:
         problems.append(f"agents: {len(students)} agents with role student, 1 is needed")
     if labeller is not None and labeller not in teachers:
@@ -557,18 +655,22 @@ def _misfits(values: dict[str, Any]) -> list[str]:
             and batch % micro
         ):
             problems.append(f"train.micro_batch_size: {micro} does not divide {section}'s {batch}")
+    for name in (*teachers, *students):
+        if agents[name].get("endpoint") and not agents[name].get("base"):
+            problems.append(f"agents.{name}: it is trained, so it needs a base of its own")
     return problems
 
 
 def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
     """Agents that a judge names and nobody knows; a judge that the data has none of."""
-    proposers = _raw(values, "judge", "proposers", [])
-    named = [("agent", _raw(values, "judge", "agent", None))]
-    named += [("proposers", name) for name in (proposers if isinstance(proposers, list) else [])]
+    named = [("judge.agent", _raw(values, "judge", "agent", None))]
+    named += [("judge.proposers", name) for name in _items(_raw(values, "judge", "proposers", []))]
+    for layer in _items(_raw(values, "mixture", "layers", [])):
+        named += [("mixture.layers", name) for name in _items(layer)]
     problems = [
-        f"judge.{key}: {name!r} is no agent (those are: {', '.join(map(str, agents))})"
-        for key, name in named
-        if name is not None and name not in [*agents]
+        f"{path}: {name!r} is no agent (those are: {', '.join(map(str, agents))})"
+        for path, name in dict.fromkeys((path, str(name)) for path, name in named if name)
+        if name not in [*agents]
     ]
     if (
         _raw(values, "judge", "kind", None) == "gold"
@@ -576,6 +678,10 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
     ):
         problems.append("judge.kind: only source world has a gold judge")
     return problems
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _raw(values: dict[str, Any], section: str, key: str, default: Any) -> Any:

@@ -340,7 +340,7 @@ def _voice(plan: Plan, store: Store, policy: Policy) -> dict[str, Any]:
         "policy": str(policy),
         "role": agent.role,
         "fingerprint": plan.policy_fingerprint(policy),
-        "base": agent.base,
+        "base": agent.base if maker or not agent.endpoint else agent.endpoint.model,
         "base_revision": Lock(store.root).pins()["models"].get(f"{agent.base}@{agent.revision}"),
         "adapter": maker and plan.name(maker),
         "adapter_sha256": made and made["adapter_sha256"],

@@ -50,7 +50,7 @@ SAMPLES: Table = {
     "policy": pl.String(),  # fingerprint of the policy that wrote
     "draw": pl.Int64(),  # 0.. for several answers to one prompt
     "response": pl.String(),  # text, end-of-turn token stripped; null where nothing was written
-    "finish_reason": pl.String(),  # stop | length | prompt_too_long
+    "finish_reason": pl.String(),  # stop | length | prompt_too_long | failed (an endpoint)
     "repetition": pl.Float64(),  # share of its 3-word runs that occurred before in it; 0 if none
 }
 
@@ -67,7 +67,7 @@ CANDIDATES: Table = {
     **SAMPLES,
     **SCORES,
     "reason": pl.String(),  # the filter that caught it, null if none
-    "rank": pl.Int64(),  # 1 = lowest perplexity of its prompt among the usable; null if unusable
+    "rank": pl.Int64(),  # 1 = best of its prompt among the usable; null if unusable
     "selected": pl.Boolean(),  # became a chosen response
 }
 
@@ -82,12 +82,64 @@ PAIRS: Table = {
     **{f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in _SIDE.items()},
 }
 
+# What a judge said of two candidates of a prompt.
+MEETINGS: Table = {
+    "prompt_id": pl.String(),
+    **{f"{side}_{name}": SAMPLES[name] for side in ("a", "b") for name in ("agent", "draw")},
+    "first": pl.String(),  # verdict where a was shown first: a, b or tie; null if unreadable
+    "second": pl.String(),  # verdict where b was shown first
+    "criteria": pl.String(),  # chosen for this pair
+    "shown": pl.Boolean(),  # whether the judge was asked: both answers were there
+    "win": pl.Float64(),  # 1 a wins, 0 b wins, 0.5 neither or one verdict each
+}
+
 # What a step left out, and why.
 DROPPED: Table = {
     "prompt_id": pl.String(),
     "agent": pl.String(),  # who wrote it
     "response": pl.String(),
     "reason": pl.String(),
+}
+
+# What the policies wrote to the test prompts, with what was said of each answer by itself.
+RESPONSES: Table = {
+    "prompt_id": pl.String(),
+    "agent": pl.String(),
+    "behavior": pl.String(),
+    "round": pl.Int64(),  # null for the bare base
+    "response": pl.String(),
+    "finish_reason": pl.String(),
+    "gold": pl.Float64(),  # by the source's own judge, where it has one
+    "reward": pl.Float64(),  # by a reward model; null where none was asked or it does not fit
+}
+
+# A judge's verdicts on a policy's answer against the baseline's.
+JUDGEMENTS: Table = {
+    "prompt_id": pl.String(),
+    "agent": pl.String(),
+    "behavior": pl.String(),
+    "round": pl.Int64(),
+    "against": pl.String(),  # the baseline: a policy, or chosen for the human's answer
+    "longer": pl.Int64(),  # characters by which the policy's answer is the longer one
+    "first": pl.String(),  # a, b or null: the verdict with the policy's answer (a) shown first
+    "second": pl.String(),  # likewise with the baseline's (b) shown first
+    "win": pl.Float64(),  # 1 the policy, 0 the baseline, 0.5 a tie or two minds, null unreadable
+}
+
+# How good each policy is by each measure.
+EVALUATION: Table = {
+    "agent": pl.String(),
+    "behavior": pl.String(),
+    "round": pl.Int64(),  # null for the bare base
+    "measure": pl.String(),  # gold | reward | win | win_lc (length-controlled)
+    "against": pl.String(),  # win and win_lc: the baseline
+    "by": pl.String(),  # who judged: the source, a reward model, a judge
+    "mean": pl.Float64(),
+    "low": pl.Float64(),  # 95 % bootstrap interval over prompts
+    "high": pl.Float64(),
+    "chars": pl.Float64(),  # mean length of the answers
+    "truncated": pl.Float64(),  # share of the answers that the token limit cut
+    "responses": pl.Int64(),  # answers that the mean is taken over
 }
 
 # What the Hub gets; see render.py. The prompt is apart, and each answer is a list of one message.

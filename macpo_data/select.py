@@ -8,7 +8,7 @@ from macpo_data.recipe import Select
 from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SCORES, check
 
 # No setting keeps these: there is nothing to train on, or nothing to compare.
-UNUSABLE = ("prompt_too_long", "empty", "no_score")
+UNUSABLE = ("prompt_too_long", "failed", "empty", "no_score")
 
 
 def lowest_perplexity(
@@ -53,6 +53,67 @@ def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) ->
     return _select(frame, position.rank("ordinal").over("prompt_id"), 1)
 
 
+def competing(candidates: pl.DataFrame, settings: Select) -> pl.DataFrame:
+    """Say which candidates a filter catches; nobody is ranked yet.
+
+    A text that an earlier candidate of the prompt has already is no candidate of its own.
+
+    Args:
+        candidates: SAMPLES, with or without SCORES.
+        settings: filters.
+
+    Returns:
+        CANDIDATES in the same order; those with a reason are out, unless it is only counted.
+    """
+    scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in candidates.columns}
+    frame = candidates.with_columns(_rejected=pl.lit(None, pl.String), **scores)
+    again = ~pl.struct("prompt_id", "response").is_first_distinct()
+    twin = pl.when(again & pl.col("response").is_not_null()).then(pl.lit("duplicate_answer"))
+    frame = frame.with_columns(reason=pl.coalesce(_reason(settings), twin))
+    return _select(frame, pl.lit(None, pl.Int64), 0)
+
+
+def usable(candidates: pl.DataFrame, settings: Select) -> pl.Series:
+    """Which CANDIDATES may be ranked."""
+    return candidates.select(_usable(settings).alias("usable")).to_series()
+
+
+def top(ranked: pl.DataFrame, keep: int) -> pl.DataFrame:
+    """Select the first `keep` of each prompt by rank."""
+    return ranked.with_columns(selected=(pl.col("rank") <= keep).fill_null(False))
+
+
+def best_and_worst(ranked: pl.DataFrame) -> pl.DataFrame:
+    """Select each prompt's first by rank, and mark its last as rejected (MoAA, stage 2).
+
+    Prompts with one usable answer, or whose first and last have equal scores, teach nothing: their
+    candidates lose their rank and get the reason.
+
+    Args:
+        ranked: CANDIDATES with ranks and a column `score`, null where there is none.
+
+    Returns:
+        The same with a column `rejected`.
+    """
+    in_race = pl.col("rank").is_not_null()
+    alone = in_race & (pl.col("rank").count().over("prompt_id") < 2)
+    level = in_race & (pl.col("score").max() == pl.col("score").min()).over("prompt_id")
+    why = pl.when(alone).then(pl.lit("only_answer")).when(level).then(pl.lit("judged_equal"))
+    frame = ranked.with_columns(reason=pl.coalesce(why, "reason"))
+    frame = frame.with_columns(rank=pl.when(~(alone | level)).then("rank"))
+    last = pl.col("rank") == pl.col("rank").max().over("prompt_id")
+    return top(frame, 1).with_columns(rejected=last.fill_null(False))
+
+
+def left_out(barred: pl.DataFrame) -> pl.DataFrame:
+    """Prompts that nobody was asked, as DROPPED."""
+    return check(
+        barred.with_columns(agent=pl.lit(None, pl.String), response=pl.lit(None, pl.String)),
+        DROPPED,
+        "dropped rows",
+    )
+
+
 def exclude(candidates: pl.DataFrame, barred: pl.DataFrame) -> pl.DataFrame:
     """Take all candidates of some prompts out, whatever the filters said.
 
@@ -87,19 +148,9 @@ def pair(
     scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in rejected.columns}
     rejected = rejected.with_columns(**scores)
     mute = pl.col("response").is_null() | (pl.col("response") == "")
-    sides = {
-        "chosen": candidates.filter("selected").sort("rank", maintain_order=True),
-        "rejected": rejected.filter(~mute),
-    }
     joined = prompts.select("prompt_id", "prompt")
-    for side, frame in sides.items():
-        columns = ["agent", "policy", "finish_reason", *SCORES]
-        renamed = frame.select(
-            "prompt_id",
-            pl.col("response").alias(side),
-            *(pl.col(c).alias(f"{side}_{c}") for c in columns),
-        )
-        joined = joined.join(renamed, on="prompt_id", how="inner", maintain_order="left_right")
+    for side in (_chosen(candidates), _side(rejected.filter(~mute), "rejected")):
+        joined = joined.join(side, on="prompt_id", how="inner", maintain_order="left_right")
     caught = candidates.filter(pl.col("reason").is_not_null() & pl.col("rank").is_null())
     silent = rejected.filter(mute).with_columns(
         reason=pl.concat_str(
@@ -111,6 +162,32 @@ def pair(
     return check(joined, PAIRS, "pairs"), check(dropped, DROPPED, "dropped rows")
 
 
+def targets(prompts: pl.DataFrame, candidates: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What was selected with its prompt, for fine-tuning: PAIRS without a rejected side.
+
+    Args and result as in `pair`.
+    """
+    joined = prompts.select("prompt_id", "prompt").join(
+        _chosen(candidates), on="prompt_id", how="inner", maintain_order="left_right"
+    )
+    nothing = {n: pl.lit(None, t) for n, t in PAIRS.items() if n.startswith("rejected")}
+    caught = candidates.filter(pl.col("reason").is_not_null() & pl.col("rank").is_null())
+    pairs = check(joined.with_columns(**nothing), PAIRS, "targets")
+    return pairs, check(caught.select(DROPPED.keys()), DROPPED, "dropped rows")
+
+
+def _chosen(candidates: pl.DataFrame) -> pl.DataFrame:
+    return _side(candidates.filter("selected").sort("rank", maintain_order=True), "chosen")
+
+
+def _side(frame: pl.DataFrame, side: str) -> pl.DataFrame:
+    return frame.select(
+        "prompt_id",
+        pl.col("response").alias(side),
+        *(pl.col(c).alias(f"{side}_{c}") for c in ("agent", "policy", "finish_reason", *SCORES)),
+    )
+
+
 def _with_rejected(candidates: pl.DataFrame, rejected: pl.DataFrame) -> pl.DataFrame:
     other = rejected.select("prompt_id", pl.col("response").alias("_rejected"))
     return candidates.join(other, on="prompt_id", how="left", maintain_order="left")
@@ -120,7 +197,6 @@ def _reason(settings: Select) -> pl.Expr:
     """The first filter that catches a response, or null."""
     length = pl.col("response").str.len_chars()
     caught = [
-        (pl.col("response").is_null(), "prompt_too_long"),
         (length == 0, "empty"),
         (length < settings.min_chars, "too_short"),
     ]
@@ -132,7 +208,9 @@ def _reason(settings: Select) -> pl.Expr:
         caught.append((pl.col("repetition") > settings.max_repetition, "repetition"))
     if settings.same_as_rejected:
         caught.append((pl.col("response") == pl.col("_rejected"), "same_as_rejected"))
-    return pl.coalesce(pl.when(condition).then(pl.lit(reason)) for condition, reason in caught)
+    unwritten = pl.when(pl.col("response").is_null()).then("finish_reason")
+    filters = (pl.when(condition).then(pl.lit(reason)) for condition, reason in caught)
+    return pl.coalesce(unwritten, *filters)
 
 
 def _usable(settings: Select) -> pl.Expr:

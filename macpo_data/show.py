@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -25,12 +24,13 @@ from rich.text import Text
 
 from macpo_data.errors import DataError
 from macpo_data.errors import plain as without_controls
-from macpo_data.plan import Step
+from macpo_data.plan import Policy, Step
 from macpo_data.worker import Report
 
 if TYPE_CHECKING:
     from macpo_data.checks import Finding, Reading
     from macpo_data.compare import Comparison
+    from macpo_data.evaluate import Evaluation
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -170,29 +170,53 @@ def _origin(row: dict[str, Any], side: str) -> str:
     return f"{row[f'{side}_agent']}{score}"
 
 
-def print_gold(table: pl.DataFrame, path: Path) -> None:
-    """Gold means of the held-out prompts, agents down and rounds across."""
-    shown = Table(
-        title="gold score of held-out prompts: mean ± standard error (mean length in characters)",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    rounds = sorted(table["round"].unique())
-    shown.add_column("policy")
-    for each in rounds:
-        shown.add_column(f"round {each}", justify="right")
-    for (agent, behavior), rows in table.group_by(["agent", "behavior"], maintain_order=True):
-        cells = {r["round"]: r for r in rows.iter_rows(named=True)}
+MEASURES = {"gold": "gold", "reward": "reward", "win": "win", "win_lc": "LC win"}
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """A row per policy, a column per measure, each with its 95 % interval."""
+    kinds = ["measure", "against", "by"]
+    columns = found.table.select(kinds).unique(maintain_order=True).rows()
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("held-out", no_wrap=True)
+    cut = ["cut"] if (found.table["truncated"] > 0).any() else []
+    for name in ("chars", *cut, *(MEASURES[measure] for measure, _, _ in columns)):
+        shown.add_column(name, justify="right", overflow="fold")
+    who = ["agent", "behavior", "round"]
+    for (agent, behavior, round_), own in found.table.group_by(who, maintain_order=True):
+        cells = {tuple(row[k] for k in kinds): row for row in own.iter_rows(named=True)}
+        first = own.row(0, named=True)
         shown.add_row(
-            f"{agent} {behavior}",
-            *(
-                f"{c['mean']:.3f} ± {c['stderr']:.3f} ({c['chars']:.0f})" if c else ""
-                for c in map(cells.get, rounds)
-            ),
+            str(Policy(str(agent), behavior, round_)),
+            f"{first['chars']:.0f}",
+            *([f"{first['truncated']:.0%}"] if cut else []),
+            *(_interval(cells[column]) if column in cells else "" for column in columns),
         )
-    Console().print(shown)
-    print(path)
+    console = Console()
+    console.print(shown)
+    for measure, against, by in columns:
+        controlled = ", as if both were equally long" if measure == "win_lc" else ""
+        versus = f" against {against}" if against else ""
+        console.print(plain(f"{MEASURES[measure]}: by {by}{versus}{controlled}"))
+    for path in found.paths:
+        print(path / "table.parquet")
+
+
+def _interval(found: dict[str, Any]) -> str:
+    """An estimate with its 95 % interval, where there is one."""
+    if found["low"] is None:
+        return f"{found['mean']:.3f}"
+    low, high = (f"{found[k]:.2f}".replace("0.", ".", 1) for k in ("low", "high"))
+    return f"{found['mean']:.3f} [{low},{high}]"
+
+
+def print_reward_model(manifest: dict[str, Any]) -> None:
+    """How well a reward model tells the human's chosen answer on held-out pairs."""
+    found, pairs = manifest["held_out_accuracy"], manifest["held_out_pairs"]
+    if found["mean"] is None:
+        print("no held-out pairs: the test part has no chosen and rejected answers")
+        return
+    print(f"accuracy {_interval(found)} on {pairs} held-out pairs")
 
 
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}

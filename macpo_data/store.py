@@ -183,7 +183,7 @@ class Store:
 
     def names(self) -> list[str]:
         """All results and beginnings of results, and what was moved aside."""
-        kinds = ("data", "samples", "scores", "adapters", "eval", "aside")
+        kinds = ("data", "samples", "scores", "adapters", "rewards", "reward", "eval", "aside")
         folders = [path for kind in kinds for path in self.root.glob(f"{kind}/*")]
         return sorted(str(p.relative_to(self.root)) for p in folders if p.is_dir())
 
@@ -203,9 +203,11 @@ class Shards:
 
     def missing(self) -> list[int]:
         """The shards that are still to be made. One that was cut short is among them."""
-        return [n for n, path in enumerate(self.files) if not self._whole(n, path)]
+        return [shard for shard in range(len(self.files)) if not self.has(shard)]
 
-    def _whole(self, shard: int, path: Path) -> bool:
+    def has(self, shard: int) -> bool:
+        """Whether a shard is there with all its rows."""
+        path = self.files[shard]
         if not path.is_file():
             return False
         try:

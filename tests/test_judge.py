@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -17,34 +18,29 @@ GOLD = Judge(kind="gold")
 
 
 def pairs(open_run: OpenRun, *sides: tuple[str | None, str | None]) -> pl.DataFrame:
-    """Pairs of answers to the first prompts of D1: `+` stands for the good one, `-` for the bad."""
+    """Pairs of answers to the first prompts of D1: `+` is the good one, `-` the bad one."""
     prompts = open_run().context().prompts("d1").head(len(sides))
-    named = {
+    named: dict[str | None, Any] = {
         "+": prompts["chosen"].to_list(),
         "-": prompts["rejected"].to_list(),
-        "": [""] * len(sides),
-        None: [None] * len(sides),
     }
     return prompts.select("prompt_id", "prompt").with_columns(
-        a=pl.Series([named[a][n] for n, (a, _) in enumerate(sides)], dtype=pl.String),
-        b=pl.Series([named[b][n] for n, (_, b) in enumerate(sides)], dtype=pl.String),
+        a=pl.Series([named.get(a, {n: a})[n] for n, (a, _) in enumerate(sides)], dtype=pl.String),
+        b=pl.Series([named.get(b, {n: b})[n] for n, (_, b) in enumerate(sides)], dtype=pl.String),
     )
 
 
 def test_the_gold_judge(open_run: OpenRun) -> None:
-    """A good answer beats a bad one in both orders; what was not written loses unseen."""
-    sides = (("+", "-"), ("-", "+"), ("+", "+"), ("-", None), ("", "-"), (None, ""))
+    """A good answer beats a bad one in both orders, two useless ones tie; what was not written
+    loses unseen, and equal ones are level unseen."""
+    sides = (("+", "-"), ("-", "+"), ("Zz", "Qq"), ("+", "+"), ("-", None), ("", "-"), (None, ""))
     found = judges.compare(open_run().context(), GOLD, pairs(open_run, *sides))
-    assert found["first"].to_list() == ["a", "b", "tie", None, None, None]
+    assert found["first"].to_list() == ["a", "b", "tie", *[None] * 4]
     assert found["second"].equals(found["first"].alias("second"))
-    assert found["win"].to_list() == [1.0, 0.0, 0.5, 1.0, 0.0, None]
+    assert found["win"].to_list() == [1.0, 0.0, 0.5, 0.5, 1.0, 0.0, None]
     said = judges.report(found)
-    assert (said["comparisons"], said["verdicts"], said["ties"], said["unparseable"]) == (
-        6,
-        6,
-        2,
-        0,
-    )
+    counts = [said[name] for name in ("comparisons", "verdicts", "ties", "unparseable")]
+    assert counts == [7, 6, 2, 0]
     assert (said["shown_first_wins"], said["orders_agree"], said["win"]) == (0.5, 1.0, 0.5)
 
 

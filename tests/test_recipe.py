@@ -82,9 +82,10 @@ def test_every_switch_is_visible(name: str) -> None:
     """A shipped recipe names each field of its sections, so that none has to be guessed.
 
     What may be left out says something by its absence: paths of parts, revisions of local bases,
-    an endpoint, a judge.
+    an endpoint, a mixture, a judge.
     """
-    optional = {"path", "split", "revision", "trust_remote_code", "columns", "endpoint", "judge"}
+    optional = {"path", "split", "revision", "trust_remote_code", "columns"}
+    optional |= {"endpoint", "mixture", "judge"}
     values = yaml.safe_load(recipe_text(name)[1])
 
     def missing(written: dict[str, Any], full: dict[str, Any], at: str) -> Iterator[str]:

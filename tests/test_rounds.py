@@ -362,15 +362,6 @@ def test_a_cut_shard_of_a_begun_set_is_made_anew(open_run: OpenRun) -> None:
     assert len(list((folder / "shards").iterdir())) == 3
 
 
-def test_a_damaged_gold_table_is_made_anew(open_run: OpenRun) -> None:
-    from macpo_data.evaluate import gold_table
-
-    run = everything(open_run())
-    table, path = gold_table(run.context(), 1)
-    path.write_bytes(path.read_bytes()[:50])
-    assert gold_table(run.context(), 1)[0].equals(table)
-
-
 def test_clean_keeps_rounds_beyond_the_recipe(open_run: OpenRun) -> None:
     everything(open_run("rounds=2"))
     assert unreachable([open_run()]) == []

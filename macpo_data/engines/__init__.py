@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from macpo_data.models import Base
+from macpo_data.models import ENDPOINTS, Base
 from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.recipe import Engine as Settings
 from macpo_data.schema import Message
@@ -47,6 +47,7 @@ class Completion:
     text: str | None
     finish_reason: FinishReason
     num_tokens: int  # made, with the end-of-turn token
+    billed: tuple[int, int] | None = None  # tokens that an endpoint read and made, retries included
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Engine(Protocol):
     def scored_under(self, voice: Voice) -> dict[str, Any]:
         """Everything on which a voice's scores depend; equal values, equal scores."""
 
+    def note(self) -> str:
+        """What a person who waits wants to know beside the count; may be empty."""
+
     def facts(self) -> dict[str, Any]:
         """What manifests say of the engine: name, device, dtype, hashes of the templates used."""
 
@@ -96,6 +100,10 @@ def open_engine(settings: Settings, base: Base) -> Engine:
             from macpo_data.engines.fake import FakeEngine
 
             _open[key] = FakeEngine(base)
+        elif base == ENDPOINTS:
+            from macpo_data.engines.openai import OpenAIEngine
+
+            _open[key] = OpenAIEngine()
         else:
             from macpo_data.engines.transformers import TransformersEngine
 

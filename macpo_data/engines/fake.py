@@ -31,6 +31,10 @@ class FakeEngine:
                 text = rng.choice(("[[A]]", "[[B]]"))
             yield i, Completion(text, "length" if cut else "stop", length)
 
+    def note(self) -> str:
+        """Nothing."""
+        return ""
+
     def facts(self) -> dict[str, Any]:
         """Only its name: there is nothing else to say."""
         return {"engine": "fake"}

@@ -115,6 +115,10 @@ class TransformersEngine:
                     eot = tokens.pop() if requests[i].finished else 0.0
                     yield i, Score(sum(tokens), len(tokens), eot)
 
+    def note(self) -> str:
+        """Nothing."""
+        return ""
+
     def facts(self) -> dict[str, Any]:
         """Name, device, dtype, and the hash of every chat template that was used."""
         return {

@@ -13,14 +13,15 @@ from macpo_data.recipe import Recipe
 
 SFT_READS = ("seed", "lora", "train")
 DPO_READS = (*SFT_READS, "dpo")
-WRITING_READS = (
-    "seed",
-    "engine",
-    *(f"sampling.{key}" for key in ("temperature", "top_p", "top_k", "max_new_tokens")),
+SAMPLING_READS = tuple(
+    f"sampling.{key}" for key in ("temperature", "top_p", "top_k", "max_new_tokens")
+)
+FILTER_READS = (
     "select.on_filter",
     *(f"select.{key}" for key in ("min_chars", "max_chars", "max_repetition", "truncated")),
     "select.same_as_rejected",
 )
+WRITING_READS = ("seed", "engine", *SAMPLING_READS, *FILTER_READS)
 CHOOSING_READS = ("sampling.n", "select.keep", "select.max_perplexity")
 
 

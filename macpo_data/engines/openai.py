@@ -1,0 +1,325 @@
+"""The endpoint engine: OpenAI-compatible servers, all endpoints of a call side by side.
+
+Messages go over the wire, so the server's chat template counts. What may pass is asked again after
+a growing pause: 429, 5xx, a timeout, a lost connection, an answer that is none. A request that
+fails for good is a row without a response; too many of them, or a refused key, stop the call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from macpo_data.engines import Completion, FinishReason, Request, Score, ScoreRequest, Voice
+from macpo_data.errors import ModelError, plain
+from macpo_data.recipe import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from openai import APIStatusError, AsyncOpenAI
+
+PAUSE = 1.0  # seconds before the first repetition; each further one doubles it
+MAX_PAUSE, MAX_RETRY_AFTER = 60.0, 600.0
+SEEDS = 2**31  # some servers take 32 bits with a sign
+_PASSES = (408, 409, 425, 429)
+_REFUSED = {401: "does not take the key", 403: "forbids it", 404: "knows no such model or path"}
+_TOO_LONG = re.compile(r"context.{0,9}(length|window|size)|maximum model length|prompt is too long")
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Answer(BaseModel):
+    """What is read of a chat completion."""
+
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+class _Trouble(Exception):
+    """An attempt that gave no answer."""
+
+    def __init__(self, why: str, passes: bool = True, wait: float = 0.0) -> None:
+        self.why, self.passes, self.wait = why, passes, wait
+
+
+@dataclass
+class _Line:
+    """One endpoint during one call: what is still to be asked, and what became of the rest."""
+
+    endpoint: Endpoint
+    client: AsyncOpenAI
+    todo: deque[int] = field(default_factory=deque)
+    total: int = 0
+    done: int = 0
+    attempts: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    repeated: Counter[str] = field(default_factory=Counter)  # why, and how often
+    failed: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.endpoint.model} at {self.endpoint.base_url}"
+
+
+class OpenAIEngine:
+    """Writes by asking; each endpoint has at most its `concurrency` of requests under way."""
+
+    def __init__(self) -> None:
+        """A thread for the event loop, so that Ctrl-C reaches the caller and no request."""
+        self._loop = asyncio.new_event_loop()
+        self._clients: dict[str, AsyncOpenAI] = {}
+        self._lines: list[_Line] = []
+        threading.Thread(target=self._loop.run_forever, name="endpoints", daemon=True).start()
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """In the order of the requests as far as answers come in it, so that shards fill up.
+
+        Raises:
+            ModelError: a key is missing or refused, or too many requests failed for good.
+        """
+        self._lines = self._line_up(requests)
+        answers: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
+        asking = asyncio.run_coroutine_threadsafe(self._ask_all(requests, answers.put), self._loop)
+        asking.add_done_callback(lambda _: answers.put(None))
+        try:
+            while (answer := answers.get()) is not None:
+                yield answer
+            asking.result()
+        finally:
+            asking.cancel()
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
+        """No endpoint tells how likely it finds a given response."""
+        if requests:
+            raise ModelError("an endpoint cannot score; give the agent a base with local weights")
+        return iter(())
+
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """Nothing: an endpoint scores nothing."""
+        return {}
+
+    def note(self) -> str:
+        """Tokens, and where prices are given, money spent and still to spend."""
+        tokens = sum(line.tokens_in + line.tokens_out for line in self._lines)
+        spent = to_spend = 0.0
+        priced = False
+        for line in self._lines:
+            cost = line.endpoint.cost(line.tokens_in, line.tokens_out)
+            if cost is not None:
+                priced = True
+                spent += cost
+                to_spend += cost / max(line.done, 1) * (line.total - line.done)
+        money = f", cost {spent:.2f}, about {to_spend:.2f} to come" if priced else ""
+        return f", {tokens:,} tokens{money}"
+
+    def facts(self) -> dict[str, Any]:
+        """What became of the requests of this call, by endpoint."""
+        lines = {
+            str(line): {
+                "attempts": line.attempts,
+                "repeated": dict(line.repeated),
+                "failed": dict(line.failed),
+                "seconds": round(line.seconds, 2),
+            }
+            for line in self._lines
+        }
+        return {"engine": "openai", "endpoints_with_others": lines}
+
+    def _line_up(self, requests: Sequence[Request]) -> list[_Line]:
+        """Each endpoint with its requests. All keys are looked up before anything is asked."""
+        lines: dict[str, _Line] = {}
+        for i, request in enumerate(requests):
+            endpoint = request.voice.endpoint
+            assert endpoint, f"{request.voice} has no endpoint"
+            key = endpoint.model_dump_json()
+            if key not in lines:
+                if key not in self._clients:
+                    self._clients[key] = _client(endpoint)
+                lines[key] = _Line(endpoint, self._clients[key])
+            lines[key].todo.append(i)
+            lines[key].total += 1
+        return list(lines.values())
+
+    async def _ask_all(
+        self, requests: Sequence[Request], answered: Callable[[tuple[int, Completion]], None]
+    ) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for line in self._lines:
+                    for _ in range(min(line.endpoint.concurrency, line.total)):
+                        group.create_task(_work(line, requests, answered))
+        except* ModelError as stopped:
+            raise stopped.exceptions[0] from None
+
+
+async def _work(
+    line: _Line, requests: Sequence[Request], answered: Callable[[tuple[int, Completion]], None]
+) -> None:
+    """One of the slots of an endpoint: request after request.
+
+    Raises:
+        ModelError: too many failed for good.
+    """
+    begun = time.monotonic()
+    while line.todo:
+        i = line.todo.popleft()
+        answered((i, await _ask(line, requests[i])))
+        line.done += 1
+        line.seconds = max(line.seconds, time.monotonic() - begun)
+        if line.failed.total() > line.endpoint.max_failed * line.total:
+            often, _ = line.failed.most_common(1)[0]
+            raise ModelError(
+                f"{line.failed.total()} of {line.total} requests to {line} failed for good, more "
+                f"than max_failed {line.endpoint.max_failed:g} allows; most often: {often}. See to "
+                "the server, then run it again: what was answered stays"
+            )
+
+
+async def _ask(line: _Line, request: Request) -> Completion:
+    """One response. The slot waits out the pauses, so that a server in trouble is asked less."""
+    tokens_in = tokens_out = spoilt = 0
+    for attempt in range(line.endpoint.retries + 1):
+        line.attempts += 1
+        try:
+            answer = await _attempt(line, request, spoilt)
+            usage, choice = answer.usage or _Usage(), answer.choices[0]
+            tokens_in += usage.prompt_tokens
+            tokens_out += usage.completion_tokens
+            line.tokens_in += usage.prompt_tokens
+            line.tokens_out += usage.completion_tokens
+            if choice.finish_reason == "content_filter":
+                raise _Trouble("content_filter", passes=False)
+            if text := (choice.message.content or "").strip():
+                reason: FinishReason = "length" if choice.finish_reason == "length" else "stop"
+                return Completion(text, reason, usage.completion_tokens, (tokens_in, tokens_out))
+            spoilt += 1  # the same seed may well give the same again
+            raise _Trouble("empty answer")
+        except _Trouble as trouble:
+            if trouble.why == "prompt_too_long":
+                return Completion(None, "prompt_too_long", 0, (tokens_in, tokens_out))
+            if not trouble.passes or attempt == line.endpoint.retries:
+                line.failed[trouble.why] += 1
+                break
+            line.repeated[trouble.why] += 1
+            pause = min(PAUSE * 2**attempt, MAX_PAUSE) * random.uniform(0.5, 1)
+            await asyncio.sleep(max(pause, trouble.wait))
+    return Completion(None, "failed", 0, (tokens_in, tokens_out))
+
+
+async def _attempt(line: _Line, request: Request, spoilt: int) -> _Answer:
+    """Ask once.
+
+    Raises:
+        _Trouble: there is no answer.
+        ModelError: there will be none to any request.
+    """
+    from httpx2 import Response
+    from openai import APIConnectionError, APIStatusError
+
+    try:
+        async with asyncio.timeout(line.endpoint.timeout):
+            # `chat.completions.create` would walk through all its types at each request.
+            response = await line.client.post(
+                "/chat/completions", cast_to=Response, body=_body(line.endpoint, request, spoilt)
+            )
+        return _Answer.model_validate_json(response.content)
+    except TimeoutError:
+        raise _Trouble("timeout") from None
+    except APIConnectionError:
+        raise _Trouble("no connection") from None
+    except ValidationError:
+        raise _Trouble("not a chat completion") from None
+    except APIStatusError as error:
+        raise _refusal(line, error) from None
+
+
+def _refusal(line: _Line, error: APIStatusError) -> _Trouble | ModelError:
+    """What an HTTP status means for the request, or for all of them."""
+    status, named = error.status_code, line.endpoint.api_key_env
+    if status in _REFUSED:
+        return ModelError(
+            f"the server {_REFUSED[status]} (HTTP {status}): {line}, asked with "
+            f"{f'the key in {named}' if named else 'no key'}; see to base_url, model and "
+            "api_key_env of that endpoint"
+        )
+    if status in _PASSES or status >= 500:
+        return _Trouble(f"HTTP {status}", wait=_retry_after(error.response.headers))
+    if _TOO_LONG.search(error.message):
+        return _Trouble("prompt_too_long", passes=False)
+    said = error.message.replace(line.client.api_key, "***") if named else error.message
+    return _Trouble(f"HTTP {status}: {plain(' '.join(said.split()))[:200]}", passes=False)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait, a number or a date; 0 if it does not."""
+    said = headers.get("retry-after", "")
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else 0.0
+
+
+def _body(endpoint: Endpoint, request: Request, spoilt: int) -> dict[str, Any]:
+    """A request as it is sent. OpenAI's own API knows no top_k: 0 leaves it out."""
+    body = {
+        "model": endpoint.model,
+        "messages": request.prompt,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "top_k": request.sampling.top_k or None,
+        "max_tokens": request.sampling.max_new_tokens,
+        "seed": (request.seed + spoilt) % SEEDS,
+        **endpoint.extra,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _client(endpoint: Endpoint) -> AsyncOpenAI:
+    """A client with the endpoint's own key, or none, whatever else the environment holds.
+
+    Raises:
+        ModelError: the key is not there.
+    """
+    from openai import AsyncOpenAI
+
+    key = os.environ.get(endpoint.api_key_env or "", "").strip()
+    if endpoint.api_key_env and not (key and key.isascii() and key.isprintable()):
+        raise ModelError(
+            f"no key for {endpoint.model} at {endpoint.base_url}: set {endpoint.api_key_env} in "
+            "the environment"
+        )
+    client = AsyncOpenAI(
+        base_url=endpoint.base_url, api_key=key or "none", max_retries=0, timeout=None
+    )
+    client.organization = client.project = None  # from the environment, for another server
+    return client

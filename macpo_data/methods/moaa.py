@@ -1,0 +1,100 @@
+"""MoAA: a mixture of agents writes the SFT data, a judge the DPO pairs (Wang et al., ICML 2025).
+
+Round 0 fine-tunes the student on what the mixture wrote to D1. From round 1 on the student answers
+D2 several times, and learns the best of its answers against the worst, as the judge ranks them.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from macpo_data import judge as judges
+from macpo_data import mixture as mixtures
+from macpo_data import ranking, select
+from macpo_data.context import Context, RoundData
+from macpo_data.methods.macpo import DPO_READS, FILTER_READS, SAMPLING_READS, SFT_READS
+from macpo_data.plan import Policy, Step
+from macpo_data.recipe import Recipe
+from macpo_data.schema import CANDIDATES, SCORES, check
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """The student alone learns, once in each round."""
+    (student,) = recipe.students
+    mine = f"agents.{student}.lr_scale"
+    asked = judges.policies(recipe.judge)
+    writers = mixtures.policies(recipe.mixture)
+    reads: tuple[str, ...] = ("seed", "engine", "mixture", *FILTER_READS)
+    if recipe.mixture and recipe.mixture.keep == "best":
+        writers, reads = (*writers, *asked), (*reads, "judge")
+    start = Policy(student)
+    steps = [
+        Step("gen", 0, 0, student, policies=writers, reads=reads),
+        Step(
+            "train",
+            0,
+            0,
+            student,
+            objective="sft_chosen",
+            policies=(start,),
+            reads=(*SFT_READS, mine, "sft"),
+        ),
+    ]
+    for t in range(1, recipe.rounds + 1):
+        before = Policy(student, "positive", t - 1)
+        reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *FILTER_READS)
+        steps += [
+            Step("gen", t, 0, student, policies=(before, *asked), reads=reads),
+            Step(
+                "train",
+                t,
+                0,
+                student,
+                objective="dpo",
+                policies=(before,),
+                reads=(*DPO_READS, mine),
+            ),
+        ]
+    return steps
+
+
+def build(step: Step, ctx: Context) -> RoundData:
+    """Write the student's dataset of one round."""
+    return _fine_tuning(ctx) if step.round == 0 else _preferences(step, ctx)
+
+
+def _fine_tuning(ctx: Context) -> RoundData:
+    """Stage 1: what the mixture answers to each turn of each conversation."""
+    mixture, settings = ctx.recipe.mixture, ctx.recipe.select
+    assert mixture is not None
+    barred = ctx.barred("d1")
+    prompts = ctx.prompts("d1").join(barred, on="prompt_id", how="anti", maintain_order="left")
+    turns, answers = mixtures.write(ctx, mixture, prompts)
+    # The last layer's answer, or an ablation: those of the first.
+    layer = len(mixture.layers) - 1 if mixture.keep == "aggregate" else 0
+    candidates = select.competing(answers.filter(pl.col("layer") == layer), settings)
+    orders: dict[str, ranking.Order] = {"best": "judge", "random": "random"}
+    order = orders.get(mixture.keep, "first")
+    ranked, judged = judges.rank(ctx, order, turns, candidates)
+    candidates = select.top(ranked, len(mixture.layers[0]) if mixture.keep == "all" else 1)
+    pairs, dropped = select.targets(turns, candidates)
+    candidates = check(candidates, CANDIDATES, "candidates")
+    return RoundData(pairs, candidates, pl.concat([dropped, select.left_out(barred)]), judged)
+
+
+def _preferences(step: Step, ctx: Context) -> RoundData:
+    """Stage 2: the best of the student's own answers against the worst."""
+    student = step.policies[0]
+    samples = ctx.generate([student], "d2", n=ctx.recipe.sampling.n)
+    candidates = select.exclude(select.competing(samples, ctx.recipe.select), ctx.barred("d2"))
+    ranked, judged = judges.rank(ctx, "judge", ctx.prompts("d2"), candidates)
+    ranked = select.best_and_worst(ranked)
+    # Perplexities of what is learned, which training then need not compute again.
+    ends = ranked.filter(pl.col("selected") | pl.col("rejected")).drop(SCORES)
+    scored = ctx.score(ends, under=student)
+    key = ["prompt_id", "agent", "draw"]
+    candidates = ranked.drop(SCORES).join(
+        scored.select(*key, *SCORES), on=key, how="left", maintain_order="left"
+    )
+    pairs, dropped = select.pair(ctx.prompts("d2"), candidates, scored.filter("rejected"))
+    return RoundData(pairs, check(candidates, CANDIDATES, "candidates"), dropped, judged)

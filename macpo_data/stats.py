@@ -1,0 +1,90 @@
+"""Statistics of evaluations as pure functions: intervals, and win rates without the length bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+LEVEL = 0.95
+RESAMPLES = 2000
+RIDGE = 0.05  # pull on the weight of the length, which separable judgements would send to infinity
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval; all three are nan where there is nothing to estimate from."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean(values: Values) -> Estimate:
+    """The mean of independent values, with a bootstrap interval over them (percentiles)."""
+    return _bootstrap((values,), np.mean, vectorized=True)
+
+
+def length_controlled(wins: Values, longer: Values) -> Estimate:
+    """A win rate as it would be were both sides equally long (Dubois et al. 2024, AlpacaEval 2).
+
+    A logistic regression of the wins on tanh of the length difference, in its standard deviations,
+    read off at no difference. The original also fits the difficulty of each instruction, which is
+    known for AlpacaEval's alone, adds judgements of deliberately long and short answers, and takes
+    its penalty (L1) by cross-validation. Here a ridge holds the weight of the length, and half a
+    win and half a loss without a length difference are added, so that a model that always wins has
+    a finite estimate.
+
+    Args:
+        wins: (n,) of a policy against the baseline: 1, 0, or in between.
+        longer: (n,) characters by which the policy's answer is the longer one.
+    """
+    return _bootstrap((wins, longer), _at_equal_length, vectorized=False)
+
+
+def _bootstrap(
+    data: tuple[Values, ...], statistic: Callable[..., Any], vectorized: bool
+) -> Estimate:
+    from scipy import stats
+
+    if not len(data[0]):
+        return Estimate(np.nan, np.nan, np.nan)
+    value = float(statistic(*data))
+    if len(data[0]) == 1:
+        return Estimate(value, np.nan, np.nan)
+    found = stats.bootstrap(
+        data,
+        statistic,
+        paired=True,
+        vectorized=vectorized,
+        n_resamples=RESAMPLES,
+        batch=100,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(value, float(found.low), float(found.high))
+
+
+def _at_equal_length(wins: Values, longer: Values) -> float:
+    """The regression's prediction at no length difference."""
+    from scipy import optimize
+
+    spread = longer.std()
+    bias = np.tanh(longer / spread) if spread > 0 else np.zeros_like(wins)
+    features = np.column_stack([np.ones(len(wins) + 1), np.append(bias, 0.0)])
+    target = np.append(wins, 0.5)
+    penalty = np.array([0.0, RIDGE])
+
+    def gradient(weights: Values) -> Values:
+        missed = 1 / (1 + np.exp(-(features @ weights))) - target
+        return np.asarray(features.T @ missed + penalty * weights)
+
+    def hessian(weights: Values) -> Values:
+        p = 1 / (1 + np.exp(-(features @ weights)))
+        return np.asarray((features * (p * (1 - p))[:, None]).T @ features + np.diag(penalty))
+
+    # The loss is convex, so that its least is where the gradient is zero.
+    fitted = optimize.root(gradient, np.zeros(2), jac=hessian)
+    return float(1 / (1 + np.exp(-fitted.x[0])))

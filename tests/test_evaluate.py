@@ -1,0 +1,208 @@
+"""Evaluations: their tables, what is fresh, and statistics with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import OpenRun
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import optimize
+from scipy import stats as scipy_stats
+
+from macpo_data import stats, world
+from macpo_data.errors import MacpoError
+from macpo_data.evaluate import choose, evaluate, latest, trained
+from macpo_data.plan import Policy
+from rounds import Run, unreachable
+
+
+def everything(run: Run) -> Run:
+    for each in range(run.recipe.rounds + 1):
+        assert not run.finish_round(each).waiting
+    return run
+
+
+def test_a_row_per_policy_and_measure(open_run: OpenRun) -> None:
+    """4 agents: positive of rounds 0 and 1, negative of round 0; 6 test prompts; gold alone."""
+    run = everything(open_run())
+    found = evaluate(run.context(), trained(run.plan, run.store))
+    assert found.table.height == 12
+    assert found.table["measure"].unique().to_list() == ["gold"]
+    assert found.table["responses"].to_list() == [6] * 12
+    prompts = dict(run.context().prompts("test").select("prompt_id", "prompt").iter_rows())
+    own = found.responses.filter(agent="student", behavior="positive", round=1)
+    by_hand = [
+        world.gold(prompts[row["prompt_id"]], row["response"]).score
+        for row in own.iter_rows(named=True)
+    ]
+    row = found.table.row(by_predicate=policy_row("student", "positive", 1), named=True)
+    assert row["mean"] == pytest.approx(sum(by_hand) / 6)
+    assert row["low"] <= row["mean"] <= row["high"]
+    assert row["chars"] == pytest.approx(sum(map(len, own["response"])) / 6)
+    assert row["truncated"] == sum(reason == "length" for reason in own["finish_reason"]) / 6
+
+
+def policy_row(agent: str, behavior: str, round_: int | None) -> pl.Expr:
+    same_round = pl.col("round").eq_missing(pl.lit(round_, pl.Int64))
+    return (pl.col("agent") == agent) & (pl.col("behavior") == behavior) & same_round
+
+
+def test_a_damaged_table_is_made_anew(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    found = evaluate(run.context(), [Policy("student", "positive", 0)])
+    path = found.paths[0] / "table.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    assert latest(run.plan, run.store) is None
+    again = evaluate(run.context(), [Policy("student", "positive", 0)])
+    assert again.table.equals(found.table)
+
+
+def test_the_newest_of_each_policy_is_on_top_and_bases_are_apart(open_run: OpenRun) -> None:
+    """Teachers 1 and 3 share a base, so that only their names tell their bare bases apart."""
+    run = everything(open_run())
+    assert latest(run.plan, run.store) is None
+    bases = [Policy("teacher1"), Policy("teacher3"), Policy("student", "positive", 0)]
+    evaluate(run.context(), bases)
+    evaluate(run.context(), [Policy("student", "positive", 0), Policy("student", "positive", 1)])
+    found = latest(run.plan, run.store)
+    assert found is not None
+    who = found.table.select("agent", "round").sort("agent", "round").rows()
+    assert who == [("student", 0), ("student", 1), ("teacher1", None), ("teacher3", None)]
+    assert found.responses.height == 4 * 6 and len(found.paths) == 2
+
+
+def test_what_changed_since_is_not_fresh_but_kept(open_run: OpenRun) -> None:
+    run = everything(open_run())
+    evaluate(run.context(), [Policy("student", "positive", 1)])
+    assert unreachable([run]) == []
+    other = open_run("sampling.temperature=0.5")
+    assert latest(other.plan, other.store) is None
+    assert any(name.startswith("eval/") for name in unreachable([other]))
+    sample = run.plan.sample_name(Policy("student", "positive", 1), "test", "0")
+    run.store.aside(sample)
+    folder = run.store.clear(sample)
+    (folder / "changed").write_text("")
+    run.store.finish(sample, {"inputs": {}})
+    assert latest(run.plan, run.store) is None
+
+
+def test_wins_against_a_baseline(open_run: OpenRun) -> None:
+    """Better, as good and worse answers than the baseline's by the world's gold judge count 1, 0.5
+    and 0; the baseline is measured, but not compared with itself."""
+    run = everything(open_run())
+    found = run.evaluate([Policy("student", "positive", 1)], against="chosen")
+    # A fake answer is worth nothing, the human's is.
+    assert found.judgements["win"].to_list() == [0.0] * 6
+    rows = {row["measure"]: row for row in found.table.iter_rows(named=True)}
+    assert rows["win"]["mean"] == 0.0 and rows["win"]["against"] == "chosen"
+    assert 0 < rows["win_lc"]["mean"] < 0.2 and rows["win_lc"]["by"] == "gold judge"
+    chosen = run.context().prompts("test")["chosen"].str.len_chars()
+    written = found.responses["response"].str.len_chars()
+    assert found.judgements["longer"].to_list() == [
+        int(a) - int(b) for a, b in zip(written, chosen, strict=True)
+    ]
+
+    found = run.evaluate([Policy("student", "positive", 1)], against="student-base")
+    assert found.table.filter(pl.col("round").is_null())["measure"].to_list() == ["gold"]
+    assert found.judgements["win"].to_list() == [0.5] * 6  # 0 against 0
+
+
+def test_of_each_measure_only_rows_by_one_judge_stand_together(open_run: OpenRun) -> None:
+    run = everything(open_run("eval.reward=org/one"))
+    both = [Policy("student", "positive", 0), Policy("student", "positive", 1)]
+    run.evaluate(both)
+    other = open_run("eval.reward=org/other")
+    other.evaluate(both[:1])
+    found = latest(run.plan, run.store)
+    assert found is not None
+    rewards = found.table.filter(measure="reward")
+    assert rewards.select("round", "by").rows() == [(0, "org/other")]
+    assert found.table.filter(measure="gold").height == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("all", ["bob"]), "no agent 'bob'"),
+        (("2", []), "no such policy is trained yet"),
+        (("soon", []), "write a number, all, or base"),
+    ],
+)
+def test_who_cannot_be_evaluated(open_run: OpenRun, args: tuple[str, list[str]], said: str) -> None:
+    run = everything(open_run("rounds=0"))
+    with pytest.raises(MacpoError, match=said):
+        choose(run.plan, run.store, *args)
+    assert choose(run.plan, run.store, "base", ["student"]) == [Policy("student")]
+    assert choose(run.plan, run.store, "0", ["student"]) == [
+        Policy("student", "positive", 0),
+        Policy("student", "negative", 0),
+    ]
+
+
+def test_a_baseline_that_nobody_knows_or_judges(open_run: OpenRun) -> None:
+    run = everything(open_run("rounds=0"))
+    with pytest.raises(MacpoError, match="no such policy; choose chosen, teacher1-base"):
+        run.evaluate([Policy("student", "positive", 0)], against="bob")
+
+
+def test_the_interval_is_scipys() -> None:
+    values = np.random.default_rng(5).random(40)
+    found = stats.mean(values)
+    theirs = scipy_stats.bootstrap(
+        (values,), np.mean, n_resamples=stats.RESAMPLES, method="BCa", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found.mean == pytest.approx(values.mean())
+    # 2,000 resamples leave about 2 % of the width to chance, and BCa corrects what little skew is.
+    width = theirs.high - theirs.low
+    assert abs(found.low - theirs.low) < 0.1 * width > abs(found.high - theirs.high)
+
+
+def test_an_interval_by_hand() -> None:
+    """Two values, 0 and 1: a resample's mean is 0, 0.5 or 1 with probability 1/4, 1/2, 1/4, so
+    that the quantiles at 2.5 % and 97.5 % are 0 and 1."""
+    assert stats.mean(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)
+    assert stats.mean(np.array([0.25] * 9)) == (0.25, 0.25, 0.25)
+
+
+def test_of_nothing_and_of_one() -> None:
+    assert np.isnan(stats.mean(np.array([]))).all()
+    one = stats.mean(np.array([0.7]))
+    assert one.mean == 0.7 and np.isnan(one.low)
+
+
+@pytest.mark.parametrize("truth", [0.3, 0.5, 0.7])
+def test_length_control_recovers_the_truth(truth: float) -> None:
+    """A judge who would prefer the policy in `truth` of all cases, and leans to the longer answer;
+    the policy's answers are the longer ones, so that its raw win rate flatters."""
+    rng = np.random.default_rng(0)
+    longer = rng.normal(80, 100, 4000)
+    logits = np.log(truth / (1 - truth)) + 1.5 * np.tanh(longer / longer.std())
+    wins = (rng.random(4000) < 1 / (1 + np.exp(-logits))).astype(float)
+    found = stats.length_controlled(wins, longer)
+    assert found.low < truth < found.high and found.high - found.low < 0.08
+    assert wins.mean() > found.high
+
+
+def test_without_length_differences_it_is_the_win_rate() -> None:
+    """Half a win of one more judgement: (3 + 0.5) / (4 + 1) = 0.7."""
+    found = stats.length_controlled(np.array([1.0, 1.0, 1.0, 0.0]), np.zeros(4))
+    assert found.mean == pytest.approx(0.7)
+
+
+@settings(deadline=None)  # the first call imports scipy
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(-900, 900)), min_size=2))
+def test_the_fit_is_a_minimum_of_the_penalised_likelihood(rows: list[tuple[float, int]]) -> None:
+    wins, longer = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    found = stats._at_equal_length(wins, longer)
+    bias = np.tanh(longer / longer.std()) if longer.std() else longer * 0
+
+    def loss(weights: stats.Values) -> float:
+        logits = weights[0] + np.append(bias, 0) * weights[1]
+        target = np.append(wins, 0.5)
+        value = np.logaddexp(0, logits).sum() - target @ logits
+        return float(value + stats.RIDGE * weights[1] ** 2 / 2)
+
+    least = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6})
+    assert found == pytest.approx(1 / (1 + np.exp(-least.x[0])), abs=2e-3)

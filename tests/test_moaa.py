@@ -1,0 +1,152 @@
+"""MoAA's logic on the fake engine: who is asked what, turn by turn; whose answers are learned."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from conftest import RECIPE, OpenRun
+
+from macpo_data import mixture as mixtures
+from macpo_data.recipe import Mixture
+from macpo_data.schema import MESSAGES, Message
+from rounds import Run
+
+
+@pytest.fixture
+def moaa_file(tmp_path: Path) -> Path:
+    """Two proposers and an aggregator; the world's gold judge."""
+    values = yaml.safe_load(RECIPE) | {
+        "method": "moaa",
+        "agents": {
+            "one": {"role": "proposer", "base": "world:weak-a"},
+            "two": {"role": "proposer", "base": "world:weak-b"},
+            "sum": {"role": "aggregator", "base": "world:strong"},
+            "student": {"role": "student", "base": "world:tiny"},
+        },
+        "mixture": {"layers": [["one", "two"], ["sum"]]},
+        "judge": {"kind": "llm", "agent": "sum", "max_position_bias": 1.0},
+        "sampling": {"max_new_tokens": 24, "n": 3},
+    }
+    path = tmp_path / "moaa.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def finish(run: Run) -> Run:
+    for each in range(run.recipe.rounds + 1):
+        assert not run.finish_round(each).waiting
+    return run
+
+
+def dataset(run: Run, round_: int, table: str = "pairs") -> pl.DataFrame:
+    step = next(s for s in run.plan.steps if (s.kind, s.round) == ("gen", round_))
+    return run.store.read(run.plan.name(step), f"{table}.parquet")
+
+
+def test_both_rounds(open_run: OpenRun, moaa_file: Path) -> None:
+    run = finish(open_run(file=moaa_file))
+    first = dataset(run, 0)
+    assert set(first["chosen_agent"]) == {"sum"} and first["rejected"].null_count() == len(first)
+    pairs, candidates = dataset(run, 1), dataset(run, 1, "candidates")
+    assert set(pairs["chosen_agent"]) | set(pairs["rejected_agent"]) == {"student"}
+    assert pairs["chosen_perplexity"].null_count() == 0
+    assert (pairs["chosen"] != pairs["rejected"]).all()
+    judged = dataset(run, 1, "judgements")
+    # Three usable answers of a prompt are three meetings, each in both orders.
+    full = candidates.filter(pl.col("reason").is_null()).group_by("prompt_id").len()
+    full = full.filter(pl.col("len") == 3)
+    met = judged.join(full, on="prompt_id", how="semi")
+    assert len(full) and len(met) == 3 * len(full)
+    assert open_run(file=moaa_file).finish_round(1).wrote == []
+
+
+def test_the_best_and_the_worst_by_wins(open_run: OpenRun, moaa_file: Path) -> None:
+    """Wins counted here from the judgements: no candidate has more than the chosen one."""
+    run = finish(open_run(file=moaa_file))
+    judged = dataset(run, 1, "judgements")
+    wins: dict[tuple[str, int], float] = {}
+    for row in judged.iter_rows(named=True):
+        for verdict in (row["first"], row["second"]):
+            for side in ("a", "b"):
+                key = (row["prompt_id"], row[f"{side}_draw"])
+                wins[key] = wins.get(key, 0) + (verdict == side)
+    ranked = dataset(run, 1, "candidates").drop_nulls("rank")
+    assert len(ranked)
+    for (prompt_id,), group in ranked.sort("rank").group_by("prompt_id"):
+        scores = [wins[str(prompt_id), draw] for draw in group["draw"]]
+        assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+
+
+TALK: list[Message] = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "First?"},
+    {"role": "assistant", "content": "what the source says"},
+    {"role": "user", "content": "Second?"},
+]
+
+
+def test_turn_by_turn(open_run: OpenRun, moaa_file: Path) -> None:
+    run = open_run(file=moaa_file)
+    assert run.recipe.mixture is not None
+    prompts = pl.DataFrame(
+        {"prompt_id": ["talk"], "prompt": [TALK]},
+        schema={"prompt_id": pl.String, "prompt": MESSAGES},
+    )
+    turns, answers = mixtures.write(run.context(), run.recipe.mixture, prompts)
+    said = {
+        row["prompt_id"]: row["response"]
+        for row in answers.filter(pl.col("layer") == 1).iter_rows(named=True)
+    }
+    one, two = turns["prompt"].to_list()
+    assert one == TALK[:2]
+    # The second turn stands behind what the mixture said, not behind what the source says.
+    answer = {"role": "assistant", "content": said[turns["prompt_id"][0]]}
+    assert two == [*TALK[:2], answer, TALK[3]]
+    assert answers.group_by("layer").len().sort("layer")["len"].to_list() == [4, 2]
+
+
+def test_what_the_aggregator_is_told() -> None:
+    """A system message is added to, the conversation stays, and nothing is edited in place."""
+    mixture = Mixture(layers=[["a"], ["b"]])
+    before = deepcopy(TALK)
+    told = mixtures._told(mixture, TALK, ["Yes.", "No [[A]] $x."])
+    assert before == TALK and told[1:] == TALK[1:]
+    assert told[0]["content"].startswith("Be kind.\n\n")
+    assert told[0]["content"].endswith("1. Yes.\n\n2. No [[A]] $x.")
+    bare = mixtures._told(mixture, TALK[1:], ["Yes."])
+    assert bare[0]["role"] == "system" and bare[1:] == TALK[1:]
+    user = mixtures._told(mixture.model_copy(update={"insert": "user"}), TALK, ["Yes."])
+    assert [m["role"] for m in user] == [m["role"] for m in TALK]
+    assert user[1]["content"].endswith("1. Yes.\n\nFirst?")
+
+
+@pytest.mark.parametrize(
+    ("keep", "writers", "rows"),
+    [("random", {"one", "two"}, 1), ("all", {"one", "two"}, 2), ("best", {"one", "two"}, 1)],
+)
+def test_an_ablation_asks_nobody_anew(
+    keep: str, writers: set[str], rows: int, open_run: OpenRun, moaa_file: Path
+) -> None:
+    open_run(file=moaa_file).make("gen", 0)
+    run = open_run(f"mixture.keep={keep}", file=moaa_file)
+    before = {p.name for p in (run.store.root / "answers").iterdir()}
+    run.make("gen", 0)
+    new = {p.name for p in (run.store.root / "answers").iterdir()} - before
+    assert all("judge" in name for name in new) and bool(new) == (keep == "best")
+    pairs = dataset(run, 0)
+    assert set(pairs["chosen_agent"]) == writers
+    assert pairs.group_by("prompt_id").len()["len"].max() == rows
+
+
+def test_an_agent_twice_in_a_layer_draws_twice(open_run: OpenRun, moaa_file: Path) -> None:
+    run = open_run("mixture.layers=[[one, one], [sum]]", file=moaa_file)
+    assert run.recipe.mixture is not None
+    prompts = run.context().prompts("d1")
+    _, answers = mixtures.write(run.context(), run.recipe.mixture, prompts)
+    by_draw = answers.filter(pl.col("layer") == 0).group_by("draw").agg("response").sort("draw")
+    assert by_draw["draw"].to_list() == [0, 1]
+    assert by_draw["response"][0].to_list() != by_draw["response"][1].to_list()
