@@ -88,7 +88,7 @@ def test_every_switch_is_visible(name: str) -> None:
     optional |= {"endpoint", "mixture", "judge", "more", "overlap"}
     if load_recipe(name).method == "moaa":  # what it does not read
         optional |= {"labeller", "schedule", "negatives", "negative", "keep", "max_perplexity"}
-        optional |= {"same_as_rejected"}
+        optional |= {"same_as_rejected", "reward"}
     values = yaml.safe_load(recipe_text(name)[1])
 
     def missing(written: dict[str, Any], full: dict[str, Any], at: str) -> Iterator[str]:
