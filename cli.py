@@ -139,6 +139,10 @@ def train(
     sets: SetOption = None,
     dry_run: DryOption = False,
     redo: RedoOption = False,
+    reward: Annotated[
+        bool,
+        typer.Option("--reward", help="Train a reward model on D1's human pairs, for `eval`."),
+    ] = False,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -174,8 +178,16 @@ def train(
             progress=progress, say=_say_aside,
         )  # fmt: skip
         return _say(f"wrote    {made}")
+    if reward:
+        with _open(recipe, runs, sets) as run:
+            made = run.train_reward(redo)
+            from macpo_data.show import print_reward_model
+
+            print_reward_model(run.store.manifest(run.plan.reward_name) or {})
+            _say(f"{made}")
+            return _next(f"macpo eval --set eval.reward=trained{run.said}")
     if round_ is None:
-        raise MacpoError("train what? name a round with --round, or a dataset with --dataset")
+        raise MacpoError("train what? --round N, --reward, or a dataset with --dataset")
     with _open(recipe, runs, sets) as run:
         if dry_run:
             return _print_plan(run, run.select("train", round_, learner))
@@ -248,6 +260,30 @@ def status(
             for step in run.plan.steps
         ]
         _say(json.dumps(rows, indent=1))
+
+
+@app.command("eval")
+def eval_(
+    round_: Annotated[str, typer.Option("--round", help="A number, all, or base.")] = "all",
+    agents: Annotated[
+        str | None, typer.Option(help="Only these, as student,teacher_1. Default: all.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare with: student-positive-0, student-base, or chosen (the human)."),
+    ] = None,
+    recipe: RecipeOption = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+) -> None:
+    """Measure policies on the held-out prompts: gold, reward, win rates, with intervals."""
+    from macpo_data.evaluate import choose
+    from macpo_data.show import print_evaluation
+
+    with _open(recipe, runs, sets) as run:
+        names = [name.strip() for name in agents.split(",")] if agents else []
+        print_evaluation(run.evaluate(choose(run.plan, run.store, round_, names), against))
+        _say_next(run)
 
 
 @app.command()
@@ -525,12 +561,12 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 
 def _print_results(run: Run, last: int) -> None:
     """The report's first screen, and three pairs of the last round."""
-    from macpo_data.evaluate import evaluate, trained
+    from macpo_data.evaluate import trained
     from macpo_data.report import first_screen
     from macpo_data.show import print_evaluation, print_pairs, print_summary
 
     if run.recipe.data.source == "world":
-        print_evaluation(evaluate(run.context(), trained(run.plan, run.store, last)))
+        print_evaluation(run.evaluate(trained(run.plan, run.store, last)))
     print_summary(first_screen(_source(run)))
     steps = [s for s in run.select("gen", last) if s.learner in run.recipe.students]
     for step in steps:

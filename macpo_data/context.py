@@ -11,14 +11,14 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import overlap, select, sources
+from macpo_data import overlap, reward, select, sources
 from macpo_data.engines import Voice
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
 from macpo_data.lock import Lock
 from macpo_data.models import ENDPOINTS, Base
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Recipe, Sampling, digest
+from macpo_data.recipe import Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import (
     CANDIDATES,
     DROPPED,
@@ -264,6 +264,45 @@ class Context:
         )
         return joined.drop("index")
 
+    def rewards(self, rows: pl.DataFrame, model: RewardModel) -> pl.Series:
+        """How good a reward model finds answers.
+
+        Args:
+            rows: prompt_id, prompt, response, finish_reason; equal ones are scored once.
+            model: as the recipe describes it.
+
+        Returns:
+            Row for row the reward; null for an answer that was not written or does not fit.
+
+        Raises:
+            ModelError: it cannot be loaded, is no reward model, or is not trained yet.
+        """
+        key = ["prompt_id", "response", "finish_reason"]
+        asked = rows.select(*key, "prompt").drop_nulls("response").unique(key, maintain_order=True)
+        asked = asked.sort(_length("prompt"), *key)
+        scorer, made_from = reward.find_scorer(self.plan, self.store, self.lock, model)
+        ids = [digest(row) for row in asked.select(key).rows()]
+        name = f"rewards/{scorer.fingerprint}-{digest([FORMAT, self.recipe.read('engine'), ids])}"
+        if not ids:
+            return pl.Series([None] * len(rows), dtype=pl.Float64)
+        shards = self._shards(name, ids)
+        with self.store.lock(name):
+            self._mend(name, made_from)
+            if not self.store.is_done(name):
+                self._begin(name, shards, made_from)
+                with self._progress(f"scoring by {model.model}") as report:
+                    told = (self.recipe.engine, scorer, asked, shards)
+                    if self.recipe.engine.name == "fake":
+                        facts = reward.score(report, *told)
+                    else:
+                        worker = self._workers.get(f"the reward model {scorer.base.id}")
+                        facts = worker.call("macpo_data.reward:score", *told, report=report)
+                facts |= {"kind": "rewards", "format": FORMAT, "inputs": made_from}
+                self.store.finish(name, facts | {"rows": len(asked), **scorer.facts()})
+            self.used[name] = str(self.store.content(name))
+        scores = asked.select(key).with_columns(self._rows(name)["reward"])
+        return rows.select(key).join(scores, on=key, how="left", maintain_order="left")["reward"]
+
     def score_together(
         self, frames: Sequence[pl.DataFrame], under: Policy
     ) -> Iterator[pl.DataFrame]:
@@ -311,11 +350,11 @@ class Context:
             return {}
         return begun
 
-    def _begin(self, name: str, task: Task, made_from: dict[str, str]) -> None:
+    def _begin(self, name: str, shards: Shards, made_from: dict[str, str]) -> None:
         """Keep the shards of a killed run, unless what they were made from changed since."""
         if self._begun(name).get("inputs") != made_from:
             folder = self.store.clear(name)
-            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": task.shards.size})
+            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": shards.size})
 
     def _voice(self, policy: Policy) -> Voice:
         """The policy's adapter, checked, on its agent's template."""
@@ -401,7 +440,7 @@ class Context:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
         for name, (policy, task) in todo.items():
-            self._begin(name, task, self._made_from(policy))
+            self._begin(name, task.shards, self._made_from(policy))
         writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"

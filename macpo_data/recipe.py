@@ -347,6 +347,47 @@ class Judge(Section):
         return self
 
 
+class RewardModel(Section):
+    """A sequence classifier that scores an answer. A recipe may give just its name."""
+
+    model: Annotated[str, Field(min_length=1)]  # Hub id, folder, or trained: the run's own
+    revision: str = "main"  # on the Hub; pinned in lock.json when first read
+    chat_template: str = "tokenizer"  # as for agents
+    head: int | list[float] | None = None  # of several outputs: which one, or a weight for each
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @property
+    def agent(self) -> Agent:
+        """What its weights are, in the form in which bases are pinned and loaded."""
+        return Agent(
+            role="judge", base=self.model, revision=self.revision, chat_template=self.chat_template
+        )
+
+
+class RewardTraining(Section):
+    """How `macpo train --reward` makes a reward model from D1's human pairs."""
+
+    base: str | None = None  # Hub id, folder or world:NAME; null: the student's
+    revision: str = "main"
+    chat_template: str = "tokenizer"
+    full: bool = False  # train all weights, not an adapter
+    epochs: Positive = 1.0
+    learning_rate: Positive = 1e-4
+    batch_size: Count = 32  # pairs per optimiser step
+
+
+class Eval(Section):
+    """How `macpo eval` measures policies on the held-out prompts."""
+
+    reward: RewardModel | None = None  # scores each answer by itself
+    judge: Judge | None = None  # compares answers with the baseline's; null: that of the data
+    against: str | None = None  # the baseline: a policy as student-positive-0, or chosen
+
+
 class Mixture(Section):
     """Layers of agents; each layer reads the answers of the one before, the last one aggregates."""
 
@@ -430,6 +471,8 @@ class Recipe(Section):
     engine: Engine = Engine()
     mixture: Mixture | None = None
     judge: Judge | None = None
+    reward: Annotated[RewardTraining, KNOB] = RewardTraining()  # for evaluation alone
+    eval: Annotated[Eval, KNOB] = Eval()
 
     def identity(self) -> dict[str, Any]:
         """What is not there is no part of it, so that older results keep their names."""

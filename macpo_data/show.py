@@ -24,7 +24,7 @@ from rich.text import Text
 
 from macpo_data.errors import DataError
 from macpo_data.errors import plain as without_controls
-from macpo_data.plan import Step
+from macpo_data.plan import Policy, Step
 from macpo_data.worker import Report
 
 if TYPE_CHECKING:
@@ -170,44 +170,53 @@ def _origin(row: dict[str, Any], side: str) -> str:
     return f"{row[f'{side}_agent']}{score}"
 
 
-MEASURES = {
-    "gold": "gold score",
-    "reward": "reward",
-    "win": "win rate",
-    "win_lc": "length-controlled win rate",
-}
+MEASURES = {"gold": "gold", "reward": "reward", "win": "win", "win_lc": "LC win"}
 
 
 def print_evaluation(found: Evaluation) -> None:
-    """A table per measure: policies down and rounds across."""
+    """A row per policy, a column per measure, each with its 95 % interval."""
+    kinds = ["measure", "against", "by"]
+    columns = found.table.select(kinds).unique(maintain_order=True).rows()
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("held-out", no_wrap=True)
+    cut = ["cut"] if (found.table["truncated"] > 0).any() else []
+    for name in ("chars", *cut, *(MEASURES[measure] for measure, _, _ in columns)):
+        shown.add_column(name, justify="right", overflow="fold")
+    who = ["agent", "behavior", "round"]
+    for (agent, behavior, round_), own in found.table.group_by(who, maintain_order=True):
+        cells = {tuple(row[k] for k in kinds): row for row in own.iter_rows(named=True)}
+        first = own.row(0, named=True)
+        shown.add_row(
+            str(Policy(str(agent), behavior, round_)),
+            f"{first['chars']:.0f}",
+            *([f"{first['truncated']:.0%}"] if cut else []),
+            *(_interval(cells[column]) if column in cells else "" for column in columns),
+        )
     console = Console()
-    for (measure, against, by), rows in found.table.group_by(
-        ["measure", "against", "by"], maintain_order=True
-    ):
+    console.print(shown)
+    for measure, against, by in columns:
+        controlled = ", as if both were equally long" if measure == "win_lc" else ""
         versus = f" against {against}" if against else ""
-        title = f"{MEASURES[str(measure)]}{versus} on held-out prompts, by {by}"
-        shown = Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
-        shown.add_column("policy")
-        rounds = rows["round"].unique().sort(nulls_last=False).to_list()
-        for each in rounds:
-            name = "base" if each is None else f"round {each}"
-            shown.add_column(name, justify="right", no_wrap=True)
-        for (agent, behavior), own in rows.group_by(["agent", "behavior"], maintain_order=True):
-            cells = {row["round"]: row for row in own.iter_rows(named=True)}
-            shown.add_row(
-                f"{agent} {behavior}",
-                *(_cell(cells[each]) if each in cells else "" for each in rounds),
-            )
-        console.print(shown)
-    console.print("mean [95 % interval] (mean length in characters; share cut by the token limit)")
+        console.print(plain(f"{MEASURES[measure]}: by {by}{versus}{controlled}"))
     for path in found.paths:
         print(path / "table.parquet")
 
 
-def _cell(row: dict[str, Any]) -> str:
-    """A measure with its interval and what may explain it."""
-    cut = f"; {row['truncated']:.0%} cut" if row["truncated"] else ""
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['chars']:.0f}{cut})"
+def _interval(found: dict[str, Any]) -> str:
+    """An estimate with its 95 % interval, where there is one."""
+    if found["low"] is None:
+        return f"{found['mean']:.3f}"
+    low, high = (f"{found[k]:.2f}".replace("0.", ".", 1) for k in ("low", "high"))
+    return f"{found['mean']:.3f} [{low},{high}]"
+
+
+def print_reward_model(manifest: dict[str, Any]) -> None:
+    """How well a reward model tells the human's chosen answer on held-out pairs."""
+    found, pairs = manifest["held_out_accuracy"], manifest["held_out_pairs"]
+    if found["mean"] is None:
+        print("no held-out pairs: the test part has no chosen and rejected answers")
+        return
+    print(f"accuracy {_interval(found)} on {pairs} held-out pairs")
 
 
 def print_summary(found: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ import polars as pl
 from macpo_data.chat import make_chat
 from macpo_data.errors import ModelError
 from macpo_data.models import Base, load_model, load_tokenizer
-from macpo_data.recipe import DPO, SFT, Lora, Train
+from macpo_data.recipe import DPO, SFT, Lora, RewardTraining, Train
 
 Report = Callable[[int, int, str], None]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -29,12 +29,12 @@ class Job:
     """One training: what `macpo_train` needs to know, and nothing about rounds or stores."""
 
     dataset: Path  # parquet with prompt, chosen, rejected and their finish reasons
-    column: str  # SFT: chosen or rejected; DPO uses both
+    column: str  # SFT: chosen or rejected; the others use both
     base: Base
     chat_template: str
     start: Path | None  # adapter to continue; None begins a new one
     out: Path
-    settings: SFT | DPO
+    settings: SFT | DPO | RewardTraining
     lora: Lora
     train: Train
     lr_scale: float = 1.0
@@ -77,6 +77,7 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     from accelerate import PartialState
     from transformers import set_seed
 
+    from macpo_train import reward
     from macpo_train.dpo import train_dpo
     from macpo_train.encode import encode
     from macpo_train.loop import would_fit
@@ -92,15 +93,17 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     columns = [job.column] if isinstance(job.settings, SFT) else ["chosen", "rejected"]
     data = encode(pl.read_parquet(job.dataset), chat, columns, job.train)
     set_seed(job.seed)
-    model = policy(job)
+    scores = isinstance(job.settings, RewardTraining)
+    model = reward.classifier(job) if scores else policy(job)
+    fit = train_sft if isinstance(job.settings, SFT) else train_dpo
     try:
-        facts = (train_sft if isinstance(job.settings, SFT) else train_dpo)(
+        facts = (reward.train_reward if scores else fit)(
             report if state.is_main_process else lambda *_: None, job, model, chat, data
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise ModelError(would_fit(job, data.longest)) from None
     if state.is_main_process:
-        save_adapter(model, job.base, job.out)
+        reward.save(model, job, chat) if scores else save_adapter(model, job.base, job.out)
     state.wait_for_everyone()
     facts |= {
         "rows": len(data.prompts),
