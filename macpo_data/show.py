@@ -220,13 +220,13 @@ def print_reward_model(manifest: dict[str, Any]) -> None:
 
 
 def print_summary(found: dict[str, Any]) -> None:
-    """The report's first screen in words: did it get better, what is done, what to look at."""
+    """The report's first screen in words: did it get better, who was chosen, what to look at."""
     console = Console()
     console.print(Text(found["verdict"]["title"], "bold"))
     console.print(plain(found["verdict"]["text"]))
-    for agent in dict.fromkeys(row["agent"] for row in found["winners"]):
-        shares = [f"{w['share']:.0%}" for w in found["winners"] if w["agent"] == agent]
-        console.print(plain(f"{agent} wrote {', '.join(shares)} of the student's chosen answers"))
+    for round_ in dict.fromkeys(row["round"] for row in found["winners"]):
+        won = [f"{w['agent']} {w['share']:.0%}" for w in found["winners"] if w["round"] == round_]
+        console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
     for warning in found["warnings"]:
         console.print(Text("! ", "yellow"), plain(warning), sep="")
 
