@@ -41,6 +41,8 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.reward_model
 
 clean: ## the environment and caches, not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
