@@ -106,7 +106,8 @@ class Scripted:
                 if head.startswith("POST") and "/chat/completions " in head:
                     status, body = await self._chat(json.loads(content), headers, reader)
                 else:
-                    status, body = 200, json.dumps({m: asdict(v) for m, v in self.load.items()})
+                    shares = {model: load.share(self.slots) for model, load in self.load.items()}
+                    status, body = 200, json.dumps(shares)
                 if status == 0:
                     break
                 extra = f"Retry-After: {self.retry_after}\r\n" if self.retry_after else ""
