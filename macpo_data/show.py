@@ -159,6 +159,8 @@ def print_pairs(
             body.append(f"{message['role']}: ", "bold").append_text(plain(message["content"]))
             body.append("\n")
         for side, style in (("chosen", "bold green"), ("rejected", "bold red")):
+            if row[side] is None:  # a dataset for fine-tuning has none
+                continue
             body.append(f"{side} ", style).append(f"({_origin(row, side)})\n", "dim")
             body.append_text(plain(row[side])).append("\n")
         console.print(Panel(body, title=row["prompt_id"][:12], title_align="left"))
@@ -208,6 +210,15 @@ def _interval(found: dict[str, Any]) -> str:
         return f"{found['mean']:.3f}"
     low, high = (f"{found[k]:.2f}".replace("0.", ".", 1) for k in ("low", "high"))
     return f"{found['mean']:.3f} [{low},{high}]"
+
+
+def print_agreement(manifest: dict[str, Any]) -> None:
+    """How many verdicts each annotator gave, and how far they agree."""
+    told = manifest["judge"]
+    for who, count in zip(told["annotators"], told["verdicts"], strict=True):
+        print(f"{without_controls(who)}: {count} verdicts")
+    alpha = told["krippendorff_alpha"]
+    print(f"agreement (Krippendorff's alpha): {'-' if alpha is None else f'{alpha:.3f}'}")
 
 
 def print_reward_model(manifest: dict[str, Any]) -> None:
