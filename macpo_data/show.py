@@ -256,6 +256,15 @@ def _interval(found: dict[str, Any]) -> str:
     return f"{found['mean']:.3f} [{low},{high}]"
 
 
+def print_agreement(manifest: dict[str, Any]) -> None:
+    """How many verdicts each annotator gave, and how far they agree."""
+    told = manifest["judge"]
+    for who, count in zip(told["annotators"], told["verdicts"], strict=True):
+        print(f"{without_controls(who)}: {count} verdicts")
+    alpha = told["krippendorff_alpha"]
+    print(f"agreement (Krippendorff's alpha): {'-' if alpha is None else f'{alpha:.3f}'}")
+
+
 def print_reward_model(manifest: dict[str, Any]) -> None:
     """How well a reward model tells the human's chosen answer on held-out pairs."""
     found, pairs = manifest["held_out_accuracy"], manifest["held_out_pairs"]
@@ -266,13 +275,13 @@ def print_reward_model(manifest: dict[str, Any]) -> None:
 
 
 def print_summary(found: dict[str, Any]) -> None:
-    """The report's first screen in words: did it get better, what is done, what to look at."""
+    """The report's first screen in words: did it get better, who was chosen, what to look at."""
     console = Console()
     console.print(Text(found["verdict"]["title"], "bold"))
     console.print(plain(found["verdict"]["text"]))
-    for agent in dict.fromkeys(row["agent"] for row in found["winners"]):
-        shares = [f"{w['share']:.0%}" for w in found["winners"] if w["agent"] == agent]
-        console.print(plain(f"{agent} wrote {', '.join(shares)} of the student's chosen answers"))
+    for round_ in dict.fromkeys(row["round"] for row in found["winners"]):
+        won = [f"{w['agent']} {w['share']:.0%}" for w in found["winners"] if w["round"] == round_]
+        console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
     for warning in found["warnings"]:
         console.print(Text("! ", "yellow"), plain(warning), sep="")
 
