@@ -139,8 +139,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, base)
 
 
-def load_model(base: Base, dtype: str = "auto", quantization: str = "none") -> PreTrainedModel:
-    """The base's weights, on the GPU if there is one. dtype: auto, float32 or bfloat16.
+def load_model(
+    base: Base, dtype: str = "auto", quantization: str = "none", place: bool = True
+) -> PreTrainedModel:
+    """The base's weights, on the GPU if there is one (`place`). dtype: auto, float32 or bfloat16.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -151,7 +153,8 @@ def load_model(base: Base, dtype: str = "auto", quantization: str = "none") -> P
     if quantization == "nf4":
         kwargs |= {"quantization_config": _nf4(dtype), "device_map": {"": device()}}
         return _load(AutoModelForCausalLM, base, **kwargs)
-    return _load(AutoModelForCausalLM, base, **kwargs).to(device())
+    model = _load(AutoModelForCausalLM, base, **kwargs)
+    return model.to(device()) if place else model
 
 
 def load_classifier(base: Base, dtype: str = "auto", new_head: bool = False) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from macpo_data.models import load_classifier
 from macpo_data.recipe import RewardTraining
 from macpo_train.encode import Encoded
 from macpo_train.loop import run, training_arguments
-from macpo_train.train import Job, Report, save_adapter
+from macpo_train.train import Job, Report, save_adapter, sharded
 
 METRICS = {
     "loss": "loss",
@@ -56,7 +56,12 @@ def train_reward(report: Report, job: Job, model: Any, chat: Chat, data: Encoded
 
     Returns:
         For the manifest, one row per optimiser step among it.
+
+    Raises:
+        ModelError: the processes are to shard it.
     """
+    if sharded():
+        raise ModelError("a reward model is not sharded; use distributed_type: MULTI_GPU")
     sides = {
         f"{side}_ids": [p + r for p, r in zip(data.prompts, data.responses[side], strict=True)]
         for side in ("chosen", "rejected")

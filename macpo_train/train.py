@@ -102,8 +102,10 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise ModelError(would_fit(job, data.longest)) from None
+    # Every process takes part in gathering what is sharded.
+    weights = None if scores else gathered(model)
     if state.is_main_process:
-        reward.save(model, job, chat) if scores else save_adapter(model, job.base, job.out)
+        reward.save(model, job, chat) if scores else save_adapter(model, job.base, job.out, weights)
     state.wait_for_everyone()
     facts |= {
         "rows": len(data.prompts),
@@ -113,10 +115,16 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
         "template_sha256": chat.sha256,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "processes": state.num_processes,
+        "sharded": sharded(),
     }
     del model
     _release()
     return facts
+
+
+def sharded() -> bool:
+    """Whether the processes shard the model among them (FSDP), as accelerate is told."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def policy(job: Job) -> Any:
@@ -128,7 +136,7 @@ def policy(job: Job) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors import SafetensorError
 
-    model = load_model(job.base, job.train.dtype, job.train.quantization)
+    model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
     if job.start is not None:
         _check_adapter(job.start, job.base)
         try:
@@ -162,9 +170,17 @@ def _check_adapter(folder: Path, base: Base) -> None:
         raise ModelError(f"adapter {folder} was trained on {of}, not on {base.id}; name that base")
 
 
-def save_adapter(model: Any, base: Base, out: Path) -> None:
+def gathered(model: Any) -> dict[str, Any]:
+    """The trained weights, whole where each process holds a shard of them."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return {n: getattr(p, "full_tensor", lambda p=p: p)().cpu() for n, p in trained.items()}
+
+
+def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | None = None) -> None:
     """Write a peft adapter whose configuration names the base as people call it."""
-    model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
+    model.save_pretrained(
+        out, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
+    )
     path = out / "adapter_config.json"
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = base.id
