@@ -303,15 +303,14 @@ def _responses(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
 
 
 def _gold(ctx: Context, rows: pl.DataFrame) -> pl.Series:
-    """The source's own judge, where it has one."""
+    """By the source's own judge, where it has one; null for what was not written."""
     if ctx.recipe.data.source != "world":
         return _nothing(rows)
     prompts = ctx.prompts("test")
     asked = dict(zip(prompts["prompt_id"], prompts["prompt"].to_list(), strict=True))
     answers = rows.select("prompt_id", "response").iter_rows()
-    return pl.Series(
-        [world.gold(asked[i], text or "").score for i, text in answers], dtype=pl.Float64
-    )
+    scores = [None if text is None else world.gold(asked[i], text).score for i, text in answers]
+    return pl.Series(scores, dtype=pl.Float64)
 
 
 def _nothing(rows: pl.DataFrame) -> pl.Series:

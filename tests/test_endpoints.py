@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,39 @@ def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> Non
     assert failed > 3 and len(server.seen) == facts["attempts"] == 40 + repeated
     # A server on a busy machine may also be too slow where it does not hang.
     assert repeated == failed or (fault == "hang" and repeated > failed)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 600)],
+)
+def test_retry_after(said: str, seconds: float) -> None:
+    assert openai._retry_after({"retry-after": said}) == seconds
+
+
+def test_retry_after_as_a_date_is_waited_for(open_run: OpenRun) -> None:
+    """The date has whole seconds: three from now are more than two and at most three."""
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    with serve(storm=["429"], retry_after=until) as server:
+        begun = time.monotonic()
+        (frame,) = ask(context(open_run, server, concurrency=1), questions(1))
+        assert time.monotonic() - begun > 1.5 and frame["finish_reason"].to_list() == ["stop"]
+
+
+def test_what_a_person_sees_meanwhile(open_run: OpenRun) -> None:
+    """4 prompts of 2 words and answers of 4: 24 tokens; at 1 and 2 a token 4 * (2 + 8) = 40."""
+    notes: list[str] = []
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        yield lambda done, total, note: notes.append(f"{done}/{total} {note}")
+
+    with serve() as server:
+        ctx = context(open_run, server, concurrency=1, price_in=1e6, price_out=2e6)
+        ctx._progress = progress
+        ask(ctx, questions(4))
+    assert notes[0] == "0/4 samples" and len(notes) == 5
+    assert notes[-1] == "4/4 samples, 24 tokens, cost 40.00, about 0.00 to come"
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "drop"])
