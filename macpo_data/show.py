@@ -212,6 +212,15 @@ def _interval(found: dict[str, Any]) -> str:
     return f"{found['mean']:.3f} [{low},{high}]"
 
 
+def print_agreement(manifest: dict[str, Any]) -> None:
+    """How many verdicts each annotator gave, and how far they agree."""
+    told = manifest["judge"]
+    for who, count in zip(told["annotators"], told["verdicts"], strict=True):
+        print(f"{without_controls(who)}: {count} verdicts")
+    alpha = told["krippendorff_alpha"]
+    print(f"agreement (Krippendorff's alpha): {'-' if alpha is None else f'{alpha:.3f}'}")
+
+
 def print_reward_model(manifest: dict[str, Any]) -> None:
     """How well a reward model tells the human's chosen answer on held-out pairs."""
     found, pairs = manifest["held_out_accuracy"], manifest["held_out_pairs"]
