@@ -538,7 +538,8 @@ def _say_next(run: Run) -> None:
 
 
 def _say(line: str) -> None:
-    print(line)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(line)
 
 
 def _say_aside(line: str) -> None:
