@@ -35,6 +35,7 @@ distilabel: install ## our mixture against distilabel's; needs a package index
 
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
+	$(BIN)/macpo report quickstart
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup
@@ -45,6 +46,7 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.endpoints
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.report
 
 clean: ## the environment and caches, not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

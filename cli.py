@@ -17,6 +17,7 @@ from macpo_data.errors import Interrupted, MacpoError, plain
 
 if TYPE_CHECKING:
     from macpo_data.plan import Step
+    from macpo_data.report import Source
     from macpo_data.store import State
     from rounds import Outcome, Run
 
@@ -227,9 +228,20 @@ def status(
     runs: RunsOption = RUNS,
     sets: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of steps, for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again.")] = False,
 ) -> None:
     """Say what is done, ready, waiting or stale. Needs neither network nor model."""
     with _open(recipe, runs, sets) as run:
+        if watch:
+            from macpo_data import live
+
+            notes = run.store.root / live.NOTES
+            return live.watch(
+                lambda: live.view(
+                    f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+                    found := run.states(), live.making(notes), _next_command(run, found),
+                )
+            )  # fmt: skip
         if not as_json:
             _print_plan(run, run.plan.steps)
             return _say_next(run)
@@ -301,6 +313,35 @@ def show(
         pairs = pick(run.store.read(name, "pairs.parquet"), where, sort, sample, count)
         print_pairs(pairs, run.store.manifest(name), count, spread=not sort)
         _say(f"{run.path(step) / 'pairs.parquet'}")
+
+
+@app.command()
+def report(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Recipes, side by side on one page.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", "-r", help="Likewise; repeatable.")
+    ] = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+    to: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML page of a run: did it get better, why, and what the pairs look like."""
+    from macpo_data.report import collect
+    from macpo_data.report_page import page
+    from macpo_data.store import atomic
+
+    named = [*(recipes or []), *(recipe or [])]
+    opened = [_open(name, runs, sets) for name in named or (None,)]
+    root = opened[0].store.root if len({run.store.root for run in opened}) == 1 else runs
+    path = to or root / "report.html"
+    with atomic(path) as temporary:
+        temporary.write_text(page(collect([_source(run) for run in opened])), "utf-8")
+    _say(f"wrote    {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if open_:
+        typer.launch(path.resolve().as_uri())
 
 
 @app.command()
@@ -473,8 +514,15 @@ def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
     from rounds import Run
 
     run = Run(load_recipe(recipe, sets), runs, progress, lambda line: print(line, file=sys.stderr))
+    run.label = Path(recipe).stem if recipe else run.recipe.run
     run.said = _options_said(["--recipe", recipe] if recipe else [], runs, sets)
     return run
+
+
+def _source(run: Run) -> Source:
+    from macpo_data.report import Source
+
+    return Source(run.label, run.plan, run.store, run.said)
 
 
 def _options_said(recipe: list[str], runs: Path, sets: list[str] | None) -> str:
@@ -512,12 +560,14 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 
 
 def _print_results(run: Run, last: int) -> None:
-    """Gold scores, where the source has a gold judge, and three pairs of the last round."""
+    """The report's first screen, and three pairs of the last round."""
     from macpo_data.evaluate import trained
-    from macpo_data.show import print_evaluation, print_pairs
+    from macpo_data.report import first_screen
+    from macpo_data.show import print_evaluation, print_pairs, print_summary
 
     if run.recipe.data.source == "world":
         print_evaluation(run.evaluate(trained(run.plan, run.store, last)))
+    print_summary(first_screen(_source(run)))
     steps = [s for s in run.select("gen", last) if s.learner in run.recipe.students]
     for step in steps:
         name = run.plan.name(step)
@@ -526,15 +576,18 @@ def _print_results(run: Run, last: int) -> None:
 
 
 def _say_next(run: Run) -> None:
-    """Name the command that goes on from here."""
-    found: dict[Step, State] = run.states()
+    _next(_next_command(run, run.states()))
+
+
+def _next_command(run: Run, found: dict[Step, State]) -> str:
+    """The command that goes on from here."""
     for step in run.plan.steps:
         if found[step] == "ready":
-            return _next(f"macpo {step.kind} --round {step.round}{run.said}")
+            return f"macpo {step.kind} --round {step.round}{run.said}"
         if found[step] == "stale":
             which = f"--round {step.round} --learner {step.learner} --redo"
-            return _next(f"macpo {step.kind} {which}{run.said}")
-    _next(f"macpo show --round {run.recipe.rounds}{run.said}")
+            return f"macpo {step.kind} {which}{run.said}"
+    return f"macpo report{run.said}"
 
 
 def _say(line: str) -> None:

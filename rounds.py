@@ -23,6 +23,7 @@ from macpo_data import evaluate, models, world
 from macpo_data.context import Context, Progress, RoundData
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, StoreError
 from macpo_data.generate import versions
+from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
 from macpo_data.methods import Method, make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
@@ -55,11 +56,12 @@ class Run:
     ) -> None:
         """Nothing is read or started yet."""
         self.recipe = recipe
+        self.label = recipe.run  # its name on a page of several
         self.said = ""  # the options that made this run, for the next command
         self.plan: Plan = make_plan(recipe)
         self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
-        self.progress = progress
+        self.progress = noted(progress, self.store.root / NOTES)
         self.say = say
         self._keep = recipe.engine.keep_loaded > 1
         self._writers = Workers(recipe.engine.keep_loaded)

@@ -112,6 +112,11 @@ class Context:
     def human_pairs(self, part: Part, noise_for: str | None = None) -> RoundData:
         """The human's answers as pairs; for a learner, `data.noise` of them are swapped."""
         prompts = self.prompts(part)
+        if prompts["chosen"].null_count() + prompts["rejected"].null_count():
+            raise DataError(
+                f"data.{part} needs human answers, chosen and rejected: round 0 trains the "
+                f"teachers on them; set data.columns or data.{part}.path"
+            )
         swap = self.recipe.data.noise if noise_for else 0.0
         swapped = [
             int(digest([self.recipe.seed, "noise", noise_for, i]), 16) < swap * 16**8
@@ -123,12 +128,7 @@ class Context:
             "prompt",
             chosen=pl.when(flip).then("rejected").otherwise("chosen"),
             rejected=pl.when(flip).then("chosen").otherwise("rejected"),
-        ).drop_nulls()
-        if sides.is_empty():
-            raise DataError(
-                f"no human pairs in {part}: round 0 trains the teachers on them; "
-                "name a source that has chosen and rejected answers"
-            )
+        )
         for side in ("chosen", "rejected"):
             human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
             sides = sides.with_columns(

@@ -14,7 +14,7 @@ import polars as pl
 
 from macpo_data import ranking, select, world
 from macpo_data.context import Context, Judged
-from macpo_data.errors import ModelError
+from macpo_data.errors import DataError, ModelError
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
 from macpo_data.recipe import Judge
@@ -266,7 +266,13 @@ def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series
 
 def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
     pairs = rows.select("prompt", side).iter_rows()
-    return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
+    try:
+        return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
+    except KeyError as error:
+        raise DataError(
+            f"the gold judge knows only the world's own prompts, and not {error}; set "
+            "mixture.turns=last"
+        ) from None
 
 
 def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,12 +81,36 @@ class Section(BaseModel):
         return values
 
 
+class Columns(Section):
+    """Which columns of a dataset hold what."""
+
+    prompt: str = "prompt"  # a string or a message list
+    chosen: str | None = "chosen"  # a string, or a message list whose last turn is the answer
+    rejected: str | None = "rejected"
+
+
+class More(Section):
+    """Rows of a second dataset, for the same part."""
+
+    source: Literal["ultrafeedback", "ultrachat", "pairs"]
+    path: str  # Hub id, or a local file
+    subset: str | None = None
+    revision: str = "main"
+    split: str | None = None
+    count: Count  # rows to draw
+
+
 class PartSpec(Section):
     """Where one of the three parts of the data comes from."""
 
     path: str | list[str] | None = None  # in place of data.path, for this part
     split: str | None = None  # a split of a Hub dataset
     count: Count | None = None  # rows to draw; null takes all
+    more: More | None = None  # a second dataset, whose rows come after these
+
+    def identity(self) -> dict[str, Any]:
+        """What is not there is no part of it, so that older results keep their names."""
+        return {k: v for k, v in super().identity().items() if v is not None or k != "more"}
 
 
 class DataBase(Section):
@@ -97,6 +122,11 @@ class DataBase(Section):
     limit: Count | None = None  # at most this many rows of each part, for a quick look
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
+    overlap: bool = False  # d2 may be drawn from the prompts of d1
+
+    def identity(self) -> dict[str, Any]:
+        """What is switched off is no part of it, so that older results keep their names."""
+        return {k: v for k, v in super().identity().items() if v or k != "overlap"}
 
 
 class WorldData(DataBase):
@@ -135,12 +165,18 @@ class PKUData(FileData):
     preference: Literal["better", "safer"] = "better"
 
 
-class Columns(Section):
-    """Which columns of a dataset hold what."""
+class UltraFeedbackData(FileData):
+    """UltraFeedback with its best and a worse answer, as in ultrafeedback_binarized."""
 
-    prompt: str = "prompt"  # a string or a message list
-    chosen: str | None = "chosen"  # a string, or a message list whose last turn is the answer
-    rejected: str | None = "rejected"
+    source: Literal["ultrafeedback"]
+    path: str | list[str] | None = "HuggingFaceH4/ultrafeedback_binarized"
+
+
+class UltraChatData(FileData):
+    """UltraChat: whole conversations, of which the last answer is taken off. No rejected side."""
+
+    source: Literal["ultrachat"]
+    path: str | list[str] | None = "HuggingFaceH4/ultrachat_200k"
 
 
 class PairsData(FileData):
@@ -150,7 +186,10 @@ class PairsData(FileData):
     columns: Columns = Columns()
 
 
-Data = Annotated[WorldData | HHData | PKUData | PairsData, Field(discriminator="source")]
+Data = Annotated[
+    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData,
+    Field(discriminator="source"),
+]
 
 
 class Endpoint(Section):
@@ -404,8 +443,8 @@ class Mixture(Section):
 
     @model_validator(mode="after")
     def _ends_in_one(self) -> Mixture:
-        if len(self.layers[-1]) != 1:
-            raise ValueError("the last layer is one agent, the aggregator")
+        if self.keep == "aggregate" and len(self.layers[-1]) != 1:
+            raise ValueError("the last layer is one agent, the aggregator, to keep its answers")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -495,6 +534,18 @@ class Recipe(Section):
         for key in path.split("."):
             value = value[key] if isinstance(value, dict) else getattr(value, key)
         return value.identity() if isinstance(value, Section) else value
+
+
+def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a recipe's values name a text in a file: (section, key)."""
+    for agent in values["agents"].values():
+        if agent["chat_template"] not in NAMED_TEMPLATES:
+            yield agent, "chat_template"
+    mixture, judge = values.get("mixture") or {}, values.get("judge") or {}
+    asked = judge.get("prompts") or {}
+    for section, key in [(mixture, "prompt"), *((asked, key) for key in asked)]:
+        if key in section and not prompts.is_own(section[key]):
+            yield section, key
 
 
 class TrainSettings(Section):

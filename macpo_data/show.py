@@ -159,6 +159,8 @@ def print_pairs(
             body.append(f"{message['role']}: ", "bold").append_text(plain(message["content"]))
             body.append("\n")
         for side, style in (("chosen", "bold green"), ("rejected", "bold red")):
+            if row[side] is None:  # a dataset for fine-tuning has none
+                continue
             body.append(f"{side} ", style).append(f"({_origin(row, side)})\n", "dim")
             body.append_text(plain(row[side])).append("\n")
         console.print(Panel(body, title=row["prompt_id"][:12], title_align="left"))
@@ -217,6 +219,18 @@ def print_reward_model(manifest: dict[str, Any]) -> None:
         print("no held-out pairs: the test part has no chosen and rejected answers")
         return
     print(f"accuracy {_interval(found)} on {pairs} held-out pairs")
+
+
+def print_summary(found: dict[str, Any]) -> None:
+    """The report's first screen in words: did it get better, what is done, what to look at."""
+    console = Console()
+    console.print(Text(found["verdict"]["title"], "bold"))
+    console.print(plain(found["verdict"]["text"]))
+    for agent in dict.fromkeys(row["agent"] for row in found["winners"]):
+        shares = [f"{w['share']:.0%}" for w in found["winners"] if w["agent"] == agent]
+        console.print(plain(f"{agent} wrote {', '.join(shares)} of the student's chosen answers"))
+    for warning in found["warnings"]:
+        console.print(Text("! ", "yellow"), plain(warning), sep="")
 
 
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}
