@@ -46,6 +46,8 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.endpoints
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.reward_model
 	$(BIN)/python -m benchmarks.report
 
 clean: ## the environment and caches, not the runs

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,6 +57,7 @@ RedoOption = Annotated[
     ),
 ]
 ALONE = "Without recipe and run"
+OTHERS = "For other evaluators, and people"
 ConfigOption = Annotated[
     str | None,
     typer.Option(
@@ -124,7 +125,9 @@ def gen(
     """Write every dataset of a round whose inputs exist."""
     with _open(recipe, runs, sets) as run:
         if dry_run:
-            return _print_plan(run, run.select("gen", round_, learner))
+            steps = run.select("gen", round_, learner)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         _finish(run, run.make("gen", round_, learner, redo))
 
 
@@ -211,7 +214,8 @@ def run_(
         wanted = [round_] if round_ is not None else list(range(last + 1))
         steps = [step for each in wanted or [last] for step in run.select(None, each)]
         if dry_run:
-            return _print_plan(run, steps)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
             if outcome.waiting or each == wanted[-1]:
@@ -272,18 +276,50 @@ def eval_(
         str | None,
         typer.Option(help="Compare with: student-positive-0, student-base, or chosen (the human)."),
     ] = None,
+    export: Annotated[
+        Literal["alpaca_eval", "mt_bench", "arena_hard", "human"] | None,
+        typer.Option(help="Write one policy's answers for this evaluator.", rich_help_panel=OTHERS),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="The evaluator's prompts.", rich_help_panel=OTHERS)
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Where to write.", rich_help_panel=OTHERS)] = None,
+    sheets: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--import", help="A filled sheet; one for each annotator.", rich_help_panel=OTHERS
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Of the sheets; default: beside the first.", rich_help_panel=OTHERS),
+    ] = None,
     recipe: RecipeOption = None,
     runs: RunsOption = RUNS,
     sets: SetOption = None,
 ) -> None:
-    """Measure policies on the held-out prompts: gold, reward, win rates, with intervals."""
+    """Measure policies on the held-out prompts: gold, reward, win rates, with intervals.
+
+    `--export human --against POLICY --to sheet.csv` writes a blind sheet for people, and
+    `--import sheet.csv` reads it when it is filled; its key is sheet.key.json.
+    """
     from macpo_data.evaluate import choose
-    from macpo_data.show import print_evaluation
+    from macpo_data.show import print_agreement, print_evaluation
 
     with _open(recipe, runs, sets) as run:
+        if sheets:
+            from macpo_data.sheets import read_sheets
+
+            found = read_sheets(run.context(), sheets, key or sheets[0].with_suffix(".key.json"))
+            print_evaluation(found)
+            return print_agreement(run.store.manifest(f"eval/{found.paths[0].name}") or {})
         names = [name.strip() for name in agents.split(",")] if agents else []
-        print_evaluation(run.evaluate(choose(run.plan, run.store, round_, names), against))
-        _say_next(run)
+        policies = choose(run.plan, run.store, round_, names)
+        if export is None:
+            print_evaluation(run.evaluate(policies, against))
+            return _say_next(run)
+        for line in run.export(export, policies, against, prompts, to):
+            _say(line)
 
 
 @app.command()
@@ -557,6 +593,19 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
         [(step, found[step], run.plan.name(step), run.waits_for(step, found)) for step in steps],
         f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
     )
+
+
+def _print_costs(run: Run, steps: list[Step]) -> None:
+    """What the gen steps that are not done will ask of their models."""
+    from macpo_data.cost import measure
+    from macpo_data.show import print_costs
+
+    found = run.states()
+    todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
+    if todo:
+        sizes = measure(run.plan, run.store)
+        asked = [(step, run.method.asks(step, run.recipe, sizes)) for step in todo]
+        print_costs(asked, run.recipe, sizes.note)
 
 
 def _print_results(run: Run, last: int) -> None:

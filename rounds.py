@@ -289,6 +289,45 @@ class Run:
             self._pretrain([self.recipe.agents[policy.agent].base for policy in policies])
         return evaluate.evaluate(self.context(), policies, against)
 
+    def export(
+        self,
+        form: str,
+        policies: list[Policy],
+        against: str | None,
+        prompts: Path | None,
+        to: Path | None,
+    ) -> list[str]:
+        """Write one policy's answers for another evaluator, or a blind sheet for people.
+
+        Returns:
+            What was written, in lines.
+
+        Raises:
+            MacpoError: it is not said what, whose or where.
+        """
+        from macpo_data import exports, sheets
+
+        positive = [policy for policy in policies if policy.behavior == "positive"]
+        if len(positive) != 1:
+            raise MacpoError(
+                f"an export is of one policy, not of {len(positive)}; name it with --agents and "
+                "--round"
+            )
+        if to is None:
+            raise MacpoError("where to? name a file with --to")
+        if to.exists():
+            raise MacpoError(f"{to} exists already; move it away, or name another file with --to")
+        if form == "human":
+            against = against or self.recipe.eval.against
+            if against is None:
+                raise MacpoError("a sheet compares two; name the baseline with --against")
+            key = sheets.write_sheet(self.context(), positive[0], against, to)
+            return [f"wrote  {to}", f"wrote  {key}, which keeps who is who: not for annotators"]
+        if prompts is None:
+            raise MacpoError(f"name the prompts of {form} with --prompts FILE")
+        count = exports.export(self.context(), positive[0], form, prompts, to)
+        return [f"wrote  {to}: {count} answers of {positive[0]}"]
+
     def train_reward(self, redo: bool = False) -> Path:
         """Train the run's own reward model on D1's human pairs, and return its folder.
 

@@ -51,14 +51,35 @@ def evaluate(ctx: Context, policies: Sequence[Policy], against: str | None = Non
     if not policies:
         raise MacpoError("nothing to evaluate: no policy is trained yet; run `macpo run --round 0`")
     baseline = _baseline(ctx, against or ctx.recipe.eval.against)
-    wanted = [*policies, *([baseline] if isinstance(baseline, Policy) else [])]
-    samples = {p: ctx.plan.sample_name(p, "test", "0") for p in dict.fromkeys(wanted)}
+    wanted = list(dict.fromkeys([*policies, *([baseline] if isinstance(baseline, Policy) else [])]))
     by = _judges(ctx, baseline)
-    name = f"eval/{digest([FORMAT, list(samples.values()), by])}"
-    responses = _responses(ctx, list(samples))
+    responses = _scored(ctx, answers_of(ctx, wanted))
     judgements, habits = empty(JUDGEMENTS), None
     if baseline is not None:
         judgements, habits = _judge(ctx, responses, baseline)
+    return write(ctx, wanted, by, responses, judgements, habits)
+
+
+def write(
+    ctx: Context,
+    policies: Sequence[Policy],
+    by: dict[str, tuple[str, str]],
+    responses: pl.DataFrame,
+    judgements: pl.DataFrame,
+    habits: dict[str, Any] | None,
+) -> Evaluation:
+    """Sum up and store an evaluation, unless it is there.
+
+    Args:
+        ctx: of the run.
+        policies: whose samples these are.
+        by: for each measure who judged, and what the judgement depends on.
+        responses: RESPONSES.
+        judgements: JUDGEMENTS.
+        habits: what is known of the judge.
+    """
+    samples = {str(p): ctx.plan.sample_name(p, "test", "0") for p in policies}
+    name = f"eval/{digest([FORMAT, list(samples.values()), by])}"
     with ctx.store.lock(name):
         if not _is_whole(ctx, name):
             ctx.store.aside(name)
@@ -66,16 +87,24 @@ def evaluate(ctx: Context, policies: Sequence[Policy], against: str | None = Non
             table = _table(responses, judgements, {m: who for m, (who, _) in by.items()})
             for file, frame in zip(FILES, (responses, judgements, table), strict=True):
                 write_parquet(folder / f"{file}.parquet", frame)
-            facts = {
-                "kind": "eval",
-                "format": FORMAT,
-                "samples": {str(policy): sample for policy, sample in samples.items()},
-                "by": by,
-                "judge": habits,
-                "inputs": ctx.used,
-            }
-            ctx.store.finish(name, facts)
+            facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
+            ctx.store.finish(name, {**facts, "judge": habits, "inputs": ctx.used})
     return _read(ctx.store, name)
+
+
+def find_policy(plan: Plan, name: str) -> Policy:
+    """The policy that a person names, such as student-positive-0 or student-base.
+
+    Raises:
+        MacpoError: there is none of that name.
+    """
+    for policy in every_policy(plan):
+        if str(policy) == name:
+            return policy
+    raise MacpoError(
+        f"no policy {name!r}: name an agent and its round, such as {plan.recipe.students[0]}-"
+        f"positive-0, or {plan.recipe.students[0]}-base for its bare base"
+    )
 
 
 def choose(
@@ -213,14 +242,7 @@ def _baseline(ctx: Context, name: str | None) -> Policy | str | None:
         )
     if name == CHOSEN:
         return CHOSEN
-    known = {str(policy): policy for policy in every_policy(ctx.plan)}
-    if name not in known:
-        there = [
-            *(p for p in known if p.endswith("-base")),
-            *map(str, trained(ctx.plan, ctx.store)),
-        ]
-        raise MacpoError(f"--against {name}: no such policy; choose {CHOSEN}, {', '.join(there)}")
-    return known[name]
+    return find_policy(ctx.plan, name)
 
 
 def _judge_of(recipe: Recipe) -> Judge | None:
@@ -253,25 +275,29 @@ def _judge(
     """
     compares = _judge_of(ctx.recipe)
     assert compares is not None
-    if isinstance(baseline, Policy):
-        own = _is(baseline)
-        theirs = responses.filter(own).select("prompt_id", b="response")
-        responses = responses.filter(~own)
-    else:
-        theirs = ctx.prompts("test").select("prompt_id", b=CHOSEN)
-    prompts = ctx.prompts("test").select("prompt_id", "prompt")
-    rows = responses.rename({"response": "a"})
-    for other in (theirs, prompts):
-        rows = rows.join(other, on="prompt_id", how="left", maintain_order="left")
+    rows = beside(ctx, responses, baseline)
     verdicts = judge.compare(ctx, compares, rows.select("prompt_id", "prompt", "a", "b"))
     habits = judge.report(verdicts)
     if compares.kind != "gold":
         judge.check(habits, compares)
-    a, b = (pl.col(side).fill_null("").str.len_chars().cast(pl.Int64) for side in ("a", "b"))
-    rows = rows.with_columns(
-        verdicts["first", "second", "win"], against=pl.lit(str(baseline)), longer=a - b
-    )
+    rows = rows.with_columns(verdicts["first", "second", "win"])
     return check(rows, JUDGEMENTS, "judgements"), habits
+
+
+def beside(ctx: Context, responses: pl.DataFrame, baseline: Policy | str) -> pl.DataFrame:
+    """Answers (a) beside the baseline's to the same prompt (b), its own left out.
+
+    Adds prompt, against, and longer, the characters by which a is the longer one.
+    """
+    prompts = ctx.prompts("test").select("prompt_id", "prompt", b=CHOSEN)
+    if isinstance(baseline, Policy):
+        theirs = answers_of(ctx, [baseline]).select("prompt_id", b="response")
+        prompts = prompts.drop("b").join(theirs, on="prompt_id", how="left")
+        responses = responses.filter(~_is(baseline))
+    rows = responses.rename({"response": "a"})
+    rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    a, b = (pl.col(side).fill_null("").str.len_chars().cast(pl.Int64) for side in ("a", "b"))
+    return rows.with_columns(against=pl.lit(str(baseline)), longer=a - b)
 
 
 def _is(policy: Policy) -> pl.Expr:
@@ -281,8 +307,8 @@ def _is(policy: Policy) -> pl.Expr:
     return named & pl.col("round").eq_missing(round_)
 
 
-def _responses(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
-    """What the policies wrote, with the scores of each answer by itself."""
+def answers_of(ctx: Context, policies: Sequence[Policy]) -> pl.DataFrame:
+    """What the policies wrote to the test prompts, as RESPONSES without scores."""
     samples = ctx.generate(policies, "test")
     spoken = pl.DataFrame(
         [(p.agent, ctx.plan.policy_fingerprint(p), p.behavior, p.round) for p in policies],
@@ -291,31 +317,21 @@ def _responses(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
         schema_overrides={"round": pl.Int64},
     )
     rows = samples.join(spoken, on=["agent", "policy"], maintain_order="left")
-    model = ctx.recipe.eval.reward
-    if model is not None:
-        prompts = ctx.prompts("test").select("prompt_id", "prompt")
-        asked = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    scores = {
-        "gold": _gold(ctx, rows),
-        "reward": _nothing(rows) if model is None else ctx.rewards(asked, model),
-    }
-    return check(rows.with_columns(**scores), RESPONSES, "evaluated responses")
+    nothing = pl.lit(None, pl.Float64)
+    return check(rows.with_columns(gold=nothing, reward=nothing), RESPONSES, "answers")
 
 
-def _gold(ctx: Context, rows: pl.DataFrame) -> pl.Series:
-    """The source's own judge, where it has one."""
-    if ctx.recipe.data.source != "world":
-        return _nothing(rows)
-    prompts = ctx.prompts("test")
-    asked = dict(zip(prompts["prompt_id"], prompts["prompt"].to_list(), strict=True))
-    answers = rows.select("prompt_id", "response").iter_rows()
-    return pl.Series(
-        [world.gold(asked[i], text or "").score for i, text in answers], dtype=pl.Float64
-    )
-
-
-def _nothing(rows: pl.DataFrame) -> pl.Series:
-    return pl.Series([None] * len(rows), dtype=pl.Float64)
+def _scored(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
+    """Answers with what is said of each by itself."""
+    prompts = ctx.prompts("test").select("prompt_id", "prompt")
+    asked = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    if ctx.recipe.data.source == "world":
+        pairs = asked.select("prompt", "response").iter_rows()
+        gold = [world.gold(prompt, text or "").score for prompt, text in pairs]
+        rows = rows.with_columns(gold=pl.Series(gold, dtype=pl.Float64))
+    if ctx.recipe.eval.reward is not None:
+        rows = rows.with_columns(reward=ctx.rewards(asked, ctx.recipe.eval.reward))
+    return rows
 
 
 def _table(responses: pl.DataFrame, judgements: pl.DataFrame, by: dict[str, str]) -> pl.DataFrame:

@@ -143,7 +143,9 @@ def test_who_cannot_be_evaluated(open_run: OpenRun, args: tuple[str, list[str]],
 
 def test_a_baseline_that_nobody_knows_or_judges(open_run: OpenRun) -> None:
     run = everything(open_run("rounds=0"))
-    with pytest.raises(MacpoError, match="no such policy; choose chosen, teacher1-base"):
+    with pytest.raises(
+        MacpoError, match="no policy 'bob': name an agent and its round, such as student-positive-0"
+    ):
         run.evaluate([Policy("student", "positive", 0)], against="bob")
 
 
