@@ -125,7 +125,9 @@ def gen(
     """Write every dataset of a round whose inputs exist."""
     with _open(recipe, runs, sets) as run:
         if dry_run:
-            return _print_plan(run, run.select("gen", round_, learner))
+            steps = run.select("gen", round_, learner)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         _finish(run, run.make("gen", round_, learner, redo))
 
 
@@ -212,7 +214,8 @@ def run_(
         wanted = [round_] if round_ is not None else list(range(last + 1))
         steps = [step for each in wanted or [last] for step in run.select(None, each)]
         if dry_run:
-            return _print_plan(run, steps)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
             if outcome.waiting or each == wanted[-1]:
@@ -590,6 +593,19 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
         [(step, found[step], run.plan.name(step), run.waits_for(step, found)) for step in steps],
         f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
     )
+
+
+def _print_costs(run: Run, steps: list[Step]) -> None:
+    """What the gen steps that are not done will ask of their models."""
+    from macpo_data.cost import measure
+    from macpo_data.show import print_costs
+
+    found = run.states()
+    todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
+    if todo:
+        sizes = measure(run.plan, run.store)
+        asked = [(step, run.method.asks(step, run.recipe, sizes)) for step in todo]
+        print_costs(asked, run.recipe, sizes.note)
 
 
 def _print_results(run: Run, last: int) -> None:
