@@ -640,7 +640,8 @@ def _next_command(run: Run, found: dict[Step, State]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(line)
 
 
 def _say_aside(line: str) -> None:

@@ -94,7 +94,7 @@ def main() -> None:
         if executable is None:
             sys.exit("no chromium: opening it was not measured")
         times = sorted(opened(path, executable) for _ in range(5))
-        said = f"{times[2]:.2f} s to the drawn first screen ({times[0]:.2f} to {times[-1]:.2f}, 5 times)"
+        said = f"{times[2]:.2f} s to the first screen ({times[0]:.2f} to {times[-1]:.2f}, 5 times)"
         row(f"report of {PAIRS:,} pairs, opened", said, "python -m benchmarks.report")
 
 
