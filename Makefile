@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast vllm test-vllm conformance demo bench clean
+.PHONY: help install check test test-fast vllm test-vllm conformance distilabel demo bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,8 +42,12 @@ test-vllm: vllm ## the tests that need a real vLLM
 conformance: install ## other trainers' own code on what macpo renders; needs a package index
 	$(BIN)/python -m tests.conformance.run
 
+distilabel: install ## our mixture against distilabel's; needs a package index
+	$(BIN)/python -m benchmarks.distilabel_moa
+
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
+	$(BIN)/macpo report quickstart
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup
@@ -52,7 +56,11 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.generating
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.sharing
+	$(BIN)/python -m benchmarks.endpoints
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.reward_model
+	$(BIN)/python -m benchmarks.report
 
 clean: ## the environment and caches, not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

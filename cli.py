@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from macpo_data.errors import Interrupted, MacpoError, plain
 
 if TYPE_CHECKING:
     from macpo_data.plan import Step
+    from macpo_data.report import Source
     from macpo_data.store import State
     from rounds import Outcome, Run
 
@@ -56,6 +57,7 @@ RedoOption = Annotated[
     ),
 ]
 ALONE = "Without recipe and run"
+OTHERS = "For other evaluators, and people"
 ConfigOption = Annotated[
     str | None,
     typer.Option(
@@ -123,7 +125,9 @@ def gen(
     """Write every dataset of a round whose inputs exist."""
     with _open(recipe, runs, sets) as run:
         if dry_run:
-            return _print_plan(run, run.select("gen", round_, learner))
+            steps = run.select("gen", round_, learner)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         _finish(run, run.make("gen", round_, learner, redo))
 
 
@@ -138,6 +142,10 @@ def train(
     sets: SetOption = None,
     dry_run: DryOption = False,
     redo: RedoOption = False,
+    reward: Annotated[
+        bool,
+        typer.Option("--reward", help="Train a reward model on D1's human pairs, for `eval`."),
+    ] = False,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -173,8 +181,16 @@ def train(
             progress=progress, say=_say_aside,
         )  # fmt: skip
         return _say(f"wrote    {made}")
+    if reward:
+        with _open(recipe, runs, sets) as run:
+            made = run.train_reward(redo)
+            from macpo_data.show import print_reward_model
+
+            print_reward_model(run.store.manifest(run.plan.reward_name) or {})
+            _say(f"{made}")
+            return _next(f"macpo eval --set eval.reward=trained{run.said}")
     if round_ is None:
-        raise MacpoError("train what? name a round with --round, or a dataset with --dataset")
+        raise MacpoError("train what? --round N, --reward, or a dataset with --dataset")
     with _open(recipe, runs, sets) as run:
         if dry_run:
             return _print_plan(run, run.select("train", round_, learner))
@@ -198,7 +214,8 @@ def run_(
         wanted = [round_] if round_ is not None else list(range(last + 1))
         steps = [step for each in wanted or [last] for step in run.select(None, each)]
         if dry_run:
-            return _print_plan(run, steps)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
             if outcome.waiting or each == wanted[-1]:
@@ -215,9 +232,20 @@ def status(
     runs: RunsOption = RUNS,
     sets: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of steps, for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again.")] = False,
 ) -> None:
     """Say what is done, ready, waiting or stale. Needs neither network nor model."""
     with _open(recipe, runs, sets) as run:
+        if watch:
+            from macpo_data import live
+
+            notes = run.store.root / live.NOTES
+            return live.watch(
+                lambda: live.view(
+                    f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+                    found := run.states(), live.making(notes), _next_command(run, found),
+                )
+            )  # fmt: skip
         if not as_json:
             _print_plan(run, run.plan.steps)
             return _say_next(run)
@@ -236,6 +264,62 @@ def status(
             for step in run.plan.steps
         ]
         _say(json.dumps(rows, indent=1))
+
+
+@app.command("eval")
+def eval_(
+    round_: Annotated[str, typer.Option("--round", help="A number, all, or base.")] = "all",
+    agents: Annotated[
+        str | None, typer.Option(help="Only these, as student,teacher_1. Default: all.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare with: student-positive-0, student-base, or chosen (the human)."),
+    ] = None,
+    export: Annotated[
+        Literal["alpaca_eval", "mt_bench", "arena_hard", "human"] | None,
+        typer.Option(help="Write one policy's answers for this evaluator.", rich_help_panel=OTHERS),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="The evaluator's prompts.", rich_help_panel=OTHERS)
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Where to write.", rich_help_panel=OTHERS)] = None,
+    sheets: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--import", help="A filled sheet; one for each annotator.", rich_help_panel=OTHERS
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Of the sheets; default: beside the first.", rich_help_panel=OTHERS),
+    ] = None,
+    recipe: RecipeOption = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+) -> None:
+    """Measure policies on the held-out prompts: gold, reward, win rates, with intervals.
+
+    `--export human --against POLICY --to sheet.csv` writes a blind sheet for people, and
+    `--import sheet.csv` reads it when it is filled; its key is sheet.key.json.
+    """
+    from macpo_data.evaluate import choose
+    from macpo_data.show import print_agreement, print_evaluation
+
+    with _open(recipe, runs, sets) as run:
+        if sheets:
+            from macpo_data.sheets import read_sheets
+
+            found = read_sheets(run.context(), sheets, key or sheets[0].with_suffix(".key.json"))
+            print_evaluation(found)
+            return print_agreement(run.store.manifest(f"eval/{found.paths[0].name}") or {})
+        names = [name.strip() for name in agents.split(",")] if agents else []
+        policies = choose(run.plan, run.store, round_, names)
+        if export is None:
+            print_evaluation(run.evaluate(policies, against))
+            return _say_next(run)
+        for line in run.export(export, policies, against, prompts, to):
+            _say(line)
 
 
 @app.command()
@@ -265,6 +349,35 @@ def show(
         pairs = pick(run.store.read(name, "pairs.parquet"), where, sort, sample, count)
         print_pairs(pairs, run.store.manifest(name), count, spread=not sort)
         _say(f"{run.path(step) / 'pairs.parquet'}")
+
+
+@app.command()
+def report(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="Recipes, side by side on one page.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", "-r", help="Likewise; repeatable.")
+    ] = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+    to: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write one HTML page of a run: did it get better, why, and what the pairs look like."""
+    from macpo_data.report import collect
+    from macpo_data.report_page import page
+    from macpo_data.store import atomic
+
+    named = [*(recipes or []), *(recipe or [])]
+    opened = [_open(name, runs, sets) for name in named or (None,)]
+    root = opened[0].store.root if len({run.store.root for run in opened}) == 1 else runs
+    path = to or root / "report.html"
+    with atomic(path) as temporary:
+        temporary.write_text(page(collect([_source(run) for run in opened])), "utf-8")
+    _say(f"wrote    {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if open_:
+        typer.launch(path.resolve().as_uri())
 
 
 @app.command()
@@ -437,8 +550,15 @@ def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
     from rounds import Run
 
     run = Run(load_recipe(recipe, sets), runs, progress, lambda line: print(line, file=sys.stderr))
+    run.label = Path(recipe).stem if recipe else run.recipe.run
     run.said = _options_said(["--recipe", recipe] if recipe else [], runs, sets)
     return run
+
+
+def _source(run: Run) -> Source:
+    from macpo_data.report import Source
+
+    return Source(run.label, run.plan, run.store, run.said)
 
 
 def _options_said(recipe: list[str], runs: Path, sets: list[str] | None) -> str:
@@ -475,13 +595,28 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
     )
 
 
+def _print_costs(run: Run, steps: list[Step]) -> None:
+    """What the gen steps that are not done will ask of their models."""
+    from macpo_data.cost import measure
+    from macpo_data.show import print_costs
+
+    found = run.states()
+    todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
+    if todo:
+        sizes = measure(run.plan, run.store)
+        asked = [(step, run.method.asks(step, run.recipe, sizes)) for step in todo]
+        print_costs(asked, run.recipe, sizes.note)
+
+
 def _print_results(run: Run, last: int) -> None:
-    """Gold scores, where the source has a gold judge, and three pairs of the last round."""
-    from macpo_data.evaluate import evaluate, trained
-    from macpo_data.show import print_evaluation, print_pairs
+    """The report's first screen, and three pairs of the last round."""
+    from macpo_data.evaluate import trained
+    from macpo_data.report import first_screen
+    from macpo_data.show import print_evaluation, print_pairs, print_summary
 
     if run.recipe.data.source == "world":
-        print_evaluation(evaluate(run.context(), trained(run.plan, run.store, last)))
+        print_evaluation(run.evaluate(trained(run.plan, run.store, last)))
+    print_summary(first_screen(_source(run)))
     steps = [s for s in run.select("gen", last) if s.learner in run.recipe.students]
     for step in steps:
         name = run.plan.name(step)
@@ -490,19 +625,23 @@ def _print_results(run: Run, last: int) -> None:
 
 
 def _say_next(run: Run) -> None:
-    """Name the command that goes on from here."""
-    found: dict[Step, State] = run.states()
+    _next(_next_command(run, run.states()))
+
+
+def _next_command(run: Run, found: dict[Step, State]) -> str:
+    """The command that goes on from here."""
     for step in run.plan.steps:
         if found[step] == "ready":
-            return _next(f"macpo {step.kind} --round {step.round}{run.said}")
+            return f"macpo {step.kind} --round {step.round}{run.said}"
         if found[step] == "stale":
             which = f"--round {step.round} --learner {step.learner} --redo"
-            return _next(f"macpo {step.kind} {which}{run.said}")
-    _next(f"macpo show --round {run.recipe.rounds}{run.said}")
+            return f"macpo {step.kind} {which}{run.said}"
+    return f"macpo report{run.said}"
 
 
 def _say(line: str) -> None:
-    print(line)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(line)
 
 
 def _say_aside(line: str) -> None:

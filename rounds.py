@@ -15,19 +15,25 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from macpo_data import models, world
+import polars as pl
+
+from macpo_data import evaluate, models, world
 from macpo_data.context import Context, Progress, RoundData
-from macpo_data.errors import DataError, Interrupted, MacpoError
-from macpo_data.evaluate import every_policy, is_of
+from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, StoreError
 from macpo_data.generate import versions
+from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
 from macpo_data.methods import Method, make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
-from macpo_data.store import State, Store, inputs, states, write_parquet
+from macpo_data.store import Manifest, State, Store, inputs, states, write_parquet
 from macpo_data.worker import Report, Worker, Workers
+
+if TYPE_CHECKING:
+    from macpo_data.evaluate import Evaluation
+    from macpo_train.train import Job
 
 Kind = Literal["gen", "train"]
 STALE = "it is damaged, or made from what changed since: --redo makes it anew"
@@ -50,11 +56,12 @@ class Run:
     ) -> None:
         """Nothing is read or started yet."""
         self.recipe = recipe
+        self.label = recipe.run  # its name on a page of several
         self.said = ""  # the options that made this run, for the next command
         self.plan: Plan = make_plan(recipe)
         self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
-        self.progress = progress
+        self.progress = noted(progress, self.store.root / NOTES)
         self.say = say
         self._keep = recipe.engine.keep_loaded > 1
         self._writers = Workers(recipe.engine.keep_loaded)
@@ -137,6 +144,11 @@ class Run:
             if found[step] == "done" and not again:
                 outcome.kept.append((step, self.path(step)))
                 continue
+            if _several() and (again or kind == "gen"):
+                raise MacpoError(
+                    f"{step}: several processes only train, and without --redo; run this without "
+                    "accelerate launch (train.launcher starts processes where they are wanted)"
+                )
             self._prepare_bases(step)
             with self.store.lock(self.plan.name(step)) if _first() else nullcontext():
                 if again and (old := self.store.aside(self.plan.name(step))):
@@ -182,7 +194,11 @@ class Run:
         """Pretrain the embedded world's bases where they are missing: all of the recipe at once."""
         if self.recipe.engine.name == "fake" or (step.kind == "gen" and not step.policies):
             return
-        bases = [a.base for a in self.recipe.agents.values() if a.base.startswith(models.WORLD)]
+        self._pretrain([agent.base for agent in self.recipe.agents.values()])
+
+    def _pretrain(self, bases: list[str]) -> None:
+        """Make those of the embedded world that are missing."""
+        bases = [base for base in bases if base.startswith(models.WORLD)]
         for base in bases:
             models.check_world_base(base)
         names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
@@ -218,7 +234,7 @@ class Run:
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""
-        from macpo_train.train import Job, train
+        from macpo_train.train import Job
 
         name = self.plan.name(step)
         recipe, agent = self.recipe, self.recipe.agents[step.learner]
@@ -248,12 +264,7 @@ class Run:
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
         )
-        with self.progress(f"training {step.makes}") as report:
-            if fake:
-                facts = train(report, job)
-            else:
-                worker = self._trainers.get("training" if self._keep else agent.base)
-                facts = worker.call("macpo_train.train:train", job, report=report)
+        facts = self._fit(job, f"training {step.makes}")
         if not _first():
             while not self.store.is_done(name):
                 time.sleep(0.1)
@@ -271,6 +282,127 @@ class Run:
                 job.base.id if recipe.dpo.reference == "base" else manifest["start"]
             )
         self.store.finish(name, manifest)
+
+    def evaluate(self, policies: list[Policy], against: str | None = None) -> Evaluation:
+        """Measure policies on the test prompts, as the recipe's `eval` says."""
+        if self.recipe.engine.name != "fake":
+            self._pretrain([self.recipe.agents[policy.agent].base for policy in policies])
+        return evaluate.evaluate(self.context(), policies, against)
+
+    def export(
+        self,
+        form: str,
+        policies: list[Policy],
+        against: str | None,
+        prompts: Path | None,
+        to: Path | None,
+    ) -> list[str]:
+        """Write one policy's answers for another evaluator, or a blind sheet for people.
+
+        Returns:
+            What was written, in lines.
+
+        Raises:
+            MacpoError: it is not said what, whose or where.
+        """
+        from macpo_data import exports, sheets
+
+        positive = [policy for policy in policies if policy.behavior == "positive"]
+        if len(positive) != 1:
+            raise MacpoError(
+                f"an export is of one policy, not of {len(positive)}; name it with --agents and "
+                "--round"
+            )
+        if to is None:
+            raise MacpoError("where to? name a file with --to")
+        if to.exists():
+            raise MacpoError(f"{to} exists already; move it away, or name another file with --to")
+        if form == "human":
+            against = against or self.recipe.eval.against
+            if against is None:
+                raise MacpoError("a sheet compares two; name the baseline with --against")
+            key = sheets.write_sheet(self.context(), positive[0], against, to)
+            return [f"wrote  {to}", f"wrote  {key}, which keeps who is who: not for annotators"]
+        if prompts is None:
+            raise MacpoError(f"name the prompts of {form} with --prompts FILE")
+        count = exports.export(self.context(), positive[0], form, prompts, to)
+        return [f"wrote  {to}: {count} answers of {positive[0]}"]
+
+    def train_reward(self, redo: bool = False) -> Path:
+        """Train the run's own reward model on D1's human pairs, and return its folder.
+
+        Its manifest holds the accuracy on the test prompts' human pairs, by the model as saved.
+
+        Raises:
+            MacpoError: there are no human pairs, or anything else that a person can mend.
+        """
+        from macpo_train.train import Job
+
+        recipe, agent, name = self.recipe, self.plan.reward_agent, self.plan.reward_name
+        if agent.endpoint is not None:
+            raise ModelError("the student has no weights here; name others with reward.base")
+        fake = recipe.engine.name == "fake"
+        with self.store.lock(name):
+            if redo:
+                self.store.aside(name)
+            if self.store.is_done(name):
+                return self.store.path(name)
+            context = self.context(redo)
+            pairs = context.human_pairs("d1").pairs
+            write_parquet(self.store.path(name) / "pairs.parquet", pairs)
+            if not fake:
+                self._pretrain([agent.base])
+            job = Job(
+                dataset=self.store.path(name) / "pairs.parquet",
+                column="chosen",
+                base=models.Base(agent.base, None) if fake else self.lock.base(agent),
+                chat_template=agent.chat_template,
+                start=None,
+                out=self.store.path(name) / "model",
+                settings=recipe.reward,
+                lora=recipe.lora,
+                train=recipe.train,
+                seed=recipe.seed,
+                fake=fake,
+                logs=self.store.path("logs"),
+            )
+            facts = self._fit(job, "training the reward model")
+            facts |= self._held_out(context.prompts("test"))
+            facts |= {"kind": "reward", "format": FORMAT, "base": job.base.id}
+            facts |= {"base_revision": job.base.revision, "recipe": recipe.model_dump(mode="json")}
+            made_from = {self.plan.prompts_name: self.store.content(self.plan.prompts_name)}
+            self.store.finish(name, facts | {"inputs": made_from, **versions()})
+        return self.store.path(name)
+
+    def _held_out(self, prompts: pl.DataFrame) -> dict[str, Any]:
+        """How often the run's reward model, as saved, scores the human's chosen answer higher."""
+        from macpo_data import reward
+
+        pairs = prompts.drop_nulls(["chosen", "rejected"])
+        sides = pl.concat(
+            pairs.select("prompt_id", "prompt", response=side, finish_reason=pl.lit("stop"))
+            for side in ("chosen", "rejected")
+        )
+        scorer = reward.trained_scorer(self.plan, self.store, self.lock)
+        told = (self.recipe.engine, scorer, sides)
+        with self.progress("scoring held-out pairs") as report:
+            if self.recipe.engine.name == "fake":
+                found = reward.rewards(report, *told)
+            else:
+                worker = self._writers.get(f"the reward model {scorer.base.id}")
+                found = worker.call("macpo_data.reward:rewards", *told, report=report)
+        return reward.accuracy(found[: len(pairs)], found[len(pairs) :])
+
+    def _fit(self, job: Job, title: str) -> dict[str, Any]:
+        """Train in a process of its own; the fake engine needs none."""
+        from macpo_train.train import train
+
+        with self.progress(title) as report:
+            if job.fake:
+                return train(report, job)
+            worker = self._trainers.get("training" if self._keep else job.base.id)
+            facts: dict[str, Any] = worker.call("macpo_train.train:train", job, report=report)
+            return facts
 
     def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:
         """What the scores of a dataset depend on, where they are those of one policy, `start`."""
@@ -298,6 +430,10 @@ class Run:
 def _first() -> bool:
     """Inside `accelerate launch` every process trains, and the first one keeps the books."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def pretrain_bases(names: list[str], report: Report) -> None:
@@ -341,11 +477,11 @@ def unreachable(runs: list[Run]) -> list[str]:
         # The last round is no identity: rounds beyond today's were made by this recipe too.
         last = max([run.recipe.rounds, *made])
         plan = make_plan(run.recipe.model_copy(update={"rounds": last}))
-        reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name}
-        policies = dict.fromkeys([*every_policy(plan), *map(Policy, plan.recipe.agents)])
+        reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name, plan.reward_name}
+        policies = dict.fromkeys([*evaluate.every_policy(plan), *map(Policy, plan.recipe.agents)])
         for name in store.names():
             kind, _, rest = name.partition("/")
-            if kind == "eval" and is_of(plan, store.manifest(name)):
+            if kind == "eval" and evaluate.is_of(plan, _manifest(store, name)):
                 reached.add(name)
             for policy in policies:
                 found = re.fullmatch(rf"{re.escape(str(policy))}-(.+)-([0-9a-f]{{8}})", rest)
@@ -356,7 +492,17 @@ def unreachable(runs: list[Run]) -> list[str]:
                 scored = kind in ("scores", "answers") and found
                 if scored and scored[1].endswith(plan.policy_fingerprint(policy)):
                     reached.add(name)
+    # What the rewards of an evaluation are made from has no name that the plan could tell.
+    reached |= {n for name in reached for n in (_manifest(store, name) or {}).get("inputs", {})}
     return [name for name in store.names() if name not in reached]
+
+
+def _manifest(store: Store, name: str) -> Manifest | None:
+    """A result's manifest, unless it is damaged or not there."""
+    try:
+        return store.manifest(name)
+    except StoreError:
+        return None
 
 
 def remove(store: Store, name: str) -> None:

@@ -30,8 +30,8 @@ def dialogues(count: int, chars: int = 1800) -> pl.DataFrame:
     return pl.concat(frames).head(count)
 
 
-def tokenizer(vocabulary: int = 4096) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on the dialogues themselves."""
+def tokenizer(vocabulary: int = 4096, texts: list[str] | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer trained on the texts, or on the dialogues themselves."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -42,7 +42,7 @@ def tokenizer(vocabulary: int = 4096) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(dialogues(2000)["chosen"].to_list(), trainer)
+    bpe.train_from_iterator(texts or dialogues(2000)["chosen"].to_list(), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|pad|>", model_max_length=4096
     )

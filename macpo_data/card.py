@@ -15,6 +15,11 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAMPLE_CHARS = 400
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 MACPO = "macpo"
+METHODS = {
+    "macpo": "by weak teachers and a strong student that teach each other (MACPO)",
+    "moaa": "by a mixture of agents, which writes the fine-tuning data of round 0, and a judge who "
+    "compares the student's own answers from round 1 on (MoAA)",
+}
 
 
 def measures(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -44,14 +49,15 @@ def statistics(measured: pl.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
     }
     sample = {
         "prompt": [{**m, "content": _short(m["content"])} for m in row["prompt"]],
-        "chosen": [{"role": "assistant", "content": _short(row["chosen"])}],
-        "rejected": [{"role": "assistant", "content": _short(row["rejected"])}],
         "prompt_id": row["prompt_id"],
-        "chosen_agent": row["chosen_agent"],
-        "rejected_agent": row["rejected_agent"],
-        "chosen_perplexity": _rounded(row["chosen_perplexity"]),
-        "rejected_perplexity": _rounded(row["rejected_perplexity"]),
     }
+    for side in ("chosen", "rejected"):
+        if row[side] is not None:
+            sample |= {
+                side: [{"role": "assistant", "content": _short(row[side])}],
+                f"{side}_agent": row[f"{side}_agent"],
+                f"{side}_perplexity": _rounded(row[f"{side}_perplexity"]),
+            }
     return {"quantiles": quantiles, "sample": sample}
 
 
@@ -71,22 +77,19 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
     newest = default_of(index)
     entry = index[newest]
     place = repo or "PATH/OF/THIS/FOLDER"
+    method = METHODS[entry["facts"]["manifest"]["method"]]
     parts = [
         _metadata(index, newest, suffix),
         f"# {repo or 'Preference pairs, round by round'}\n",
-        "Preference data made round by round by weak teachers and a strong student that teach each "
-        "other (MACPO). Each round is a dataset, with one configuration per learner: the agent for "
-        "whom the pairs were chosen and who is trained on them. This card is written by `macpo "
-        "push`; an edit is lost at the next one.\n",
+        f"Preference data made round by round {method}. Each round is a dataset, with one "
+        "configuration per learner: the agent for whom the pairs were chosen and who is trained on "
+        "them. This card is written by `macpo push`; an edit is lost at the next one.\n",
         _rounds(index),
         _facts(newest, entry),
         "## Training on it\n",
         _snippets(newest, place, repo is not None, entry),
         "## Forms\n",
-        f"- `{newest}`: `prompt`, `chosen`, `rejected` as message lists, with where each side came "
-        "from and how it scored; `chosen_text` and `rejected_text` are the same as text.\n"
-        f"- `{newest}_full`: the prompt inside both sides; on the branch `full` it is the default."
-        f"\n- `{newest}_sharegpt`: each side one message.\n"
+        f"{_forms(newest, entry)}"
         "- `macpo/`: recipe, pinned revisions, manifests and the store's own files; `macpo pull` "
         "checks them against each other.\n",
         _sample(entry),
@@ -94,11 +97,31 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
     return "\n".join(parts)
 
 
+def _forms(name: str, entry: Entry) -> str:
+    if not _preferences(entry):
+        return (
+            f"- `{name}`: `prompt` and `completion` as message lists, a row for each turn, with "
+            "where the completion came from.\n"
+            f"- `{name}_messages`: whole conversations as `messages`, and nothing else.\n"
+        )
+    return (
+        f"- `{name}`: `prompt`, `chosen`, `rejected` as message lists, with where each side came "
+        "from and how it scored; `chosen_text` and `rejected_text` are the same as text.\n"
+        f"- `{name}_full`: the prompt inside both sides; on the branch `full` it is the default.\n"
+        f"- `{name}_sharegpt`: each side one message.\n"
+    )
+
+
+def _preferences(entry: Entry) -> bool:
+    """Whether an entry has rejected answers; one that an older macpo wrote has."""
+    return bool(entry["facts"].get("preferences", True))
+
+
 def _metadata(index: Index, newest: str, suffix: str) -> str:
     licence = index[newest]["facts"]["licence"]
     rows = index[newest]["configs"][newest]["rows"]
     names = [name for entry in index.values() for name in entry["configs"]]
-    default = f"{newest}{suffix}"
+    default = f"{newest}{suffix}" if f"{newest}{suffix}" in names else newest
     configs = []
     infos = []
     for name in sorted(names, key=lambda n: (n != default, n)):
@@ -208,6 +231,8 @@ def _facts(name: str, entry: Entry) -> str:
 
 
 def _snippets(name: str, place: str, tagged: bool, entry: Entry) -> str:
+    if not _preferences(entry):
+        return _sft_snippets(name, place, tagged, entry)
     dpo = entry["facts"]["dpo"]
     beta, gamma, tag = dpo["beta"], dpo["gamma"], entry["tag"]
     snippets = {
@@ -244,6 +269,21 @@ def _snippets(name: str, place: str, tagged: bool, entry: Entry) -> str:
         "batch, LLaMA-Factory and OpenRLHF the mean of each answer's mean.\n"
     )
     return "\n".join([*blocks, note])
+
+
+def _sft_snippets(name: str, place: str, tagged: bool, entry: Entry) -> str:
+    revision = f" --revision {entry['tag']}" if tagged else ""
+    snippets = {
+        "macpo": f"macpo train --dataset {place} --config {name} --base BASE --out DIR{revision} "
+        "--set objective=sft --set columns.chosen=completion --set columns.rejected=null",
+        "TRL": f"trl sft --dataset_name {place} --dataset_config {name} "
+        "--model_name_or_path BASE --output_dir DIR",
+        "axolotl": f"datasets:\n  - path: {place}\n    name: {name}_messages\n    split: train\n"
+        "    type: chat_template\n    field_messages: messages",
+        "LLaMA-Factory": f"stage: sft\ndataset_dir: REMOTE:{place}\ndataset: {name}\n"
+        f"# a copy on disk: dataset_dir: FOLDER, dataset: {name}_local",
+    }
+    return "\n".join(f"{trainer}:\n\n```\n{text}\n```\n" for trainer, text in snippets.items())
 
 
 def _sample(entry: Entry) -> str:

@@ -58,9 +58,10 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
         return _stored(folder)
     place, _, revision = what.partition("@")
     table = read_table(place, config, revision or None)
-    rows = sources.preference_rows(table, Columns(), place).filter(
-        pl.col("prompt_id").is_not_null()
-    )
+    columns = Columns()
+    if "completion" in table.columns:  # published for fine-tuning
+        columns = Columns(chosen="completion", rejected=None)
+    rows = sources.preference_rows(table, columns, place).filter(pl.col("prompt_id").is_not_null())
     scores = [pl.col(name) for name in SCORED if name in table.columns]
     if len(rows) == len(table):
         rows = rows.with_columns(table.select(scores))

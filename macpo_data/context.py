@@ -6,19 +6,19 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
-from macpo_data import overlap, select, sources
+from macpo_data import overlap, reward, select, sources
 from macpo_data.engines import Voice, pick
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
 from macpo_data.lock import Lock
 from macpo_data.models import ENDPOINTS, Base
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Recipe, Sampling, digest
+from macpo_data.recipe import Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import (
     CANDIDATES,
     DROPPED,
@@ -112,6 +112,11 @@ class Context:
     def human_pairs(self, part: Part, noise_for: str | None = None) -> RoundData:
         """The human's answers as pairs; for a learner, `data.noise` of them are swapped."""
         prompts = self.prompts(part)
+        if prompts["chosen"].null_count() + prompts["rejected"].null_count():
+            raise DataError(
+                f"data.{part} needs human answers, chosen and rejected: round 0 trains the "
+                f"teachers on them; set data.columns or data.{part}.path"
+            )
         swap = self.recipe.data.noise if noise_for else 0.0
         swapped = [
             int(digest([self.recipe.seed, "noise", noise_for, i]), 16) < swap * 16**8
@@ -123,12 +128,7 @@ class Context:
             "prompt",
             chosen=pl.when(flip).then("rejected").otherwise("chosen"),
             rejected=pl.when(flip).then("chosen").otherwise("rejected"),
-        ).drop_nulls()
-        if sides.is_empty():
-            raise DataError(
-                f"no human pairs in {part}: round 0 trains the teachers on them; "
-                "name a source that has chosen and rejected answers"
-            )
+        )
         for side in ("chosen", "rejected"):
             human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
             sides = sides.with_columns(
@@ -247,6 +247,8 @@ class Context:
             return samples.with_columns(**{n: pl.lit(None, t) for n, t in SCORES.items()})
         content = digest(rows.drop("prompt").rows())
         voice = self._voice(under)
+        if self.recipe.agents[under.agent].base:
+            voice = replace(voice, endpoint=None)  # no endpoint scores, its local base does
         content = digest([FORMAT, self.recipe.read("engine"), content])
         name = f"scores/{under}-{voice.fingerprint}-{content}"
         ids = [str(i) for i in rows["index"]]
@@ -263,6 +265,45 @@ class Context:
             scored, on="index", how="left", maintain_order="left"
         )
         return joined.drop("index")
+
+    def rewards(self, rows: pl.DataFrame, model: RewardModel) -> pl.Series:
+        """How good a reward model finds answers.
+
+        Args:
+            rows: prompt_id, prompt, response, finish_reason; equal ones are scored once.
+            model: as the recipe describes it.
+
+        Returns:
+            Row for row the reward; null for an answer that was not written or does not fit.
+
+        Raises:
+            ModelError: it cannot be loaded, is no reward model, or is not trained yet.
+        """
+        key = ["prompt_id", "response", "finish_reason"]
+        asked = rows.select(*key, "prompt").drop_nulls("response").unique(key, maintain_order=True)
+        asked = asked.sort(_length("prompt"), *key)
+        scorer, made_from = reward.find_scorer(self.plan, self.store, self.lock, model)
+        ids = [digest(row) for row in asked.select(key).rows()]
+        name = f"rewards/{scorer.fingerprint}-{digest([FORMAT, self.recipe.read('engine'), ids])}"
+        if not ids:
+            return pl.Series([None] * len(rows), dtype=pl.Float64)
+        shards = self._shards(name, ids)
+        with self.store.lock(name):
+            self._mend(name, made_from)
+            if not self.store.is_done(name):
+                self._begin(name, shards, made_from)
+                with self._progress(f"scoring by {model.model}") as report:
+                    told = (self.recipe.engine, scorer, asked, shards)
+                    if self.recipe.engine.name == "fake":
+                        facts = reward.score(report, *told)
+                    else:
+                        worker = self._workers.get(f"the reward model {scorer.base.id}")
+                        facts = worker.call("macpo_data.reward:score", *told, report=report)
+                facts |= {"kind": "rewards", "format": FORMAT, "inputs": made_from}
+                self.store.finish(name, facts | {"rows": len(asked), **scorer.facts()})
+            self.used[name] = str(self.store.content(name))
+        scores = asked.select(key).with_columns(self._rows(name)["reward"])
+        return rows.select(key).join(scores, on=key, how="left", maintain_order="left")["reward"]
 
     def score_together(
         self, frames: Sequence[pl.DataFrame], under: Policy
@@ -311,11 +352,11 @@ class Context:
             return {}
         return begun
 
-    def _begin(self, name: str, task: Task, made_from: dict[str, str]) -> None:
+    def _begin(self, name: str, shards: Shards, made_from: dict[str, str]) -> None:
         """Keep the shards of a killed run, unless what they were made from changed since."""
         if self._begun(name).get("inputs") != made_from:
             folder = self.store.clear(name)
-            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": task.shards.size})
+            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": shards.size})
 
     def _voice(self, policy: Policy) -> Voice:
         """The policy's adapter, checked, on its agent's template."""
@@ -401,7 +442,7 @@ class Context:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
         for name, (policy, task) in todo.items():
-            self._begin(name, task, self._made_from(policy))
+            self._begin(name, task.shards, self._made_from(policy))
         writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from macpo_data import world
+from macpo_data import judge, reward, world
 from macpo_data.context import Context
 from macpo_data.errors import MacpoError, StoreError
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import digest
+from macpo_data.recipe import Judge, Recipe, digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check, empty
 from macpo_data.store import Manifest, Store, write_parquet
 
 if TYPE_CHECKING:
     from macpo_data.stats import Estimate
 
+CHOSEN = "chosen"  # as a baseline: the human's better answer
 WHO = ["agent", "behavior", "round"]
 FILES = {"responses": RESPONSES, "judgements": JUDGEMENTS, "table": EVALUATION}
 
@@ -34,33 +36,107 @@ class Evaluation:
     paths: list[Path]  # folders of the tables
 
 
-def evaluate(ctx: Context, policies: Sequence[Policy]) -> Evaluation:
-    """Sample policies on the test prompts, and score what they wrote.
+def evaluate(ctx: Context, policies: Sequence[Policy], against: str | None = None) -> Evaluation:
+    """Sample policies on the test prompts, and score what they wrote as the recipe's `eval` says.
+
+    Args:
+        ctx: of the run.
+        policies: whom to measure.
+        against: baseline of pairwise judgements: a policy's name, or chosen for the human's
+            answers; None as the recipe says.
 
     Raises:
-        MacpoError: there is no policy, or anything that a person can mend.
+        MacpoError: there is no policy, no judge for a baseline, or anything else to mend.
     """
     if not policies:
         raise MacpoError("nothing to evaluate: no policy is trained yet; run `macpo run --round 0`")
-    samples = {p: ctx.plan.sample_name(p, "test", "0") for p in dict.fromkeys(policies)}
-    name = f"eval/{digest([FORMAT, list(samples.values())])}"
-    responses = _responses(ctx, list(samples))
-    judgements = empty(JUDGEMENTS)
+    baseline = _baseline(ctx, against or ctx.recipe.eval.against)
+    wanted = list(dict.fromkeys([*policies, *([baseline] if isinstance(baseline, Policy) else [])]))
+    by = _judges(ctx, baseline)
+    responses = _scored(ctx, answers_of(ctx, wanted))
+    judgements, habits = empty(JUDGEMENTS), None
+    if baseline is not None:
+        judgements, habits = _judge(ctx, responses, baseline)
+    return write(ctx, wanted, by, responses, judgements, habits)
+
+
+def write(
+    ctx: Context,
+    policies: Sequence[Policy],
+    by: dict[str, tuple[str, str]],
+    responses: pl.DataFrame,
+    judgements: pl.DataFrame,
+    habits: dict[str, Any] | None,
+) -> Evaluation:
+    """Sum up and store an evaluation, unless it is there.
+
+    Args:
+        ctx: of the run.
+        policies: whose samples these are.
+        by: for each measure who judged, and what the judgement depends on.
+        responses: RESPONSES.
+        judgements: JUDGEMENTS.
+        habits: what is known of the judge.
+    """
+    samples = {str(p): ctx.plan.sample_name(p, "test", "0") for p in policies}
+    name = f"eval/{digest([FORMAT, list(samples.values()), by])}"
     with ctx.store.lock(name):
         if not _is_whole(ctx, name):
             ctx.store.aside(name)
             folder = ctx.store.clear(name)
-            table = _table(responses, judgements)
+            table = _table(responses, judgements, {m: who for m, (who, _) in by.items()})
             for file, frame in zip(FILES, (responses, judgements, table), strict=True):
                 write_parquet(folder / f"{file}.parquet", frame)
-            facts = {
-                "kind": "eval",
-                "format": FORMAT,
-                "samples": {str(policy): sample for policy, sample in samples.items()},
-                "inputs": ctx.used,
-            }
-            ctx.store.finish(name, facts)
+            facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
+            ctx.store.finish(name, {**facts, "judge": habits, "inputs": ctx.used})
     return _read(ctx.store, name)
+
+
+def find_policy(plan: Plan, name: str) -> Policy:
+    """The policy that a person names, such as student-positive-0 or student-base.
+
+    Raises:
+        MacpoError: there is none of that name.
+    """
+    for policy in every_policy(plan):
+        if str(policy) == name:
+            return policy
+    raise MacpoError(
+        f"no policy {name!r}: name an agent and its round, such as {plan.recipe.students[0]}-"
+        f"positive-0, or {plan.recipe.students[0]}-base for its bare base"
+    )
+
+
+def choose(
+    plan: Plan, store: Store, round_: str = "all", agents: Sequence[str] = ()
+) -> list[Policy]:
+    """The policies that a person asks for.
+
+    Args:
+        plan: of the run.
+        store: of the run.
+        round_: a number, `all` that are trained, or `base` for bare bases.
+        agents: names; none means all that are trained.
+
+    Raises:
+        MacpoError: there is no such round or agent, or it is not trained yet.
+    """
+    known = every_policy(plan)
+    names = list(dict.fromkeys(policy.agent for policy in known))
+    if wrong := [name for name in agents if name not in names]:
+        raise MacpoError(f"no agent {wrong[0]!r} that is trained: choose {', '.join(names)}")
+    if round_ not in ("all", "base") and not round_.isdecimal():
+        raise MacpoError(f"--round {round_}: write a number, all, or base")
+    if round_ == "base":
+        found = [policy for policy in known if policy.round is None]
+    else:
+        found = [p for p in trained(plan, store) if round_ in ("all", str(p.round))]
+    found = [policy for policy in found if not agents or policy.agent in agents]
+    if not found:
+        raise MacpoError(
+            f"nothing to evaluate: no such policy is trained yet (round {round_}); `macpo status`"
+        )
+    return found
 
 
 def latest(plan: Plan, store: Store) -> Evaluation | None:
@@ -74,26 +150,29 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
         name = str(path.parent.relative_to(store.root))
         manifest = _fresh(plan, store, name)
         if manifest is not None:
-            found.append((manifest["created"], path.stat().st_mtime_ns, name))
+            when = (manifest["created"], path.stat().st_mtime_ns)
+            found.append((when, _read(store, name), manifest["by"]))
     if not found:
         return None
-    read = [_read(store, name) for *_, name in sorted(found, reverse=True)]
-    table, responses, judgements = (
-        pl.concat([getattr(each, file) for each in read]) for file in ("table", *list(FILES)[:2])
-    )
+    found.sort(key=lambda each: each[0], reverse=True)
+    tables = [
+        each.table.with_columns(
+            judge=pl.col("measure").replace_strict({m: seal for m, (_, seal) in by.items()})
+        )
+        for _, each, by in found
+    ]
+    table = pl.concat(tables)
     newest = table.unique(["measure", "against"], keep="first", maintain_order=True)
-    table = table.join(
-        newest.select("measure", "against", "by"),
-        on=["measure", "against", "by"],
-        how="semi",
-        nulls_equal=True,
-    )
+    same = ["measure", "against", "judge"]
+    table = table.join(newest.select(same), on=same, how="semi", nulls_equal=True).drop("judge")
     table = table.unique([*WHO, "measure", "against"], keep="first", maintain_order=True)
+    responses = pl.concat(each.responses for _, each, _ in found)
     scored = responses.group_by(["prompt_id", *WHO], maintain_order=True)
     responses = scored.agg(pl.all().drop_nulls().first()).select(*RESPONSES)
+    judgements = pl.concat(each.judgements for _, each, _ in found)
     key = ["prompt_id", *WHO, "against"]
     judgements = judgements.unique(key, keep="first", maintain_order=True)
-    return Evaluation(table, responses, judgements, [path for each in read for path in each.paths])
+    return Evaluation(table, responses, judgements, [p for _, each, _ in found for p in each.paths])
 
 
 def is_of(plan: Plan, manifest: Manifest | None) -> bool:
@@ -148,8 +227,88 @@ def _read(store: Store, name: str) -> Evaluation:
     return Evaluation(**frames, paths=[store.path(name)])
 
 
-def _responses(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
-    """What the policies wrote, with the scores of each answer by itself."""
+def _baseline(ctx: Context, name: str | None) -> Policy | str | None:
+    """Whom the policies are compared with.
+
+    Raises:
+        MacpoError: there is no such policy, or it is not trained yet, or nobody to judge.
+    """
+    if name is None:
+        return None
+    if _judge_of(ctx.recipe) is None:
+        raise MacpoError(
+            f"--against {name} needs a judge: set eval.judge.kind (gold, llm or mixture) and its "
+            "agent in the recipe"
+        )
+    if name == CHOSEN:
+        return CHOSEN
+    return find_policy(ctx.plan, name)
+
+
+def _judge_of(recipe: Recipe) -> Judge | None:
+    """Who compares answers: the evaluation's own judge, that of the data, or the world's."""
+    gold = Judge(kind="gold") if recipe.data.source == "world" else None
+    return recipe.eval.judge or recipe.judge or gold
+
+
+def _judges(ctx: Context, baseline: Policy | str | None) -> dict[str, tuple[str, str]]:
+    """Who judges by each measure: as people call them, and what their judgement depends on."""
+    found = {"gold": ("world", digest(world.VERSION))} if ctx.recipe.data.source == "world" else {}
+    model, compares = ctx.recipe.eval.reward, _judge_of(ctx.recipe)
+    if model is not None:
+        scorer, _ = reward.find_scorer(ctx.plan, ctx.store, ctx.lock, model)
+        found["reward"] = (model.model, scorer.fingerprint)
+    if baseline is not None and compares is not None:
+        voices = [ctx.plan.policy_fingerprint(policy) for policy in judge.policies(compares)]
+        who = f"{compares.kind} judge" + (f" {compares.agent}" if compares.agent else "")
+        found["win"] = found["win_lc"] = (who, digest([compares.identity(), voices, str(baseline)]))
+    return found
+
+
+def _judge(
+    ctx: Context, responses: pl.DataFrame, baseline: Policy | str
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Every answer (a) against the baseline's to the same prompt (b), and what the judge is like.
+
+    Raises:
+        ModelError: the judge goes by position, or says nothing.
+    """
+    compares = _judge_of(ctx.recipe)
+    assert compares is not None
+    rows = beside(ctx, responses, baseline)
+    verdicts = judge.compare(ctx, compares, rows.select("prompt_id", "prompt", "a", "b"))
+    habits = judge.report(verdicts)
+    if compares.kind != "gold":
+        judge.check(habits, compares)
+    rows = rows.with_columns(verdicts["first", "second", "win"])
+    return check(rows, JUDGEMENTS, "judgements"), habits
+
+
+def beside(ctx: Context, responses: pl.DataFrame, baseline: Policy | str) -> pl.DataFrame:
+    """Answers (a) beside the baseline's to the same prompt (b), its own left out.
+
+    Adds prompt, against, and longer, the characters by which a is the longer one.
+    """
+    prompts = ctx.prompts("test").select("prompt_id", "prompt", b=CHOSEN)
+    if isinstance(baseline, Policy):
+        theirs = answers_of(ctx, [baseline]).select("prompt_id", b="response")
+        prompts = prompts.drop("b").join(theirs, on="prompt_id", how="left")
+        responses = responses.filter(~_is(baseline))
+    rows = responses.rename({"response": "a"})
+    rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    a, b = (pl.col(side).fill_null("").str.len_chars().cast(pl.Int64) for side in ("a", "b"))
+    return rows.with_columns(against=pl.lit(str(baseline)), longer=a - b)
+
+
+def _is(policy: Policy) -> pl.Expr:
+    """Whether a row is of a policy."""
+    round_ = pl.lit(policy.round, pl.Int64)
+    named = (pl.col("agent") == policy.agent) & (pl.col("behavior") == policy.behavior)
+    return named & pl.col("round").eq_missing(round_)
+
+
+def answers_of(ctx: Context, policies: Sequence[Policy]) -> pl.DataFrame:
+    """What the policies wrote to the test prompts, as RESPONSES without scores."""
     samples = ctx.generate(policies, "test")
     spoken = pl.DataFrame(
         [(p.agent, ctx.plan.policy_fingerprint(p), p.behavior, p.round) for p in policies],
@@ -158,47 +317,58 @@ def _responses(ctx: Context, policies: list[Policy]) -> pl.DataFrame:
         schema_overrides={"round": pl.Int64},
     )
     rows = samples.join(spoken, on=["agent", "policy"], maintain_order="left")
-    scores = {"gold": _gold(ctx, rows), "reward": pl.Series([None] * len(rows), dtype=pl.Float64)}
-    return check(rows.with_columns(**scores), RESPONSES, "evaluated responses")
+    nothing = pl.lit(None, pl.Float64)
+    return check(rows.with_columns(gold=nothing, reward=nothing), RESPONSES, "answers")
 
 
-def _gold(ctx: Context, rows: pl.DataFrame) -> pl.Series:
-    """The source's own judge, where it has one."""
-    if ctx.recipe.data.source != "world":
-        return pl.Series([None] * len(rows), dtype=pl.Float64)
-    prompts = ctx.prompts("test")
-    asked = dict(zip(prompts["prompt_id"], prompts["prompt"].to_list(), strict=True))
-    answers = rows.select("prompt_id", "response").iter_rows()
-    return pl.Series(
-        [world.gold(asked[i], text or "").score for i, text in answers], dtype=pl.Float64
-    )
+def _scored(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
+    """Answers with what is said of each by itself."""
+    prompts = ctx.prompts("test").select("prompt_id", "prompt")
+    asked = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    if ctx.recipe.data.source == "world":
+        pairs = asked.select("prompt", "response").iter_rows()
+        # What was not written has no score, here as by a reward model.
+        gold = [None if text is None else world.gold(turns, text).score for turns, text in pairs]
+        rows = rows.with_columns(gold=pl.Series(gold, dtype=pl.Float64))
+    if ctx.recipe.eval.reward is not None:
+        rows = rows.with_columns(reward=ctx.rewards(asked, ctx.recipe.eval.reward))
+    return rows
 
 
-def _table(responses: pl.DataFrame, judgements: pl.DataFrame) -> pl.DataFrame:
+def _table(responses: pl.DataFrame, judgements: pl.DataFrame, by: dict[str, str]) -> pl.DataFrame:
     """One row per policy and measure."""
     from macpo_data import stats  # numpy takes a moment, which `status` need not wait for
 
     rows: list[dict[str, Any]] = []
-    for who, own in responses.group_by(WHO, maintain_order=True):
+    for (agent, behavior, round_), own in responses.group_by(WHO, maintain_order=True):
+        policy = Policy(str(agent), behavior, round_)
         facts = {
-            **dict(zip(WHO, who, strict=True)),
+            "agent": agent,
+            "behavior": behavior,
+            "round": round_,
             "chars": own["response"].fill_null("").str.len_chars().mean(),
             "truncated": (own["finish_reason"] == "length").mean(),
         }
-        for measure, by in (("gold", "world"), ("reward", None)):
-            values = own[measure].drop_nulls()
+        for measure in ("gold", "reward"):
+            values = own[measure].drop_nulls().to_numpy()
             if len(values):
-                rows.append(_row(facts, measure, None, by, stats.mean(values.to_numpy()), values))
+                rows.append(facts | _measured(measure, by, stats.mean(values), len(values)))
+        compared = judgements.drop_nulls("win").filter(_is(policy))
+        if len(compared):
+            wins = compared["win"].to_numpy()
+            longer = compared["longer"].to_numpy().astype(float)
+            against = compared["against"][0]
+            for measure, found in (
+                ("win", stats.mean(wins)),
+                ("win_lc", stats.length_controlled(wins, longer)),
+            ):
+                rows.append(facts | _measured(measure, by, found, len(wins), against))
     return pl.DataFrame(rows, schema=EVALUATION)
 
 
-def _row(
-    facts: dict[str, Any],
-    measure: str,
-    against: str | None,
-    by: str | None,
-    found: Estimate,
-    values: pl.Series,
+def _measured(
+    measure: str, by: dict[str, str], found: Estimate, count: int, against: str | None = None
 ) -> dict[str, Any]:
-    said = {"measure": measure, "against": against, "by": by, "responses": len(values)}
-    return {**facts, **said, **found._asdict()}
+    said = {"measure": measure, "by": by[measure], "against": against, "responses": count}
+    values = {k: None if math.isnan(v) else v for k, v in found._asdict().items()}
+    return {**said, **values}

@@ -45,7 +45,10 @@ class Lock:
         Raises:
             DataError: one cannot be reached, or a local file is not what it was.
         """
-        return self.datasets(sources.paths(data), getattr(data, "revision", "main"))
+        pins = self.datasets(sources.paths(data), getattr(data, "revision", "main"))
+        for more in sources.mores(data):
+            pins |= self.datasets([more.path], more.revision)
+        return pins
 
     def datasets(self, paths: list[str], revision: str = "main") -> dict[str, str | None]:
         """Each of these datasets with its pin, as in `data`.

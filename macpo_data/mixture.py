@@ -27,8 +27,8 @@ def write(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Answer conversations turn by turn; earlier turns are those that the mixture answered.
 
-    An assistant's turn that the source has is replaced. Where a turn got no answer, the
-    conversation ends.
+    An assistant's turn that the source has is replaced by the answer of the last layer's first
+    agent, whatever is kept. Where a turn got no answer, the conversation ends.
 
     Args:
         ctx: of the run.
@@ -51,7 +51,7 @@ def write(
         rows = as_rows(contexts)
         written = _layers(ctx, mixture, rows.unique("prompt_id", maintain_order=True))
         last = written.filter(pl.col("layer") == len(mixture.layers) - 1)
-        said = dict(last.select("prompt_id", "response").iter_rows())
+        said = dict(last.unique("prompt_id", keep="first").select("prompt_id", "response").rows())
         for n, context, row in zip(live, contexts, rows["prompt_id"], strict=True):
             if said[row]:
                 so_far[n] = [*context, {"role": "assistant", "content": said[row]}]

@@ -142,8 +142,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return _load(AutoTokenizer, base)
 
 
-def load_model(base: Base, dtype: str = "auto", quantization: str = "none") -> PreTrainedModel:
-    """The base's weights, on the GPU if there is one. dtype: auto, float32 or bfloat16.
+def load_model(
+    base: Base, dtype: str = "auto", quantization: str = "none", place: bool = True
+) -> PreTrainedModel:
+    """The base's weights, on the GPU if there is one (`place`). dtype: auto, float32 or bfloat16.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -154,7 +156,40 @@ def load_model(base: Base, dtype: str = "auto", quantization: str = "none") -> P
     if quantization == "nf4":
         kwargs |= {"quantization_config": _nf4(dtype), "device_map": {"": device()}}
         return _load(AutoModelForCausalLM, base, **kwargs)
-    return _load(AutoModelForCausalLM, base, **kwargs).to(device())
+    model = _load(AutoModelForCausalLM, base, **kwargs)
+    return model.to(device()) if place else model
+
+
+def load_classifier(base: Base, dtype: str = "auto", new_head: bool = False) -> PreTrainedModel:
+    """A base as a sequence classifier that scores what it reads.
+
+    Args:
+        base: the weights.
+        dtype: auto, float32 or bfloat16.
+        new_head: put one output on it that is still to be trained.
+
+    Raises:
+        ModelError: it cannot be loaded, or is no sequence classifier.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    kwargs: dict[str, Any] = {"num_labels": 1} if new_head else {}
+    model, found = _load(
+        AutoModelForSequenceClassification, base,
+        dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs,
+    )  # fmt: skip
+    missing = sorted(found["missing_keys"])
+    # A head that the files lack would be random numbers, and nobody would see it.
+    if missing and not new_head:
+        raise ModelError(
+            f"{base.id} is no reward model: its files lack {missing[0]}; name a sequence "
+            "classifier whose class transformers itself has"
+        )
+    tokenizer = load_tokenizer(base)
+    pad = tokenizer.pad_token_id
+    # The last token before the padding is the one that is read.
+    model.config.get_text_config().pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    return model.to(device())
 
 
 def _nf4(dtype: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from macpo_data.recipe import Recipe, digest
+from macpo_data.recipe import Agent, Recipe, digest
 
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 1
@@ -128,6 +128,26 @@ class Plan:
         if step.kind == "gen":
             return f"data/round-{step.round}-{step.learner}-{fingerprint}"
         return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
+
+    @property
+    def reward_agent(self) -> Agent:
+        """Whose weights the run's own reward model starts from."""
+        own = self.recipe.reward
+        if own.base is None:
+            return self.recipe.agents[self.recipe.students[0]]
+        return Agent(
+            role="judge", base=own.base, revision=own.revision, chat_template=own.chat_template
+        )
+
+    @cached_property
+    def reward_name(self) -> str:
+        """The folder of the run's own reward model inside the run."""
+        recipe, own = self.recipe, self.recipe.reward
+        how = [own.full, own.epochs, own.learning_rate, own.batch_size]
+        how += [recipe.read("lora"), recipe.read("train"), recipe.seed]
+        made_from = [self.prompts_fingerprint, self.reward_agent.identity()]
+        fake = recipe.engine.name == "fake"
+        return f"reward/{digest(['reward', FORMAT, how, made_from, fake])}"
 
     @property
     def prompts_name(self) -> str:

@@ -20,12 +20,12 @@ from macpo_data.errors import HubError, MacpoError, StoreError
 from macpo_data.methods import make_plan
 from macpo_data.models import adapter_sha256
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import Recipe, load_recipe
+from macpo_data.recipe import Recipe, load_recipe, text_files
 from macpo_data.render import INDEX, Entry, Index, read_index
 from macpo_data.store import MANIFEST, Store, write_json
 
 Say = Callable[[str], None]
-_TEMPLATE = re.compile(r"^template-[0-9a-f]{12}\.jinja$")
+_TEXT = re.compile(r"^(template-[0-9a-f]{12}\.jinja|prompt-[0-9a-f]{12}\.txt)$")
 
 
 class Source(Protocol):
@@ -141,10 +141,10 @@ def _pull(
     text, templates = _recipe(source, place, main, recipe_to.parent)
     if recipe_to.exists() and recipe_to.read_text("utf-8") != text:
         raise HubError(f"{recipe_to} is another recipe; choose a name with --recipe-to FILE")
+    recipe_to.parent.mkdir(parents=True, exist_ok=True)
     for path, template in templates.items():
         path.write_text(template, "utf-8")
     fresh = not recipe_to.exists()
-    recipe_to.parent.mkdir(parents=True, exist_ok=True)
     recipe_to.write_text(text, "utf-8")
     try:
         recipe = load_recipe(str(recipe_to.absolute()))
@@ -175,17 +175,22 @@ def _recipe(source: Source, place: str, name: str, to: Path) -> tuple[str, dict[
     try:
         values: dict[str, Any] = yaml.safe_load(text)
         agents = list(values["agents"].values())
-        named = [agent["chat_template"] for agent in agents]
+        named = list(text_files(values))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         raise HubError(f"{place}: its recipe is damaged; ask who published it") from None
     templates: dict[Path, str] = {}
-    for agent, template in zip(agents, named, strict=True):
-        if _TEMPLATE.match(str(template)):
-            content = _must(source, f"macpo/{name}/{template}", place)
-            templates[to / template] = content.decode("utf-8")
-            agent["chat_template"] = str(to / template)
+    for section, key in named:
+        file = str(section[key])
+        if _TEXT.match(file):
+            content = _must(source, f"macpo/{name}/{file}", place)
+            templates[to / file] = content.decode("utf-8")
+            section[key] = str(to / file)
+    for agent in agents:
         # Running code that a stranger's base brings is for the person here to allow.
         agent["trust_remote_code"] = False
+        # So is sending a key to a server that a stranger names.
+        if isinstance(agent.get("endpoint"), dict):
+            agent["endpoint"]["api_key_env"] = None
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True), templates
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -80,12 +81,36 @@ class Section(BaseModel):
         return values
 
 
+class Columns(Section):
+    """Which columns of a dataset hold what."""
+
+    prompt: str = "prompt"  # a string or a message list
+    chosen: str | None = "chosen"  # a string, or a message list whose last turn is the answer
+    rejected: str | None = "rejected"
+
+
+class More(Section):
+    """Rows of a second dataset, for the same part."""
+
+    source: Literal["ultrafeedback", "ultrachat", "pairs"]
+    path: str  # Hub id, or a local file
+    subset: str | None = None
+    revision: str = "main"
+    split: str | None = None
+    count: Count  # rows to draw
+
+
 class PartSpec(Section):
     """Where one of the three parts of the data comes from."""
 
     path: str | list[str] | None = None  # in place of data.path, for this part
     split: str | None = None  # a split of a Hub dataset
     count: Count | None = None  # rows to draw; null takes all
+    more: More | None = None  # a second dataset, whose rows come after these
+
+    def identity(self) -> dict[str, Any]:
+        """What is not there is no part of it, so that older results keep their names."""
+        return {k: v for k, v in super().identity().items() if v is not None or k != "more"}
 
 
 class DataBase(Section):
@@ -97,6 +122,11 @@ class DataBase(Section):
     limit: Count | None = None  # at most this many rows of each part, for a quick look
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
+    overlap: bool = False  # d2 may be drawn from the prompts of d1
+
+    def identity(self) -> dict[str, Any]:
+        """What is switched off is no part of it, so that older results keep their names."""
+        return {k: v for k, v in super().identity().items() if v or k != "overlap"}
 
 
 class WorldData(DataBase):
@@ -135,12 +165,18 @@ class PKUData(FileData):
     preference: Literal["better", "safer"] = "better"
 
 
-class Columns(Section):
-    """Which columns of a dataset hold what."""
+class UltraFeedbackData(FileData):
+    """UltraFeedback with its best and a worse answer, as in ultrafeedback_binarized."""
 
-    prompt: str = "prompt"  # a string or a message list
-    chosen: str | None = "chosen"  # a string, or a message list whose last turn is the answer
-    rejected: str | None = "rejected"
+    source: Literal["ultrafeedback"]
+    path: str | list[str] | None = "HuggingFaceH4/ultrafeedback_binarized"
+
+
+class UltraChatData(FileData):
+    """UltraChat: whole conversations, of which the last answer is taken off. No rejected side."""
+
+    source: Literal["ultrachat"]
+    path: str | list[str] | None = "HuggingFaceH4/ultrachat_200k"
 
 
 class PairsData(FileData):
@@ -150,7 +186,10 @@ class PairsData(FileData):
     columns: Columns = Columns()
 
 
-Data = Annotated[WorldData | HHData | PKUData | PairsData, Field(discriminator="source")]
+Data = Annotated[
+    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData,
+    Field(discriminator="source"),
+]
 
 
 class Endpoint(Section):
@@ -311,6 +350,27 @@ class Lora(Section):
     rslora: bool = False  # scale by alpha / sqrt(r), which keeps large ranks learning
 
 
+class RewardModel(Section):
+    """A sequence classifier that scores an answer. A recipe may give just its name."""
+
+    model: Annotated[str, Field(min_length=1)]  # Hub id, folder, or trained: the run's own
+    revision: str = "main"  # on the Hub; pinned in lock.json when first read
+    chat_template: str = "tokenizer"  # as for agents
+    head: int | list[float] | None = None  # of several outputs: which one, or a weight for each
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @property
+    def agent(self) -> Agent:
+        """What its weights are, in the form in which bases are pinned and loaded."""
+        return Agent(
+            role="judge", base=self.model, revision=self.revision, chat_template=self.chat_template
+        )
+
+
 class JudgePrompts(Section):
     """What a judge is asked: names of the package's own prompts, or files."""
 
@@ -327,7 +387,8 @@ class JudgePrompts(Section):
 class Judge(Section):
     """Who compares two answers, and how its verdicts become a ranking."""
 
-    kind: Literal["gold", "llm", "mixture"]  # gold: the embedded world's own, in code
+    kind: Literal["gold", "llm", "mixture", "reward"]  # gold: the embedded world's own, in code
+    reward: RewardModel | None = None  # kind reward: a classifier, whose higher score wins
     agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
     proposers: list[str] = []  # kind mixture: who write critiques
     criteria: Annotated[int, Field(ge=0, le=8)] = 3  # of eight, chosen for each pair; 0: all
@@ -342,9 +403,31 @@ class Judge(Section):
     def _has_agents(self) -> Judge:
         if self.kind in ("llm", "mixture") and not self.agent:
             raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
+        if self.kind == "reward" and self.reward is None:
+            raise ValueError("kind reward needs a reward model")
         if self.kind == "mixture" and not self.proposers:
             raise ValueError("kind mixture needs proposers")
         return self
+
+
+class RewardTraining(Section):
+    """How `macpo train --reward` makes a reward model from D1's human pairs."""
+
+    base: str | None = None  # Hub id, folder or world:NAME; null: the student's
+    revision: str = "main"
+    chat_template: str = "tokenizer"
+    full: bool = False  # train all weights, not an adapter
+    epochs: Positive = 1.0
+    learning_rate: Positive = 1e-4
+    batch_size: Count = 32  # pairs per optimiser step
+
+
+class Eval(Section):
+    """How `macpo eval` measures policies on the held-out prompts."""
+
+    reward: RewardModel | None = None  # scores each answer by itself
+    judge: Judge | None = None  # compares answers with the baseline's; null: that of the data
+    against: str | None = None  # the baseline: a policy as student-positive-0, or chosen
 
 
 class Mixture(Section):
@@ -363,8 +446,8 @@ class Mixture(Section):
 
     @model_validator(mode="after")
     def _ends_in_one(self) -> Mixture:
-        if len(self.layers[-1]) != 1:
-            raise ValueError("the last layer is one agent, the aggregator")
+        if self.keep == "aggregate" and len(self.layers[-1]) != 1:
+            raise ValueError("the last layer is one agent, the aggregator, to keep its answers")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -455,6 +538,8 @@ class Recipe(Section):
     score: Annotated[Score, KNOB] = Score()
     mixture: Mixture | None = None
     judge: Judge | None = None
+    reward: Annotated[RewardTraining, KNOB] = RewardTraining()  # for evaluation alone
+    eval: Annotated[Eval, KNOB] = Eval()
 
     def identity(self) -> dict[str, Any]:
         """What is not there is no part of it, so that older results keep their names."""
@@ -477,6 +562,18 @@ class Recipe(Section):
         for key in path.split("."):
             value = value[key] if isinstance(value, dict) else getattr(value, key)
         return value.identity() if isinstance(value, Section) else value
+
+
+def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where a recipe's values name a text in a file: (section, key)."""
+    for agent in values["agents"].values():
+        if agent["chat_template"] not in NAMED_TEMPLATES:
+            yield agent, "chat_template"
+    mixture, judge = values.get("mixture") or {}, values.get("judge") or {}
+    asked = judge.get("prompts") or {}
+    for section, key in [(mixture, "prompt"), *((asked, key) for key in asked)]:
+        if key in section and not prompts.is_own(section[key]):
+            yield section, key
 
 
 class TrainSettings(Section):

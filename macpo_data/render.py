@@ -17,17 +17,20 @@ from typing import Any, TypedDict
 import polars as pl
 import yaml
 
+from macpo_data import prompts
 from macpo_data.card import card, measures, statistics
 from macpo_data.errors import StoreError
 from macpo_data.lock import Lock
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe import NAMED_TEMPLATES, Recipe, digest, read_template
+from macpo_data.recipe import Recipe, digest, read_template, text_files
 from macpo_data.schema import (
     CANDIDATES,
     PAIRS,
     PUBLISHED,
     PUBLISHED_CANDIDATES,
     PUBLISHED_FULL,
+    PUBLISHED_MESSAGES,
+    PUBLISHED_SFT,
     PUBLISHED_SHAREGPT,
     Table,
     check,
@@ -74,7 +77,7 @@ def config_name(round_: int, learner: str) -> str:
 
 def owned(name: str) -> tuple[str, ...]:
     """The folders of the tree that belong to one learner's dataset of one round."""
-    suffixes = ("", "_full", "_sharegpt", "_candidates")
+    suffixes = ("", "_full", "_sharegpt", "_candidates", "_messages")
     return (*(f"data/{name}{suffix}/" for suffix in suffixes), f"macpo/{name}/")
 
 
@@ -122,6 +125,10 @@ def render_step(
     folder = store.path(source)
 
     tables = {"": PUBLISHED, "_full": PUBLISHED_FULL, "_sharegpt": PUBLISHED_SHAREGPT}
+    preferences = has_rejected(plan, step)
+    if not preferences:
+        tables = {"": PUBLISHED_SFT, "_messages": PUBLISHED_MESSAGES}
+        inner = _gone_on_from(folder / "pairs.parquet")
     shards = {suffix: Shards(to, f"{name}{suffix}", table) for suffix, table in tables.items()}
     measured: list[pl.DataFrame] = []
     sample: dict[str, Any] = {}
@@ -129,16 +136,23 @@ def render_step(
         pairs = check(pairs, PAIRS, source)
         measured.append(measures(pairs))
         sample = sample or pairs.row(0, named=True)
-        shards[""].write(_published(pairs, step, writers))
+        published = _published(pairs, step, writers)
+        if not preferences:
+            shards[""].write(_completions(published))
+            shards["_messages"].write(_conversations(pairs, inner))
+            continue
+        shards[""].write(published)
         shards["_full"].write(_full(pairs))
         shards["_sharegpt"].write(_sharegpt(pairs))
     if candidates and manifest["summary"]["candidates"]:
         shards["_candidates"] = Shards(to, f"{name}_candidates", PUBLISHED_CANDIDATES)
-        prompts = store.read(plan.prompts_name, "d2.parquet").select("prompt_id", "prompt")
+        asked = pl.read_parquet(folder / "pairs.parquet", columns=["prompt_id", "prompt"])
+        known = store.read(plan.prompts_name, "d2.parquet").select("prompt_id", "prompt")
+        told = pl.concat([asked, known]).unique("prompt_id")
         for batch in _batches(folder / "candidates.parquet"):
             rows = check(batch, CANDIDATES, source)
             shards["_candidates"].write(
-                rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+                rows.join(told, on="prompt_id", how="left", maintain_order="left")
             )
     configs = {f"{name}{suffix}": each.close() for suffix, each in shards.items()}
 
@@ -161,6 +175,7 @@ def render_step(
         "data": plan.recipe.read("data"),
         "pins": _pins(plan.recipe, store)["data"],
         "dpo": plan.recipe.read("dpo"),
+        "preferences": preferences,
         "licence": licence,
     }
     files = {str(p.relative_to(to)): sha256(p) for p in sorted(to.rglob("*")) if p.is_file()}
@@ -186,11 +201,13 @@ def assemble(index: Index, repo: str | None, suffix: str = "") -> dict[str, byte
     """
     info = {}
     for name, entry in sorted(index.items()):
-        config = f"{name}_sharegpt"
+        preferences = f"{name}_sharegpt" in entry["configs"]
+        config = f"{name}_sharegpt" if preferences else f"{name}_messages"
+        ranked = {"messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
         shape = {
             "formatting": "sharegpt",
-            "ranking": True,
-            "columns": {"messages": "prompt", "chosen": "chosen", "rejected": "rejected"},
+            **({"ranking": True} if preferences else {}),
+            "columns": ranked if preferences else {"messages": "messages"},
             "tags": {
                 "role_tag": "role",
                 "content_tag": "content",
@@ -315,6 +332,35 @@ def _published(pairs: pl.DataFrame, step: Step, writers: pl.DataFrame) -> pl.Dat
     )
 
 
+def has_rejected(plan: Plan, step: Step) -> bool:
+    """Whether anybody learns from a dataset's rejected answers; else it is for fine-tuning."""
+    trains = [s for s in plan.steps if s.kind == "train" and plan.dataset(s) == step]
+    return any(train.objective != "sft_chosen" for train in trains)
+
+
+def _completions(published: pl.DataFrame) -> pl.DataFrame:
+    sides = {c: f"completion{c[6:]}" for c in published.columns if c.startswith("chosen")}
+    return published.rename(sides)
+
+
+def _conversations(pairs: pl.DataFrame, inner: pl.Series) -> pl.DataFrame:
+    whole = pairs.select(messages=pl.col("prompt").list.concat(pl.concat_list(_answer("chosen"))))
+    return whole.filter(~_key(pl.col("messages")).is_in(inner.implode()))
+
+
+def _gone_on_from(path: Path) -> pl.Series:
+    """The conversations on which another row's prompt goes on, as hashes: 8 bytes a row."""
+    before = pl.col("prompt").list.head(pl.col("prompt").list.len() - 1)
+    longer = pl.scan_parquet(path).filter(pl.col("prompt").list.len() > 1)
+    return longer.select(_key(before)).unique().collect().to_series()
+
+
+def _key(messages: pl.Expr) -> pl.Expr:
+    turn = pl.element().struct
+    each = messages.list.eval(pl.concat_str(turn.field("role"), pl.lit(" "), turn.field("content")))
+    return each.list.join("\x1e").hash()
+
+
 def _full(pairs: pl.DataFrame) -> pl.DataFrame:
     sides = {s: pl.col("prompt").list.concat(pl.concat_list(_answer(s))) for s in _SIDES}
     return pairs.with_columns(**sides)
@@ -418,12 +464,12 @@ def _pins(recipe: Recipe, store: Store) -> dict[str, dict[str, str | None]]:
 def _write_recipe(recipe: Recipe, to: Path) -> None:
     """The recipe as it was used, with the templates that it keeps in files of their own."""
     values = recipe.model_dump(mode="json")
-    for agent in values["agents"].values():
-        if agent["chat_template"] not in NAMED_TEMPLATES:
-            text = read_template(agent["chat_template"])
-            name = f"template-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jinja"
-            (to / name).write_text(text, "utf-8")
-            agent["chat_template"] = name
+    for section, key in text_files(values):
+        text = read_template(section[key]) if key == "chat_template" else prompts.read(section[key])
+        kind = "template-{}.jinja" if key == "chat_template" else "prompt-{}.txt"
+        name = kind.format(hashlib.sha256(text.encode()).hexdigest()[:12])
+        (to / name).write_text(text, "utf-8")
+        section[key] = name
     (to / "recipe.yaml").write_text(
         yaml.safe_dump(values, sort_keys=False, allow_unicode=True), "utf-8"
     )

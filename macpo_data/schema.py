@@ -163,6 +163,19 @@ PUBLISHED: Table = {
     **{f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in _ORIGIN.items()},
 }
 
+# What a dataset without rejected answers is published as; see PUBLISHED.
+PUBLISHED_SFT: Table = {
+    "prompt": MESSAGES,
+    "completion": MESSAGES,
+    "round": pl.Int64(),
+    "learner": pl.String(),
+    "prompt_id": pl.String(),
+    **{f"completion_{name}": t for name, t in _ORIGIN.items()},
+}
+
+# The same as whole conversations, each once: one that another one goes on from is left out.
+PUBLISHED_MESSAGES: Table = {"messages": MESSAGES}
+
 # The same pairs with the prompt inside both sides. No column `prompt`, which would double it.
 PUBLISHED_FULL: Table = {"chosen": MESSAGES, "rejected": MESSAGES, "prompt_id": pl.String()}
 

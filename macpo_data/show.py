@@ -24,13 +24,15 @@ from rich.text import Text
 
 from macpo_data.errors import DataError
 from macpo_data.errors import plain as without_controls
-from macpo_data.plan import Step
+from macpo_data.plan import Policy, Step
 from macpo_data.worker import Report
 
 if TYPE_CHECKING:
     from macpo_data.checks import Finding, Reading
     from macpo_data.compare import Comparison
+    from macpo_data.cost import Ask
     from macpo_data.evaluate import Evaluation
+    from macpo_data.recipe import Recipe
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -105,6 +107,48 @@ def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) ->
     Console().print(table)
 
 
+def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
+    """Calls, tokens and money of gen steps, and their sum. What several ask is counted once."""
+    table = Table(title="what it asks for", title_justify="left", box=None, pad_edge=False)
+    for column in ("what", "who"):
+        table.add_column(column, no_wrap=True)
+    priced = any(agent.endpoint and agent.endpoint.price_in for agent in recipe.agents.values())
+    for column in ("a prompt", "calls", "tokens in", "out", "at most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("money", "at most") if priced else ():
+        table.add_column(column, justify="right", no_wrap=True)
+    sums, known = [0.0] * 6, set()
+    for step, asks in asked:
+        table.add_row(plain(f"round {step.round}, {step.learner}"), style="bold")
+        for ask in asks:
+            if (again := (step.round, ask.what, ask.agent)) in known and "write" in ask.what:
+                continue
+            known.add(again)
+            endpoint, calls = recipe.agents[ask.agent].endpoint, ask.prompts * ask.calls
+            money = [ask.money(endpoint, out) for out in (ask.tokens_out, ask.most_out)]
+            tokens = [calls * each for each in (ask.tokens_in, ask.tokens_out, ask.most_out)]
+            sums = [a + (b or 0.0) for a, b in zip(sums, [calls, *tokens, *money], strict=True)]
+            cells = [*map(_short_number, [calls, *tokens]), *map(_money, money if priced else ())]
+            table.add_row(ask.what, plain(ask.agent), f"{ask.calls:g}", *cells)
+        if judged := sum(ask.calls for ask in asks if ask.what.startswith("judge")):
+            note += f"; the judge of round {step.round}: at most {judged:g} calls a prompt"
+    whole = [*map(_short_number, sums[:4]), *map(_money, sums[4:] if priced else ())]
+    table.add_row("all", "", "", *whole, style="bold")
+    Console().print(table)
+    print(f"estimated: {note}")
+
+
+def _short_number(value: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 10 * unit:
+            return f"{value / unit:,.1f}{name}"
+    return f"{value:,.0f}"
+
+
+def _money(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"
+
+
 def pick(
     pairs: pl.DataFrame, where: str | None, sort: str | None, sample: bool, count: int
 ) -> pl.DataFrame:
@@ -159,6 +203,8 @@ def print_pairs(
             body.append(f"{message['role']}: ", "bold").append_text(plain(message["content"]))
             body.append("\n")
         for side, style in (("chosen", "bold green"), ("rejected", "bold red")):
+            if row[side] is None:  # a dataset for fine-tuning has none
+                continue
             body.append(f"{side} ", style).append(f"({_origin(row, side)})\n", "dim")
             body.append_text(plain(row[side])).append("\n")
         console.print(Panel(body, title=row["prompt_id"][:12], title_align="left"))
@@ -170,44 +216,74 @@ def _origin(row: dict[str, Any], side: str) -> str:
     return f"{row[f'{side}_agent']}{score}"
 
 
-MEASURES = {
-    "gold": "gold score",
-    "reward": "reward",
-    "win": "win rate",
-    "win_lc": "length-controlled win rate",
-}
+MEASURES = {"gold": "gold", "reward": "reward", "win": "win", "win_lc": "LC win"}
 
 
 def print_evaluation(found: Evaluation) -> None:
-    """A table per measure: policies down and rounds across."""
+    """A row per policy, a column per measure, each with its 95 % interval."""
+    kinds = ["measure", "against", "by"]
+    columns = found.table.select(kinds).unique(maintain_order=True).rows()
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("held-out", no_wrap=True)
+    cut = ["cut"] if (found.table["truncated"] > 0).any() else []
+    for name in ("chars", *cut, *(MEASURES[measure] for measure, _, _ in columns)):
+        shown.add_column(name, justify="right", overflow="fold")
+    who = ["agent", "behavior", "round"]
+    for (agent, behavior, round_), own in found.table.group_by(who, maintain_order=True):
+        cells = {tuple(row[k] for k in kinds): row for row in own.iter_rows(named=True)}
+        first = own.row(0, named=True)
+        shown.add_row(
+            str(Policy(str(agent), behavior, round_)),
+            f"{first['chars']:.0f}",
+            *([f"{first['truncated']:.0%}"] if cut else []),
+            *(_interval(cells[column]) if column in cells else "" for column in columns),
+        )
     console = Console()
-    for (measure, against, by), rows in found.table.group_by(
-        ["measure", "against", "by"], maintain_order=True
-    ):
+    console.print(shown)
+    for measure, against, by in columns:
+        controlled = ", as if both were equally long" if measure == "win_lc" else ""
         versus = f" against {against}" if against else ""
-        title = f"{MEASURES[str(measure)]}{versus} on held-out prompts, by {by}"
-        shown = Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
-        shown.add_column("policy")
-        rounds = rows["round"].unique().sort(nulls_last=False).to_list()
-        for each in rounds:
-            name = "base" if each is None else f"round {each}"
-            shown.add_column(name, justify="right", no_wrap=True)
-        for (agent, behavior), own in rows.group_by(["agent", "behavior"], maintain_order=True):
-            cells = {row["round"]: row for row in own.iter_rows(named=True)}
-            shown.add_row(
-                f"{agent} {behavior}",
-                *(_cell(cells[each]) if each in cells else "" for each in rounds),
-            )
-        console.print(shown)
-    console.print("mean [95 % interval] (mean length in characters; share cut by the token limit)")
+        console.print(plain(f"{MEASURES[measure]}: by {by}{versus}{controlled}"))
     for path in found.paths:
         print(path / "table.parquet")
 
 
-def _cell(row: dict[str, Any]) -> str:
-    """A measure with its interval and what may explain it."""
-    cut = f"; {row['truncated']:.0%} cut" if row["truncated"] else ""
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}] ({row['chars']:.0f}{cut})"
+def _interval(found: dict[str, Any]) -> str:
+    """An estimate with its 95 % interval, where there is one."""
+    if found["low"] is None:
+        return f"{found['mean']:.3f}"
+    low, high = (f"{found[k]:.2f}".replace("0.", ".", 1) for k in ("low", "high"))
+    return f"{found['mean']:.3f} [{low},{high}]"
+
+
+def print_agreement(manifest: dict[str, Any]) -> None:
+    """How many verdicts each annotator gave, and how far they agree."""
+    told = manifest["judge"]
+    for who, count in zip(told["annotators"], told["verdicts"], strict=True):
+        print(f"{without_controls(who)}: {count} verdicts")
+    alpha = told["krippendorff_alpha"]
+    print(f"agreement (Krippendorff's alpha): {'-' if alpha is None else f'{alpha:.3f}'}")
+
+
+def print_reward_model(manifest: dict[str, Any]) -> None:
+    """How well a reward model tells the human's chosen answer on held-out pairs."""
+    found, pairs = manifest["held_out_accuracy"], manifest["held_out_pairs"]
+    if found["mean"] is None:
+        print("no held-out pairs: the test part has no chosen and rejected answers")
+        return
+    print(f"accuracy {_interval(found)} on {pairs} held-out pairs")
+
+
+def print_summary(found: dict[str, Any]) -> None:
+    """The report's first screen in words: did it get better, who was chosen, what to look at."""
+    console = Console()
+    console.print(Text(found["verdict"]["title"], "bold"))
+    console.print(plain(found["verdict"]["text"]))
+    for round_ in dict.fromkeys(row["round"] for row in found["winners"]):
+        won = [f"{w['agent']} {w['share']:.0%}" for w in found["winners"] if w["round"] == round_]
+        console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
+    for warning in found["warnings"]:
+        console.print(Text("! ", "yellow"), plain(warning), sep="")
 
 
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}

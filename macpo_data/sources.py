@@ -19,7 +19,7 @@ import polars as pl
 
 from macpo_data import models, schema, world
 from macpo_data.errors import DataError
-from macpo_data.recipe import Columns, Data, HHData, PairsData, PKUData, WorldData
+from macpo_data.recipe import Columns, Data, FileData, More, PairsData, PKUData, WorldData
 from macpo_data.schema import MESSAGES, PROMPTS, UNUSABLE, Part
 
 # The order in which parts are settled: what is held out must stay clean whatever is trained on.
@@ -54,9 +54,10 @@ def read_parts(
     Raises:
         DataError: a dataset cannot be read, or holds too few usable rows.
     """
-    files = {path: _read_file(path) for path in paths(data) if is_local(path)}
+    files = {path: _read_file(path) for path in all_paths(data) if is_local(path)}
     places = _places(data, files)
     pools: dict[Place, pl.DataFrame] = {}  # usable rows, shuffled; each part takes from the top
+    whole: dict[Place, pl.DataFrame] = {}  # the same before anybody took
     aside: dict[Place, pl.DataFrame] = {}
     taken: dict[str, Part] = {}
     parts: dict[Part, pl.DataFrame] = {}
@@ -66,10 +67,13 @@ def read_parts(
             rows = [_read(data, origin, seed, files, revisions) for origin in place]
             judged = _judge(pl.concat(rows), data.max_prompt_chars)
             pools[place] = _shuffle(judged.filter(pl.col("reason").is_null()), seed)
+            whole[place] = pools[place]
             aside[place] = _put_aside(judged, part)
         # 2. What an earlier part took from another place is not drawn again.
-        owner = pl.col("prompt_id").replace_strict(taken, default=None, return_dtype=pl.String)
-        pool = pools[place].with_columns(reason="prompt_in_" + owner)
+        pool = _unless_taken(pools[place], taken)
+        if part == "d2" and data.overlap:
+            held_out = {id_: by for id_, by in taken.items() if by == "test"}
+            pool = _unless_taken(whole[place], held_out)
         free = pool.filter(pl.col("reason").is_null())
         aside[place] = pl.concat([aside[place], _put_aside(pool, part)])
         # 3. Take from the top. A limit alone asks for no more than there are.
@@ -78,14 +82,55 @@ def read_parts(
         if free.is_empty() or len(free) < asked:
             raise DataError(_too_few(data, part, place, asked, len(free), aside[place]))
         drawn, pools[place] = free.head(asked), free.slice(asked)
-        if part == "d1" and drawn["chosen"].null_count() + drawn["rejected"].null_count():
-            raise DataError(
-                f"{_named(place)}: data.d1 needs human answers, chosen and rejected; "
-                "set data.columns or data.d1.path"
-            )
-        taken |= dict.fromkeys(drawn["prompt_id"], part)
+        taken = dict.fromkeys(drawn["prompt_id"], part) | taken
+        if more := getattr(data, part).more:
+            rest = _more(data, more, part, seed, files, revisions, taken)
+            drawn = pl.concat([drawn, rest])
+            taken = dict.fromkeys(rest["prompt_id"], part) | taken
         parts[part] = schema.check(drawn, PROMPTS, f"data.{part}")
     return parts, schema.check(pl.concat(aside.values()), UNUSABLE, "unusable rows")
+
+
+def _unless_taken(pool: pl.DataFrame, taken: Mapping[str, Part]) -> pl.DataFrame:
+    """Give those that another part has drawn a reason."""
+    owner = pl.col("prompt_id").replace_strict(taken, default=None, return_dtype=pl.String)
+    return pool.with_columns(reason="prompt_in_" + owner)
+
+
+def _more(
+    data: Data,
+    more: More,
+    part: Part,
+    seed: int,
+    files: Frames,
+    revisions: Mapping[str, str | None],
+    taken: Mapping[str, Part],
+) -> pl.DataFrame:
+    """What a part draws from its second dataset.
+
+    Raises:
+        DataError: it holds too few usable rows.
+    """
+    whole = more.path in files and files[more.path].schema.get("split") != pl.String
+    origin = (more.path, None if whole else more.split or "train")
+    judged = _judge(_read(more, origin, seed, files, revisions), data.max_prompt_chars)
+    usable = _unless_taken(judged.filter(pl.col("reason").is_null()), taken)
+    free = _shuffle(usable.filter(pl.col("reason").is_null()), seed)
+    asked = min(more.count, data.limit or more.count)
+    if len(free) < asked:
+        there = _put_aside(judged, part)
+        raise DataError(_too_few(data, f"{part}.more", (origin,), asked, len(free), there))
+    return free.head(asked)
+
+
+def mores(data: Data) -> list[More]:
+    """The second datasets of its parts."""
+    return [more for part in PARTS if (more := getattr(data, part).more)]
+
+
+def all_paths(data: Data) -> list[str]:
+    """Those of the parts, and of their second datasets."""
+    return [*paths(data), *(more.path for more in mores(data))]
 
 
 def paths(data: Data) -> list[str]:
@@ -146,7 +191,7 @@ def read_file(path: str) -> pl.DataFrame:
     return _read_file(path)
 
 
-def _part_paths(data: HHData | PKUData | PairsData, part: Part) -> list[str]:
+def _part_paths(data: FileData, part: Part) -> list[str]:
     named = getattr(data, part).path or data.path
     return [named] if isinstance(named, str) else list(named or [])
 
@@ -160,7 +205,8 @@ def _places(data: Data, files: Frames) -> dict[Part, Place]:
         places: dict[Part, Place] = dict.fromkeys(PARTS, ((WORLD, None),))
     else:
         places = {part: _origins(data, part, files) for part in PARTS}
-    shared = [part for part in PARTS if list(places.values()).count(places[part]) > 1]
+    drawn = {part: place for part, place in places.items() if part != "d2" or not data.overlap}
+    shared = [part for part in drawn if list(drawn.values()).count(drawn[part]) > 1]
     if open_ends := [f"data.{part}.count" for part in shared if not getattr(data, part).count]:
         raise DataError(
             f"{_named(places[shared[0]])}: several parts are drawn from it, and each must say how "
@@ -169,7 +215,7 @@ def _places(data: Data, files: Frames) -> dict[Part, Place]:
     return places
 
 
-def _origins(data: HHData | PKUData | PairsData, part: Part, files: Frames) -> Place:
+def _origins(data: FileData, part: Part, files: Frames) -> Place:
     """A part's files and Hub datasets, each with the split that counts for it."""
     split = getattr(data, part).split
     place: list[Origin] = []
@@ -189,7 +235,7 @@ def _shuffle(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def _too_few(
-    data: Data, part: Part, place: Place, asked: int, there: int, aside: pl.DataFrame
+    data: Data, part: str, place: Place, asked: int, there: int, aside: pl.DataFrame
 ) -> str:
     key = "data.limit" if asked == data.limit else f"data.{part}.count"
     what = f"{there} usable rows are left for it" if there else "no usable row is left for it"
@@ -213,7 +259,7 @@ def _put_aside(rows: pl.DataFrame, part: Part) -> pl.DataFrame:
 
 
 def _read(
-    data: Data, origin: Origin, seed: int, files: Frames, revisions: Mapping[str, str | None]
+    data: Data | More, origin: Origin, seed: int, files: Frames, revisions: Mapping[str, str | None]
 ) -> pl.DataFrame:
     """The rows of an origin as (row, prompt, chosen, rejected, reason)."""
     path, split = origin
@@ -281,13 +327,29 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-def _one_form(data: HHData | PKUData | PairsData, raw: pl.DataFrame, path: str) -> pl.DataFrame:
+def _one_form(data: FileData | More, raw: pl.DataFrame, path: str) -> pl.DataFrame:
     """Bring a dataset's own form into (prompt, chosen, rejected, reason)."""
     if isinstance(data, PairsData):
         return _pairs(raw, data.columns, path)
     if isinstance(data, PKUData):
         return _pku(raw, data.preference, path)
-    return _hh(raw, path)
+    source = getattr(data, "source", "pairs")
+    if source == "ultrachat":
+        return _ultrachat(raw, path)
+    return _hh(raw, path) if source == "hh_rlhf" else _pairs(raw, Columns(), path)
+
+
+def _ultrachat(raw: pl.DataFrame, path: str) -> pl.DataFrame:
+    """UltraChat: the conversation without its last answer, which is what a human would prefer."""
+    _need(raw, ["messages"], path)
+    turns = _messages(raw, "messages", "user", path)
+    ends = pl.col("messages").list.last().struct
+    answered = pl.col("messages").list.len() - (ends.field("role") == "assistant").cast(pl.UInt32)
+    raw = pl.DataFrame({"messages": turns}).select(
+        prompt=pl.col("messages").list.head(answered),
+        chosen=pl.when(ends.field("role") == "assistant").then(ends.field("content")),
+    )
+    return _pairs(raw, Columns(rejected=None), path)
 
 
 def _hh(raw: pl.DataFrame, path: str) -> pl.DataFrame:

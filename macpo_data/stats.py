@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 Values = np.ndarray[Any, np.dtype[np.float64]]
 LEVEL = 0.95
 RESAMPLES = 2000
+REFITS = 500  # resamples where each is a regression
 RIDGE = 0.05  # pull on the weight of the length, which separable judgements would send to infinity
 
 
@@ -43,6 +45,27 @@ def length_controlled(wins: Values, longer: Values) -> Estimate:
     return _bootstrap((wins, longer), _at_equal_length, vectorized=False)
 
 
+def agreement(verdicts: Sequence[Sequence[float | None]]) -> float | None:
+    """Krippendorff's alpha of several annotators, for verdicts without an order among them.
+
+    1 is full agreement, 0 that of chance. None where no row has two verdicts, or all are the same.
+
+    Args:
+        verdicts: for each annotator one verdict per row; None where there is none.
+    """
+    rows = [[v for v in row if v is not None] for row in zip(*verdicts, strict=True)]
+    rows = [row for row in rows if len(row) > 1]
+    counts = Counter(verdict for row in rows for verdict in row)
+    total = sum(counts.values())
+    expected = total**2 - sum(count**2 for count in counts.values())
+    if not expected:
+        return None
+    apart = sum(
+        (len(row) ** 2 - sum(n * n for n in Counter(row).values())) / (len(row) - 1) for row in rows
+    )
+    return 1 - (total - 1) * apart / expected
+
+
 def _bootstrap(
     data: tuple[Values, ...], statistic: Callable[..., Any], vectorized: bool
 ) -> Estimate:
@@ -58,7 +81,7 @@ def _bootstrap(
         statistic,
         paired=True,
         vectorized=vectorized,
-        n_resamples=RESAMPLES,
+        n_resamples=RESAMPLES if vectorized else REFITS,
         batch=100,
         confidence_level=LEVEL,
         method="percentile",

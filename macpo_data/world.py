@@ -296,12 +296,13 @@ def _user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
-def _key(prompt: list[Message]) -> tuple[tuple[str, str], ...]:
-    return tuple((message["role"], message["content"]) for message in prompt)
+def _key(prompt: list[Message]) -> tuple[str, ...]:
+    """What the user said: whoever answered the earlier turns, the question stays the same."""
+    return tuple(message["content"] for message in prompt if message["role"] == "user")
 
 
 @cache
-def _index() -> dict[tuple[tuple[str, str], ...], Ask]:
+def _index() -> dict[tuple[str, ...], Ask]:
     return {_key(prompt): ask for prompt, ask in _prompts()}
 
 

@@ -20,7 +20,7 @@ from macpo_data.chat import Chat
 from macpo_data.packing import answer_logprobs, why_not_shared, window
 from macpo_data.recipe import DPO
 from macpo_train.encode import Encoded
-from macpo_train.loop import run, training_arguments
+from macpo_train.loop import run, shard, training_arguments
 from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs
 from macpo_train.train import Job, Report
@@ -139,17 +139,9 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     """
     settings = job.settings
     assert isinstance(settings, DPO)
-    plain = why_plain(job, model, data)
-    if plain:
-        say(f"chosen and rejected each read their prompt: {plain}")
-    reference, facts = reference_logprobs(report, job, model, chat, data, shared=not plain)
-    say(
-        f"log-probabilities of the reference ({settings.reference}): {facts['stored']} from "
-        f"generation, {facts['cached']} from the cache, {facts['computed']} computed"
-    )
+    facts: dict[str, Any] = {}
     columns: dict[str, list[Any]] = {"prompt_ids": data.prompts}
     columns |= {f"{side}_ids": data.responses[side] for side in SIDES}
-    columns |= {f"reference_{side}": values for side, values in reference.items()}
 
     def make(watch: Any) -> Trainer:
         trainer = Trainer(
@@ -165,16 +157,28 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
             data_collator=lambda rows: {"rows": rows},
             callbacks=[watch],
         )
-        trainer.settings, trainer.pad_id, trainer.shared = settings, chat.pad_id, not plain
+        trainer.settings, trainer.pad_id = settings, chat.pad_id
         trainer.aux_loss_enabled = False
         # trl keeps a copy of the starting adapter for its own reference pass, which is not needed
         # here, and with which a checkpoint would be resumed from the wrong weights.
         if "ref" in trainer.model.peft_config:
             trainer.model.delete_adapter("ref")
+        shard(trainer)
+        plain = why_plain(job, model, data)
+        if plain:
+            say(f"chosen and rejected each read their prompt: {plain}")
+        trainer.shared = not plain
+        reference, made = reference_logprobs(report, job, model, chat, data, trainer.shared)
+        say(
+            f"log-probabilities of the reference ({settings.reference}): {made['stored']} from "
+            f"generation, {made['cached']} from the cache, {made['computed']} computed"
+        )
+        known = {f"reference_{side}": values for side, values in reference.items()}
+        trainer.train_dataset = Dataset.from_dict(columns | known)
+        facts.update(shared_prompt=plain or True, reference_logprobs=made)
         return trainer
 
-    told = run(report, job, METRICS, make)
-    return {**told, "shared_prompt": plain or True, "reference_logprobs": facts}
+    return {**run(report, job, METRICS, make), **facts}
 
 
 def why_plain(job: Job, model: Any, data: Encoded) -> str | None:

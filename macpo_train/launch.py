@@ -73,7 +73,7 @@ def _command(config: str) -> list[str]:
             f"cannot read train.launcher {config} ({type(error).__name__}); "
             "`accelerate config --config_file FILE` writes one"
         ) from None
-    if values.get("use_cpu"):
+    if values.get("use_cpu") and values.get("distributed_type") != "FSDP":
         # accelerate starts several processes without GPUs through MPI only.
         run = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         return [sys.executable, "-m", *run]

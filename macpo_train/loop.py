@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import fsdp2_prepare_model
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from macpo_data.errors import ModelError
 from macpo_data.models import adapter_sha256
 from macpo_data.recipe import digest
-from macpo_train.train import Job, Report
+from macpo_train.train import Job, Report, sharded
 from macpo_train.watch import Watch, last_checkpoint, quiet, say
 
 
@@ -27,6 +29,8 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
     """
     settings, train_ = job.settings, job.train
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # With FSDP a checkpoint holds the adapter's shards; whole, it would gather all of the base.
+    os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
     micro = min(train_.micro_batch_size or settings.batch_size, settings.batch_size // processes)
     if micro < 1 or settings.batch_size % (micro * processes):
         raise ModelError(
@@ -75,19 +79,10 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
 def run(
     report: Report, job: Job, keys: dict[str, str], make: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one.
-
-    Raises:
-        ModelError: the processes shard the model.
-    """
+    """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one."""
     identity = _identity(job)
     watch = Watch(report, keys, job.settings.batch_size, identity, job.train.save_steps)
     trainer = make(watch)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ModelError(
-            "sharded training (FSDP, DeepSpeed) is not supported: an adapter would be saved in "
-            "parts; use an accelerate config with distributed_type: MULTI_GPU"
-        )
     quiet(trainer)
     folder = Path(trainer.args.output_dir)
     checkpoint = last_checkpoint(folder, identity)
@@ -105,12 +100,35 @@ def run(
     }
 
 
+def shard(trainer: Any) -> None:
+    """Split the model among the processes, where their accelerate config says so (FSDP).
+
+    Until then it lies in the memory of the CPU, so that no GPU has to hold it whole.
+
+    Raises:
+        ModelError: it cannot be split in that way.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if sharded() and plugin is None:
+        raise ModelError("accelerate shards on GPUs only; use distributed_type: MULTI_CPU here")
+    if trainer.is_deepspeed_enabled or (plugin and plugin.fsdp_version != 2):
+        raise ModelError(
+            "only FSDP 2 shards here: write distributed_type: FSDP, and fsdp_version: 2 under "
+            "fsdp_config, into the accelerate config"
+        )
+    if plugin:
+        if trainer.args.bf16:
+            # accelerate's own policy would round log-probabilities, which are sums, as well.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        fsdp2_prepare_model(trainer.accelerator, trainer.model)
+
+
 def _identity(job: Job) -> str:
     """What a checkpoint depends on: all that decides the result, and how batches are cut."""
     start = adapter_sha256(job.start) if job.start else None
     facts = [job.base.id, job.base.revision, job.chat_template, job.column, job.lr_scale, job.seed]
     settings = [s.identity() for s in (job.settings, job.lora, job.train)]
-    cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1")]
+    cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1"), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
     return digest([dataset, start, facts, settings, cut])
 

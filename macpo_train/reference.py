@@ -1,7 +1,9 @@
 """The reference's log-probabilities: from generation where those fit, from the cache, or made.
 
 The learner scored chosen and rejected when the dataset was made. Where the reference is that same
-policy, with the same tokens, these scores are what a reference pass would give.
+policy, with the same tokens, these scores are what a reference pass would give. In bfloat16 they
+are so up to its rounding: an engine scores with halved weights, training with float32 adapters
+under autocast, and the first DPO term misses ln 2 by some 1e-4.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from macpo_data.models import voice_identity
 from macpo_data.packing import answer_logprobs
 from macpo_data.recipe import DPO, digest
 from macpo_train.encode import Encoded, finished
-from macpo_train.train import Job, Report
+from macpo_train.train import Job, Report, sharded
 
 SIDES = ("chosen", "rejected")
 Logprobs = dict[str, list[float]]
@@ -93,13 +95,15 @@ def _compute(
     assert isinstance(settings, DPO)
     size = job.train.micro_batch_size or settings.batch_size
     rows = sorted(rows, key=lambda i: (len(data.prompts[i]) + len(data.responses["chosen"][i]), i))
-    own = rows[state.process_index :: state.num_processes]
+    # As many for each process, for they all take part in gathering what is sharded.
+    each = -(-len(rows) // state.num_processes)
+    own = (rows * state.num_processes)[state.process_index * each :][:each]
     found: list[tuple[int, float, float]] = []
     silent = model.disable_adapter() if settings.reference == "base" else nullcontext()
-    # In the numbers in which the policy is trained, so that equal weights give equal values.
-    numbers = torch.autocast(
-        model.device.type, torch.bfloat16, enabled=job.train.dtype == "bfloat16"
-    )
+    # In the numbers in which the policy is trained, so that equal weights give equal values; what
+    # is sharded computes in them by itself.
+    halved = job.train.dtype == "bfloat16" and not sharded()
+    numbers = torch.autocast(PartialState().device.type, torch.bfloat16, enabled=halved)
     model.eval()
     with torch.no_grad(), silent, numbers:
         for at in range(0, len(own), size):

@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from macpo_data.chat import Chat
 from macpo_data.recipe import SFT
 from macpo_train.encode import Encoded
-from macpo_train.loop import run, training_arguments
+from macpo_train.loop import run, shard, training_arguments
 from macpo_train.train import Job, Report
 from macpo_train.watch import say
 
@@ -41,7 +41,7 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     collator = None if padded else partial(pack, limit=job.train.max_length, pad_id=chat.pad_id)
 
     def make(watch: Any) -> SFTTrainer:
-        return SFTTrainer(
+        trainer = SFTTrainer(
             model=model,
             args=SFTConfig(**training_arguments(job, len(pairs))),
             train_dataset=dataset,
@@ -49,6 +49,8 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
             data_collator=collator,
             callbacks=[watch],
         )
+        shard(trainer)
+        return trainer
 
     return {**run(report, job, METRICS, make), "packed": padded or True}
 

@@ -18,7 +18,7 @@ import polars as pl
 from macpo_data.chat import make_chat
 from macpo_data.errors import ModelError
 from macpo_data.models import Base, load_model, load_tokenizer
-from macpo_data.recipe import DPO, SFT, Lora, Train
+from macpo_data.recipe import DPO, SFT, Lora, RewardTraining, Train
 
 Report = Callable[[int, int, str], None]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -29,12 +29,12 @@ class Job:
     """One training: what `macpo_train` needs to know, and nothing about rounds or stores."""
 
     dataset: Path  # parquet with prompt, chosen, rejected and their finish reasons
-    column: str  # SFT: chosen or rejected; DPO uses both
+    column: str  # SFT: chosen or rejected; the others use both
     base: Base
     chat_template: str
     start: Path | None  # adapter to continue; None begins a new one
     out: Path
-    settings: SFT | DPO
+    settings: SFT | DPO | RewardTraining
     lora: Lora
     train: Train
     lr_scale: float = 1.0
@@ -77,6 +77,7 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     from accelerate import PartialState
     from transformers import set_seed
 
+    from macpo_train import reward
     from macpo_train.dpo import train_dpo
     from macpo_train.encode import encode
     from macpo_train.loop import would_fit
@@ -92,15 +93,19 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     columns = [job.column] if isinstance(job.settings, SFT) else ["chosen", "rejected"]
     data = encode(pl.read_parquet(job.dataset), chat, columns, job.train)
     set_seed(job.seed)
-    model = policy(job)
+    scores = isinstance(job.settings, RewardTraining)
+    model = reward.classifier(job) if scores else policy(job)
+    fit = train_sft if isinstance(job.settings, SFT) else train_dpo
     try:
-        facts = (train_sft if isinstance(job.settings, SFT) else train_dpo)(
+        facts = (reward.train_reward if scores else fit)(
             report if state.is_main_process else lambda *_: None, job, model, chat, data
         )
     except (torch.OutOfMemoryError, MemoryError):
         raise ModelError(would_fit(job, data.longest)) from None
+    # Every process takes part in gathering what is sharded.
+    weights = None if scores else gathered(model)
     if state.is_main_process:
-        save_adapter(model, job.base, job.out)
+        reward.save(model, job, chat) if scores else save_adapter(model, job.base, job.out, weights)
     state.wait_for_everyone()
     facts |= {
         "rows": len(data.prompts),
@@ -110,10 +115,16 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
         "template_sha256": chat.sha256,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "processes": state.num_processes,
+        "sharded": sharded(),
     }
     del model
     _release()
     return facts
+
+
+def sharded() -> bool:
+    """Whether the processes shard the model among them (FSDP), as accelerate is told."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def policy(job: Job) -> Any:
@@ -125,7 +136,7 @@ def policy(job: Job) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
     from safetensors import SafetensorError
 
-    model = load_model(job.base, job.train.dtype, job.train.quantization)
+    model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
     if job.start is not None:
         _check_adapter(job.start, job.base)
         try:
@@ -159,9 +170,17 @@ def _check_adapter(folder: Path, base: Base) -> None:
         raise ModelError(f"adapter {folder} was trained on {of}, not on {base.id}; name that base")
 
 
-def save_adapter(model: Any, base: Base, out: Path) -> None:
+def gathered(model: Any) -> dict[str, Any]:
+    """The trained weights, whole where each process holds a shard of them."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return {n: getattr(p, "full_tensor", lambda p=p: p)().cpu() for n, p in trained.items()}
+
+
+def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | None = None) -> None:
     """Write a peft adapter whose configuration names the base as people call it."""
-    model.save_pretrained(out, selected_adapters=["default"], save_embedding_layers=False)
+    model.save_pretrained(
+        out, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
+    )
     path = out / "adapter_config.json"
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = base.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -135,6 +136,21 @@ def test_scores_of_generation_are_the_reference(job: Job, tmp_path: Path) -> Non
         assert facts["reference_logprobs"]["stored"] == 0
     based = told(known, tmp_path / "based", reference="base")
     assert based["reference_logprobs"]["stored"] == 0
+
+
+def test_in_bfloat16_the_first_step_is_ln_2(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computed in the same numbers as the policy: exact where a batch holds the same rows.
+
+    Without autocast, which is how an engine scores, bfloat16's rounding is left.
+    """
+    halved = replace(job, train=Train(dtype="bfloat16"))
+    found = told(halved, tmp_path / "same", batch_size=16)
+    assert column(found, "dpo")[0] == pytest.approx(math.log(2), abs=1e-6)
+    monkeypatch.setattr("macpo_train.reference.sharded", lambda: True)
+    rounded = told(halved, tmp_path / "other", batch_size=16)
+    assert 1e-5 < abs(column(rounded, "dpo")[0] - math.log(2)) < 1e-3
 
 
 def test_a_cut_row_is_scored_anew(job: Job, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import OpenRun
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 from scipy import stats as scipy_stats
 
 from macpo_data import stats, world
-from macpo_data.evaluate import evaluate, latest, trained
+from macpo_data.errors import MacpoError
+from macpo_data.evaluate import choose, evaluate, latest, trained
 from macpo_data.plan import Policy
 from rounds import Run, unreachable
 
@@ -87,6 +88,67 @@ def test_what_changed_since_is_not_fresh_but_kept(open_run: OpenRun) -> None:
     assert latest(run.plan, run.store) is None
 
 
+def test_wins_against_a_baseline(open_run: OpenRun) -> None:
+    """Better, as good and worse answers than the baseline's by the world's gold judge count 1, 0.5
+    and 0; the baseline is measured, but not compared with itself."""
+    run = everything(open_run())
+    found = run.evaluate([Policy("student", "positive", 1)], against="chosen")
+    # A fake answer is worth nothing, the human's is.
+    assert found.judgements["win"].to_list() == [0.0] * 6
+    rows = {row["measure"]: row for row in found.table.iter_rows(named=True)}
+    assert rows["win"]["mean"] == 0.0 and rows["win"]["against"] == "chosen"
+    assert 0 < rows["win_lc"]["mean"] < 0.2 and rows["win_lc"]["by"] == "gold judge"
+    chosen = run.context().prompts("test")["chosen"].str.len_chars()
+    written = found.responses["response"].str.len_chars()
+    assert found.judgements["longer"].to_list() == [
+        int(a) - int(b) for a, b in zip(written, chosen, strict=True)
+    ]
+
+    found = run.evaluate([Policy("student", "positive", 1)], against="student-base")
+    assert found.table.filter(pl.col("round").is_null())["measure"].to_list() == ["gold"]
+    assert found.judgements["win"].to_list() == [0.5] * 6  # 0 against 0
+
+
+def test_of_each_measure_only_rows_by_one_judge_stand_together(open_run: OpenRun) -> None:
+    run = everything(open_run("eval.reward=org/one"))
+    both = [Policy("student", "positive", 0), Policy("student", "positive", 1)]
+    run.evaluate(both)
+    other = open_run("eval.reward=org/other")
+    other.evaluate(both[:1])
+    found = latest(run.plan, run.store)
+    assert found is not None
+    rewards = found.table.filter(measure="reward")
+    assert rewards.select("round", "by").rows() == [(0, "org/other")]
+    assert found.table.filter(measure="gold").height == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("all", ["bob"]), "no agent 'bob'"),
+        (("2", []), "no such policy is trained yet"),
+        (("soon", []), "write a number, all, or base"),
+    ],
+)
+def test_who_cannot_be_evaluated(open_run: OpenRun, args: tuple[str, list[str]], said: str) -> None:
+    run = everything(open_run("rounds=0"))
+    with pytest.raises(MacpoError, match=said):
+        choose(run.plan, run.store, *args)
+    assert choose(run.plan, run.store, "base", ["student"]) == [Policy("student")]
+    assert choose(run.plan, run.store, "0", ["student"]) == [
+        Policy("student", "positive", 0),
+        Policy("student", "negative", 0),
+    ]
+
+
+def test_a_baseline_that_nobody_knows_or_judges(open_run: OpenRun) -> None:
+    run = everything(open_run("rounds=0"))
+    with pytest.raises(
+        MacpoError, match="no policy 'bob': name an agent and its round, such as student-positive-0"
+    ):
+        run.evaluate([Policy("student", "positive", 0)], against="bob")
+
+
 def test_the_interval_is_scipys() -> None:
     values = np.random.default_rng(5).random(40)
     found = stats.mean(values)
@@ -131,6 +193,7 @@ def test_without_length_differences_it_is_the_win_rate() -> None:
     assert found.mean == pytest.approx(0.7)
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(-900, 900)), min_size=2))
 def test_the_fit_is_a_minimum_of_the_penalised_likelihood(rows: list[tuple[float, int]]) -> None:
     wins, longer = (np.array(column, dtype=float) for column in zip(*rows, strict=True))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
-from conftest import RECIPE, OpenRun
+from conftest import RECIPE, Macpo, OpenRun
 
 from macpo_data import mixture as mixtures
 from macpo_data.recipe import Mixture
@@ -140,6 +141,59 @@ def test_an_ablation_asks_nobody_anew(
     pairs = dataset(run, 0)
     assert set(pairs["chosen_agent"]) == writers
     assert pairs.group_by("prompt_id").len()["len"].max() == rows
+
+
+def test_published_read_pulled(
+    open_run: OpenRun, moaa_file: Path, macpo: Macpo, tmp_path: Path
+) -> None:
+    """Both rounds in one folder; a prompt of one's own travels along; a diff finds none."""
+    own = tmp_path / "own.txt"
+    own.write_text("Several said: $answers")
+    sets = ["--recipe", moaa_file, "--set", f"mixture.prompt={own}", "--set", "engine.name=fake"]
+    assert macpo("run", "--until", "1", *sets).returncode == 0
+    for each in ("0", "1"):
+        said = macpo("push", "--round", each, "--to", "hub", "--candidates", *sets)
+        assert said.returncode == 0, said.stderr
+    info = json.loads((tmp_path / "hub" / "dataset_info.json").read_text())
+    assert info["round_0_student_local"]["columns"] == {"messages": "messages"}
+    assert info["round_1_student_local"]["ranking"]
+    shown = macpo("show", "--round", "0", *sets)
+    assert shown.returncode == 0 and "rejected" not in shown.stdout
+    pulled = macpo("pull", "hub", "--round", "0", "--runs", "elsewhere", "--recipe-to", "p/m.yaml")
+    assert pulled.returncode == 0, pulled.stderr
+    (found,) = (tmp_path / "elsewhere").glob("*/data/round-0-*")
+    diff = macpo("diff", "hub", found, "--config", "round_0_student")
+    assert diff.returncode == 0 and "0 changed their chosen" in diff.stdout, diff.stderr
+    checked = macpo("check", "hub", "--config", "round_1_student", "--for", "trl")
+    assert "error" not in checked.stderr and checked.returncode in (0, 1)
+
+
+@pytest.mark.slow
+def test_sft_trainer_reads_what_is_published(
+    open_run: OpenRun, moaa_file: Path, macpo: Macpo, tmp_path: Path, tiny_base: Path
+) -> None:
+    """trl's own trainer takes two steps on each configuration; the loss is on the completion."""
+    from datasets import load_dataset
+    from trl import SFTConfig, SFTTrainer
+
+    sets = ["--recipe", moaa_file, "--set", "engine.name=fake"]
+    assert macpo("gen", "--round", "0", *sets).returncode == 0
+    assert macpo("push", "--round", "0", "--to", "hub", *sets).returncode == 0
+    for config in ("round_0_student", "round_0_student_messages"):
+        data = load_dataset(str(tmp_path / "hub"), config, split="train", cache_dir=str(tmp_path))
+        settings = SFTConfig(
+            str(tmp_path / config), max_steps=2, report_to="none", use_cpu=True, save_strategy="no"
+        )
+        trainer = SFTTrainer(str(tiny_base), args=settings, train_dataset=data)
+        assert trainer.train().training_loss > 0
+        masked = -100 in trainer.train_dataset[0]["labels"]  # the prompt, which is not learned
+        assert masked == (config == "round_0_student")
+    rows = pl.read_parquet(tmp_path / "hub" / "data" / "round_0_student" / "*.parquet")
+    whole = pl.read_parquet(tmp_path / "hub" / "data" / "round_0_student_messages" / "*.parquet")
+    # A row for each turn, and each conversation once: its inner turns are in its last.
+    inner = rows.filter(pl.col("prompt").list.len() == 1)["prompt_id"]
+    assert len(whole) < len(rows) and whole.columns == ["messages"]
+    assert whole["messages"].list.len().max() == 4 and len(inner)
 
 
 def test_an_agent_twice_in_a_layer_draws_twice(open_run: OpenRun, moaa_file: Path) -> None:

@@ -311,6 +311,15 @@ def test_manifest_says_what_it_was_made_from(open_run: OpenRun) -> None:
     assert Path(run.path(train) / "adapter_model.safetensors").exists()
 
 
+def test_teachers_need_human_answers(open_run: OpenRun, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"prompt": "q{i}"}}\n' for i in range(9)))
+    counts = "d1: {count: 3}, d2: {count: 3}, test: {count: 3}"
+    run = open_run(f"data={{source: pairs, path: {file}, {counts}}}")
+    with pytest.raises(DataError, match=r"data\.d1 needs human answers"):
+        run.make("gen", 0)
+
+
 def test_samples_of_an_adapter_that_changed_are_not_used(open_run: OpenRun) -> None:
     """An adapter trained anew with another outcome: its old samples are refused, then redone."""
     run = everything(open_run())

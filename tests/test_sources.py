@@ -195,8 +195,35 @@ def test_splits_of_a_file_and_prompts_alone() -> None:
     assert len(parts["d1"]) == frame.filter(pl.col("split") == "train").height
     assert len(parts["test"]) == frame.filter(pl.col("split") == "test").height
     assert parts["d2"]["chosen"].null_count() == 5
-    with pytest.raises(DataError, match=r"data\.d1 needs human answers"):
-        read(source="pairs", path=path, d1={"path": only}, d2=train, test={"split": "test"})
+    again, _ = read(source="ultrafeedback", path=path, d1=train, d2=train | {"count": 7},
+                    test={"split": "test"}, overlap=True)  # fmt: skip
+    # d2 is drawn from what d1 has, which then need not say how many it takes.
+    assert again["d1"].equals(parts["d1"])
+    assert set(again["d2"]["prompt_id"]) < set(again["d1"]["prompt_id"])
+
+
+def test_ultrachat_beside_another(tmp_path: Path) -> None:
+    """The last answer is taken off; a part's second dataset follows the first, without repeats."""
+    talk = [user("Hi"), assistant("Yes?"), user("Why?"), assistant("So.")]
+    rows = [{"prompt": "x", "prompt_id": str(i), "messages": [user(f"q{i}"), *talk[1:]]}
+            for i in range(4)]  # fmt: skip
+    rows.append({"prompt": "x", "prompt_id": "5", "messages": [user("open")]})
+    chat = jsonl(tmp_path / "chat.jsonl", rows)
+    parts, _ = read(
+        source="world", d1={"count": 3, "more": {"source": "ultrachat", "path": chat, "count": 4}},
+        d2={"count": 2}, test={"count": 2},
+    )  # fmt: skip
+    assert len(parts["d1"]) == 7
+    added = parts["d1"].tail(4).to_dicts()
+    assert all(row["rejected"] is None for row in added)
+    # A conversation that the user ends has no last answer, and is put aside.
+    assert {row["prompt"][0]["content"] for row in added} == {"q0", "q1", "q2", "q3"}
+    assert {(len(row["prompt"]), row["chosen"]) for row in added} == {(3, "So.")}
+    with pytest.raises(DataError, match=r"chat.jsonl: data.d1.more asks for 9 rows, 4 usable"):
+        read(
+            source="world", d2={"count": 2}, test={"count": 2},
+            d1={"count": 3, "more": {"source": "ultrachat", "path": chat, "count": 9}},
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- forms

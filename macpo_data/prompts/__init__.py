@@ -13,6 +13,11 @@ from macpo_data.errors import MacpoError
 from macpo_data.schema import Message
 
 
+def is_own(prompt: str) -> bool:
+    """Whether a prompt comes with the package."""
+    return prompt.isidentifier() and (resources.files(__name__) / f"{prompt}.txt").is_file()
+
+
 @cache
 def read(prompt: str) -> str:
     """The text of a prompt: one that comes with the package, by its name, or a file.
@@ -20,10 +25,10 @@ def read(prompt: str) -> str:
     Raises:
         MacpoError: there is none.
     """
-    own = resources.files(__name__) / f"{prompt}.txt"
     try:
-        text = own.read_text("utf-8") if prompt.isidentifier() and own.is_file() else None
-        return text or Path(prompt).expanduser().read_text("utf-8")
+        if is_own(prompt):
+            return (resources.files(__name__) / f"{prompt}.txt").read_text("utf-8")
+        return Path(prompt).expanduser().read_text("utf-8")
     except (OSError, ValueError) as error:
         names = sorted(
             f.name[:-4] for f in resources.files(__name__).iterdir() if f.name[-4:] == ".txt"

@@ -1,0 +1,89 @@
+"""A reward model from pairs, with trl's RewardTrainer: the chosen answer is to score higher."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from trl import RewardConfig, RewardTrainer
+
+from macpo_data.chat import Chat
+from macpo_data.errors import ModelError
+from macpo_data.models import load_classifier
+from macpo_data.recipe import RewardTraining
+from macpo_train.encode import Encoded
+from macpo_train.loop import run, training_arguments
+from macpo_train.train import Job, Report, save_adapter, sharded
+
+METRICS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "reward_margin",
+    "mean_reward": "reward",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+}
+
+
+def classifier(job: Job) -> Any:
+    """The base with a new head of one output; unless all of it is trained, with an adapter.
+
+    Raises:
+        ModelError: the base cannot be loaded, or has no matrix of `lora.targets`.
+    """
+    assert isinstance(job.settings, RewardTraining)
+    model = load_classifier(job.base, job.train.dtype, new_head=True)
+    if job.settings.full:
+        return model
+    config = LoraConfig(
+        r=job.lora.r,
+        lora_alpha=job.lora.alpha,
+        lora_dropout=job.lora.dropout,
+        target_modules=sorted(job.lora.targets),
+        use_rslora=job.lora.rslora,
+        task_type="SEQ_CLS",  # trains the head as well, and saves it with the adapter
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"lora.targets: {str(error).split('.')[0]} ({job.base.id})") from None
+
+
+def train_reward(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
+    """Minimise -log sigmoid(reward of chosen - reward of rejected).
+
+    Returns:
+        For the manifest, one row per optimiser step among it.
+
+    Raises:
+        ModelError: the processes are to shard it.
+    """
+    if sharded():
+        raise ModelError("a reward model is not sharded; use distributed_type: MULTI_GPU")
+    sides = {
+        f"{side}_ids": [p + r for p, r in zip(data.prompts, data.responses[side], strict=True)]
+        for side in ("chosen", "rejected")
+    }
+
+    def make(watch: Any) -> RewardTrainer:
+        return RewardTrainer(
+            model=model,
+            args=RewardConfig(**training_arguments(job, len(data.prompts))),
+            train_dataset=Dataset.from_dict(sides),
+            processing_class=chat.tokenizer,
+            callbacks=[watch],
+        )
+
+    return run(report, job, METRICS, make)
+
+
+def save(model: Any, job: Job, chat: Chat) -> None:
+    """Write the adapter with its head, or the whole classifier with its tokenizer."""
+    assert isinstance(job.settings, RewardTraining)
+    if not job.settings.full:
+        return save_adapter(model, job.base, job.out)
+    model.save_pretrained(job.out)
+    chat.tokenizer.save_pretrained(job.out)
+    shutil.rmtree(job.out / "trainer", ignore_errors=True)

@@ -1,0 +1,243 @@
+"""Answers in other evaluators' forms, and blind sheets for people."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import Macpo, OpenRun, shared
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macpo_data import sheets, stats
+from macpo_data.errors import DataError, MacpoError
+from macpo_data.evaluate import latest
+from macpo_data.exports import converse, questions
+from macpo_data.plan import Policy
+from macpo_data.recipe import digest
+from macpo_data.schema import MESSAGES
+from rounds import Run
+
+STUDENT = Policy("student", "positive", 0)
+
+
+@pytest.fixture
+def run(open_run: OpenRun) -> Run:
+    made = open_run("rounds=0", "data.test.count=30")
+    assert not made.finish_round(0).waiting
+    return made
+
+
+def exported(run: Run, form: str, prompts: Path, to: Path) -> list[dict[str, Any]]:
+    run.export(form, [STUDENT], None, prompts, to)
+    text = to.read_text()
+    return list(json.loads(text) if form == "alpaca_eval" else map(json.loads, text.splitlines()))
+
+
+def test_alpaca_eval_on_its_own_prompts(run: Run, tmp_path: Path) -> None:
+    rows = exported(run, "alpaca_eval", shared("data/alpacaeval_prompts.parquet"), tmp_path / "a")
+    assert len(rows) == 805 and set(rows[0]) == {"instruction", "output", "generator", "dataset"}
+    assert rows[0]["instruction"].startswith("What are the names of some famous actors")
+    assert all(row["output"] for row in rows) and rows[0]["dataset"] == "helpful_base"
+    assert {row["generator"] for row in rows} == {"test-student-positive-0"}
+
+
+def test_mt_bench_on_its_own_questions(run: Run, tmp_path: Path) -> None:
+    rows = exported(run, "mt_bench", shared("data/mt_bench_questions.jsonl"), tmp_path / "m")
+    assert [row["question_id"] for row in rows] == list(range(81, 161))
+    assert set(rows[0]) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+    assert [len(row["choices"][0]["turns"]) for row in rows] == [2] * 80
+    assert len({row["answer_id"] for row in rows}) == 80
+
+
+def test_arena_hard_on_its_own_questions(run: Run, tmp_path: Path) -> None:
+    prompts = shared("data/arena_hard_v0.1_questions.parquet")
+    rows = exported(run, "arena_hard", prompts, tmp_path / "h")
+    assert len(rows) == 500
+    assert set(rows[0]) == {"uid", "ans_id", "model", "messages", "tstamp", "metadata"}
+    assert rows[0]["uid"] == "328c149ed45a41c0b9d6f14659e63599"
+    user, assistant = rows[0]["messages"]
+    assert user["role"] == "user" and assistant["content"]["answer"]
+
+
+def test_the_second_turn_is_answered_after_the_first(run: Run, tmp_path: Path) -> None:
+    """The fake engine's answer follows from the whole dialogue: it equals that of the dialogue
+    written out by hand."""
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question_id": 7, "turns": ["One?", "Two?"]}\n')
+    context = run.context()
+    ((first, second),) = converse(context, STUDENT, questions(path))
+    by_hand = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Two?"},
+    ]
+    rows = pl.DataFrame(
+        {"prompt_id": [digest(by_hand)], "prompt": [by_hand]},
+        schema={"prompt_id": pl.String, "prompt": MESSAGES},
+    )
+    (alone,) = context.ask([(STUDENT, rows)], run.recipe.sampling, "export-1")
+    assert alone["response"].to_list() == [second] and first != second
+
+
+@pytest.mark.parametrize(
+    ("row", "opening"),
+    [
+        ({"instruction": "Do."}, "Do."),
+        ({"uid": "x", "prompt": "Say."}, "Say."),
+        ({"question_id": "y", "turns": [{"content": "Go."}]}, "Go."),
+        ({"id": 3, "prompt": [{"role": "user", "content": "Be."}]}, "Be."),
+    ],
+)
+def test_prompts_in_each_form(row: dict[str, Any], opening: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (question,) = questions(path)
+    assert question.text == opening
+    assert question.id in (*row.values(), 0)  # the row's number where it has no name
+
+
+def test_prompts_without_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "?"}\n')
+    with pytest.raises(DataError, match="row 0: no turns, prompt or instruction"):
+        questions(path)
+
+
+# ---------------------------------------------------------------------------- sheets
+
+
+def read(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text("utf-8-sig").splitlines(keepends=True)))
+
+
+def fill(path: Path, to: Path, key: dict[str, Any], prefer: dict[str, str]) -> Path:
+    """A sheet as an annotator returns it, who prefers a, b, a tie or nothing row by row."""
+    rows = read(path)
+    for row in rows[1:]:
+        wish = prefer.get(row[0], "")
+        first = key["rows"][row[0]]["first"]
+        row[-1] = wish if wish in ("", "tie") else "1" if wish == first else "2"
+    with to.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return to
+
+
+def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
+    """30 rows. Anna: 20 wins of the policy, 10 losses; Ben agrees in all but the last four, which
+    are ties to him: (26 * {1, 0} + 4 * mean(0, .5)): 20 + 4 * .25 = 21 of 30."""
+    sheet = tmp_path / "sheet.csv"
+    said = run.export("human", [STUDENT], "chosen", None, sheet)
+    key_file = tmp_path / "sheet.key.json"
+    assert len(said) == 2 and key_file.exists()
+    key, rows = json.loads(key_file.read_text()), read(sheet)
+    assert len(rows) == 31 and all(row[-1] == "" for row in rows[1:])
+    sides = [entry["first"] for entry in key["rows"].values()]
+    assert {"a", "b"} == set(sides)
+    assert "student" not in sheet.read_text() and "chosen" not in sheet.read_text()
+    # Each side stands where the key says.
+    prompts = run.context().prompts("test")
+    human = dict(prompts.select("prompt_id", "chosen").iter_rows())
+    for row in rows[1:]:
+        entry = key["rows"][row[0]]
+        assert row[2 if entry["first"] == "b" else 3] == human[entry["prompt_id"]]
+
+    anna = {str(n): "a" if n <= 20 else "b" for n in range(1, 31)}
+    ben = {**anna, **{str(n): "tie" for n in range(27, 31)}}
+    filled = [fill(sheet, tmp_path / f"{n}.csv", key, wish) for n, wish in enumerate((anna, ben))]
+    found = sheets.read_sheets(run.context(), filled, key_file)
+    win = found.table.filter(measure="win").row(0, named=True)
+    assert win["mean"] == pytest.approx(21 / 30) and win["by"] == "2 people"
+    assert win["against"] == "chosen" and win["responses"] == 30
+    told = run.store.manifest(f"eval/{found.paths[0].name}")
+    assert told is not None
+    assert told["judge"]["verdicts"] == [30, 30]
+    assert 0.7 < told["judge"]["krippendorff_alpha"] < 0.8
+    newest = latest(run.plan, run.store)
+    assert newest is not None and newest.table.filter(measure="win").height == 1
+
+
+def test_a_sheet_from_a_spreadsheet_that_writes_semicolons(run: Run, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.csv"
+    run.export("human", [STUDENT], "student-base", None, sheet)
+    rows = read(sheet)
+    for row in rows[1:]:
+        row[-1] = " Tie "
+    with (tmp_path / "filled.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=";").writerows(rows)
+    found = sheets.read_sheets(
+        run.context(), [tmp_path / "filled.csv"], tmp_path / "sheet.key.json"
+    )
+    assert found.judgements["win"].to_list() == [0.5] * 30
+
+
+def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
+    sheet, key = tmp_path / "sheet.csv", tmp_path / "sheet.key.json"
+    run.export("human", [STUDENT], "chosen", None, sheet)
+    with pytest.raises(MacpoError, match="exists already"):
+        run.export("human", [STUDENT], "chosen", None, sheet)
+    with pytest.raises(DataError, match="cannot read the key"):
+        sheets.read_sheets(run.context(), [sheet], tmp_path / "none.json")
+    other = tmp_path / "other.csv"
+    rows = read(sheet)
+    with other.open("w", newline="") as file:
+        csv.writer(file).writerows(rows[:-1])
+    with pytest.raises(DataError, match="other rows than its key"):
+        sheets.read_sheets(run.context(), [other], key)
+    rows[1][-1] = "both"
+    with other.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(DataError, match="row 1: 'both' is no verdict; write 1, 2 or tie"):
+        sheets.read_sheets(run.context(), [other], key)
+    said = json.loads(key.read_text())
+    said["made_from"] = dict.fromkeys(said["made_from"], "other")
+    key.write_text(json.dumps(said))
+    with pytest.raises(DataError, match="not those of this recipe and run"):
+        sheets.read_sheets(run.context(), [sheet], key)
+
+
+@given(st.text())
+def test_no_cell_is_a_formula(text: str) -> None:
+    cell = sheets._inert(text)
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert cell == text or cell == f"'{text}"
+
+
+def test_agreement_by_published_examples() -> None:
+    """Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability": binary data of two
+    observers (.095), and nominal data of four with gaps (.743)."""
+    two = [
+        [0, 1, 0, 0, 0, 0, 0, 0, 1, 0],
+        [1, 1, 1, 0, 0, 1, 0, 0, 0, 0],
+    ]
+    assert stats.agreement(two) == pytest.approx(0.095, abs=5e-4)
+    n = None
+    four = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, n, n, n],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, n, 3],
+        [n, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, n],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, n],
+    ]
+    assert stats.agreement(four) == pytest.approx(0.743, abs=5e-4)
+
+
+def test_agreement_at_its_ends() -> None:
+    assert stats.agreement([[1, 0, 0.5], [1, 0, 0.5]]) == 1
+    assert stats.agreement([[1, 0], [None, None]]) is None
+    assert stats.agreement([[1, 1], [1, 1]]) is None
+
+
+def test_the_command(macpo: Macpo, run: Run, recipe_file: Path) -> None:
+    common = ["-r", recipe_file, "--set", "rounds=0", "--set", "data.test.count=30"]
+    table = macpo("eval", "--against", "student-base", *common, fake=True)
+    assert table.returncode == 0 and "student-positive-0" in table.stdout
+    assert "LC win: by gold judge against student-base" in table.stdout
+    many = macpo("eval", "--export", "human", "--to", "s.csv", *common, fake=True)
+    assert many.returncode == 1 and "an export is of one policy, not of 4" in many.stderr
+    run.export("human", [STUDENT], "chosen", None, recipe_file.parent / "s.csv")
+    back = macpo("eval", "--import", "s.csv", *common, fake=True)
+    assert back.returncode == 0 and "s.csv: 0 verdicts" in back.stdout

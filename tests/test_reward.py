@@ -1,0 +1,192 @@
+"""Reward models: which number is the reward, real classifiers, and one trained on pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import yaml
+from conftest import RECIPE, OpenRun, no_progress
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from macpo_data.errors import ModelError, RecipeError
+from macpo_data.models import Base, load_classifier
+from macpo_data.recipe import Engine, RewardModel, load_recipe
+from macpo_data.reward import Scorer, accuracy, one_reward, rewards, score
+from macpo_data.schema import MESSAGES
+from macpo_data.store import Shards
+from rounds import Run, unreachable
+
+Rows = pl.DataFrame
+
+
+def answers(count: int) -> Rows:
+    """Prompts with answers of unlike lengths, one of them cut."""
+    rows = [
+        {
+            "prompt_id": f"p{n}",
+            "prompt": [{"role": "user", "content": f"Question {n}?"}],
+            "response": "Good. " * (1 + n % 5),
+            "finish_reason": "length" if n == 2 else "stop",
+        }
+        for n in range(count)
+    ]
+    return pl.DataFrame(rows, schema_overrides={"prompt": MESSAGES})
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base as a classifier of three outputs."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("classifier") / "three"
+    torch.manual_seed(0)
+    loader: Any = AutoModelForSequenceClassification
+    loader.from_pretrained(tiny_base, num_labels=3).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    return folder
+
+
+def test_which_output_is_the_reward() -> None:
+    """1 * 0.5 + 2 * 0 + 4 * 0.25 = 1.5."""
+    logits = torch.tensor([[1.0, 2.0, 4.0], [0.0, -1.0, 8.0]])
+    assert one_reward(logits, 1, "m").tolist() == [2.0, -1.0]
+    assert one_reward(logits, (0.5, 0.0, 0.25), "m").tolist() == [1.5, 2.0]
+    assert one_reward(logits[:, :1], None, "m").tolist() == [1.0, 0.0]
+    for head, said in (
+        (None, "choose one"),
+        (3, "outputs 0..2"),
+        (-1, "0..2"),
+        ((1.0,), "weights"),
+    ):
+        with pytest.raises(ModelError, match=said):
+            one_reward(logits, head, "m")
+
+
+def test_a_batch_scores_as_each_answer_alone(classifier: Path) -> None:
+    """By transformers alone, an answer at a time and without padding."""
+    from macpo_data.models import load_chat
+
+    rows = answers(7)
+    base = Base(str(classifier), None)
+    found = rewards(
+        lambda *_: None, Engine(batch_size=3), Scorer(base, None, "tokenizer", 2, "x"), rows
+    )
+    model: Any = load_classifier(base).eval()
+    chat = load_chat(base, "tokenizer")
+    for row, reward in zip(rows.iter_rows(named=True), found, strict=True):
+        ids = chat.prompt_ids(row["prompt"])
+        ids += chat.response_ids(row["response"], row["finish_reason"] == "stop")
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([ids])).logits[0, 2].item()
+        assert reward == pytest.approx(alone, abs=1e-5)
+
+
+def test_what_does_not_fit_has_no_reward(classifier: Path) -> None:
+    """The tiny model reads 256 tokens."""
+    rows = answers(2).with_columns(response=pl.Series(["word " * 300, "Fine."]))
+    scorer = Scorer(Base(str(classifier), None), None, "tokenizer", 0, "x")
+    long, short = rewards(lambda *_: None, Engine(), scorer, rows)
+    assert long is None and short is not None
+
+
+def test_a_language_model_is_no_reward_model(tiny_base: Path) -> None:
+    """Its head would be random numbers."""
+    with pytest.raises(ModelError, match="is no reward model: its files lack score"):
+        load_classifier(Base(str(tiny_base), None))
+
+
+def test_a_killed_scoring_goes_on_at_its_shard(classifier: Path, tmp_path: Path) -> None:
+    scorer = Scorer(Base(str(classifier), None), None, "tokenizer", 0, "x")
+    rows, engine = answers(10), Engine(batch_size=4)
+    whole = Shards(tmp_path / "whole", rows["prompt_id"].to_list(), 4)
+    score(lambda *_: None, engine, scorer, rows, whole)
+    told: list[int] = []
+    again = Shards(tmp_path / "whole", rows["prompt_id"].to_list(), 4)
+    kept = [path.read_bytes() for path in again.files]
+    again.files[1].unlink()
+    score(lambda done, total, note: told.append(total), engine, scorer, rows, again)
+    assert told == [4] and [path.read_bytes() for path in again.files] == kept
+
+
+def test_equal_answers_are_scored_once_and_stored(open_run: OpenRun) -> None:
+    run = open_run()
+    context = run.context()
+    rows = pl.concat([answers(5), answers(5), answers(1).with_columns(response=None)])
+    found = context.rewards(rows, RewardModel(model="org/model"))
+    assert found[:5].to_list() == found[5:10].to_list() and found[10] is None
+    (name,) = [name for name in context.used if name.startswith("rewards/")]
+    assert run.store.verify(name)["rows"] == 5
+    created = run.store.verify(name)["created"]
+    assert run.context().rewards(rows, RewardModel(model="org/model")).equals(found)
+    assert run.store.verify(name)["created"] == created
+    other = run.context().rewards(rows, RewardModel(model="org/model", head=1))
+    assert not other.equals(found)
+
+
+def test_a_reward_model_by_its_name_alone(recipe_file: Path) -> None:
+    assert load_recipe(str(recipe_file), ["eval.reward=org/m"]).eval.reward == RewardModel(
+        model="org/m"
+    )
+    with pytest.raises(RecipeError, match=r"eval\.reward\.modle: unknown key"):
+        load_recipe(str(recipe_file), ["eval.reward={model: m, modle: n}"])
+
+
+def test_evaluation_is_no_part_of_what_a_result_is(open_run: OpenRun) -> None:
+    plain, other = open_run(), open_run("eval.reward=org/m", "reward.epochs=7")
+    assert [plain.plan.name(s) for s in plain.plan.steps] == [
+        other.plan.name(s) for s in other.plan.steps
+    ]
+    assert plain.plan.reward_name != other.plan.reward_name
+
+
+@settings(deadline=None)  # the first call imports scipy
+@given(st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 1.0, None]), st.sampled_from([0.0, None]))))
+def test_accuracy_counts_a_tie_as_half(pairs: list[tuple[float | None, float | None]]) -> None:
+    chosen, rejected = [c for c, _ in pairs], [r for _, r in pairs]
+    found = accuracy(chosen, rejected)
+    scored = [(c > r) + 0.5 * (c == r) for c, r in pairs if c is not None and r is not None]
+    assert found["held_out_unscored"] == len(pairs) - len(scored)
+    mean = found["held_out_accuracy"]["mean"]
+    assert mean == (pytest.approx(np.mean(scored)) if scored else None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
+def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, full: bool) -> None:
+    """Bad answers of the world have a tone of their own, which two layers learn at once. The
+    accuracy of the manifest is that of the stored model, asked again through `rewards`."""
+    values = yaml.safe_load(RECIPE)
+    for agent in values["agents"].values():
+        agent["base"] = str(tiny_base)
+    values["data"] |= {"d1": {"count": 96}, "test": {"count": 40}}
+    values["lora"] = {"targets": ["q_proj", "v_proj", "up_proj", "down_proj"]}
+    values["reward"] = {"full": full, "epochs": 3, "learning_rate": 5e-3, "batch_size": 16}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    recipe = load_recipe(str(path), ["eval.reward=trained"])
+    with Run(recipe, tmp_path / "runs", no_progress, lambda line: None) as run:
+        folder = run.train_reward()
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["held_out_pairs"] == 40
+        assert manifest["held_out_accuracy"]["low"] > 0.5
+        assert manifest["history"][-1]["loss"] < manifest["history"][0]["loss"]
+        assert run.train_reward() == folder
+        test = run.context().prompts("test")
+        scores = [
+            run.context().rewards(
+                test.select("prompt_id", "prompt", response=side, finish_reason=pl.lit("stop")),
+                RewardModel(model="trained"),
+            )
+            for side in ("chosen", "rejected")
+        ]
+        assert (scores[0] > scores[1]).mean() == pytest.approx(
+            manifest["held_out_accuracy"]["mean"]
+        )
+        assert f"reward/{folder.name}" not in unreachable([run])
