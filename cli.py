@@ -125,7 +125,9 @@ def gen(
     """Write every dataset of a round whose inputs exist."""
     with _open(recipe, runs, sets) as run:
         if dry_run:
-            return _print_plan(run, run.select("gen", round_, learner))
+            steps = run.select("gen", round_, learner)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         _finish(run, run.make("gen", round_, learner, redo))
 
 
@@ -212,7 +214,8 @@ def run_(
         wanted = [round_] if round_ is not None else list(range(last + 1))
         steps = [step for each in wanted or [last] for step in run.select(None, each)]
         if dry_run:
-            return _print_plan(run, steps)
+            _print_plan(run, steps)
+            return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
             if outcome.waiting or each == wanted[-1]:
@@ -592,6 +595,19 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
     )
 
 
+def _print_costs(run: Run, steps: list[Step]) -> None:
+    """What the gen steps that are not done will ask of their models."""
+    from macpo_data.cost import measure
+    from macpo_data.show import print_costs
+
+    found = run.states()
+    todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
+    if todo:
+        sizes = measure(run.plan, run.store)
+        asked = [(step, run.method.asks(step, run.recipe, sizes)) for step in todo]
+        print_costs(asked, run.recipe, sizes.note)
+
+
 def _print_results(run: Run, last: int) -> None:
     """The report's first screen, and three pairs of the last round."""
     from macpo_data.evaluate import trained
@@ -624,7 +640,8 @@ def _next_command(run: Run, found: dict[Step, State]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(line)
 
 
 def _say_aside(line: str) -> None:

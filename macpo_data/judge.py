@@ -1,13 +1,14 @@
 """Which of two answers is better: any judge over pairs, in both orders, and how far to trust it.
 
 A judge that reads (one model, or a mixture of several) is asked twice, once with each answer shown
-first; one that scores (the world's gold judge) needs no order.
+first; one that scores (a reward model, the world's gold judge) needs no order.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,7 @@ from macpo_data.context import Context, Judged
 from macpo_data.errors import DataError, ModelError
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
-from macpo_data.recipe import Judge
+from macpo_data.recipe import Judge, RewardModel
 from macpo_data.schema import MEETINGS, MESSAGES, Message, prompt_id
 from macpo_data.schema import check as schema_check
 
@@ -243,6 +244,8 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     """Verdicts on rows in which both answers are there: at, first, second, criteria."""
     if judge.kind == "gold":
         return _by_score(rows, _gold)
+    if judge.reward is not None and judge.kind == "reward":
+        return _by_score(rows, partial(_reward, ctx, judge.reward))
     criteria: list[str | None] = [None] * len(rows)
     if judge.kind == "mixture" and judge.criteria:
         criteria = _choose_criteria(ctx, judge, rows)
@@ -273,6 +276,11 @@ def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
             f"the gold judge knows only the world's own prompts, and not {error}; set "
             "mixture.turns=last"
         ) from None
+
+
+def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame, side: str) -> pl.Series:
+    answers = rows.select("prompt_id", "prompt", response=side, finish_reason=pl.lit("stop"))
+    return ctx.rewards(answers, model)
 
 
 def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:

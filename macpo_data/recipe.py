@@ -350,42 +350,6 @@ class Lora(Section):
     rslora: bool = False  # scale by alpha / sqrt(r), which keeps large ranks learning
 
 
-class JudgePrompts(Section):
-    """What a judge is asked: names of the package's own prompts, or files."""
-
-    verdict: str = "verdict"  # kind llm: query and both answers
-    criteria: str = "criteria"  # kind mixture: which criteria matter for this pair
-    critique: str = "critique"  # a proposer's turn
-    weigh: str = "weigh"  # the verdict on query, answers, criteria and reviews
-
-    def identity(self) -> dict[str, Any]:
-        """A prompt counts by its text."""
-        return {name: digest(prompts.read(path)) for name, path in super().identity().items()}
-
-
-class Judge(Section):
-    """Who compares two answers, and how its verdicts become a ranking."""
-
-    kind: Literal["gold", "llm", "mixture"]  # gold: the embedded world's own, in code
-    agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
-    proposers: list[str] = []  # kind mixture: who write critiques
-    criteria: Annotated[int, Field(ge=0, le=8)] = 3  # of eight, chosen for each pair; 0: all
-    prompts: JudgePrompts = JudgePrompts()
-    sampling: Sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=1024)
-    pairs: Literal["all", "swiss", "first_vs_rest"] = "all"  # which answers meet
-    merge: Literal["each", "agree"] = "each"  # each verdict counts, or only what both orders say
-    ties: Literal["random", "first"] = "random"  # between answers of one score
-    max_position_bias: Annotated[float, Field(ge=0.5, le=1.0), KNOB] = 0.75  # stop beyond it
-
-    @model_validator(mode="after")
-    def _has_agents(self) -> Judge:
-        if self.kind in ("llm", "mixture") and not self.agent:
-            raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
-        if self.kind == "mixture" and not self.proposers:
-            raise ValueError("kind mixture needs proposers")
-        return self
-
-
 class RewardModel(Section):
     """A sequence classifier that scores an answer. A recipe may give just its name."""
 
@@ -406,6 +370,45 @@ class RewardModel(Section):
         return Agent(
             role="judge", base=self.model, revision=self.revision, chat_template=self.chat_template
         )
+
+
+class JudgePrompts(Section):
+    """What a judge is asked: names of the package's own prompts, or files."""
+
+    verdict: str = "verdict"  # kind llm: query and both answers
+    criteria: str = "criteria"  # kind mixture: which criteria matter for this pair
+    critique: str = "critique"  # a proposer's turn
+    weigh: str = "weigh"  # the verdict on query, answers, criteria and reviews
+
+    def identity(self) -> dict[str, Any]:
+        """A prompt counts by its text."""
+        return {name: digest(prompts.read(path)) for name, path in super().identity().items()}
+
+
+class Judge(Section):
+    """Who compares two answers, and how its verdicts become a ranking."""
+
+    kind: Literal["gold", "llm", "mixture", "reward"]  # gold: the embedded world's own, in code
+    reward: RewardModel | None = None  # kind reward: a classifier, whose higher score wins
+    agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
+    proposers: list[str] = []  # kind mixture: who write critiques
+    criteria: Annotated[int, Field(ge=0, le=8)] = 3  # of eight, chosen for each pair; 0: all
+    prompts: JudgePrompts = JudgePrompts()
+    sampling: Sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=1024)
+    pairs: Literal["all", "swiss", "first_vs_rest"] = "all"  # which answers meet
+    merge: Literal["each", "agree"] = "each"  # each verdict counts, or only what both orders say
+    ties: Literal["random", "first"] = "random"  # between answers of one score
+    max_position_bias: Annotated[float, Field(ge=0.5, le=1.0), KNOB] = 0.75  # stop beyond it
+
+    @model_validator(mode="after")
+    def _has_agents(self) -> Judge:
+        if self.kind in ("llm", "mixture") and not self.agent:
+            raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
+        if self.kind == "reward" and self.reward is None:
+            raise ValueError("kind reward needs a reward model")
+        if self.kind == "mixture" and not self.proposers:
+            raise ValueError("kind mixture needs proposers")
+        return self
 
 
 class RewardTraining(Section):

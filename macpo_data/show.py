@@ -30,7 +30,9 @@ from macpo_data.worker import Report
 if TYPE_CHECKING:
     from macpo_data.checks import Finding, Reading
     from macpo_data.compare import Comparison
+    from macpo_data.cost import Ask
     from macpo_data.evaluate import Evaluation
+    from macpo_data.recipe import Recipe
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
@@ -103,6 +105,48 @@ def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) ->
             plain(where),
         )
     Console().print(table)
+
+
+def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
+    """Calls, tokens and money of gen steps, and their sum. What several ask is counted once."""
+    table = Table(title="what it asks for", title_justify="left", box=None, pad_edge=False)
+    for column in ("what", "who"):
+        table.add_column(column, no_wrap=True)
+    priced = any(agent.endpoint and agent.endpoint.price_in for agent in recipe.agents.values())
+    for column in ("a prompt", "calls", "tokens in", "out", "at most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("money", "at most") if priced else ():
+        table.add_column(column, justify="right", no_wrap=True)
+    sums, known = [0.0] * 6, set()
+    for step, asks in asked:
+        table.add_row(plain(f"round {step.round}, {step.learner}"), style="bold")
+        for ask in asks:
+            if (again := (step.round, ask.what, ask.agent)) in known and "write" in ask.what:
+                continue
+            known.add(again)
+            endpoint, calls = recipe.agents[ask.agent].endpoint, ask.prompts * ask.calls
+            money = [ask.money(endpoint, out) for out in (ask.tokens_out, ask.most_out)]
+            tokens = [calls * each for each in (ask.tokens_in, ask.tokens_out, ask.most_out)]
+            sums = [a + (b or 0.0) for a, b in zip(sums, [calls, *tokens, *money], strict=True)]
+            cells = [*map(_short_number, [calls, *tokens]), *map(_money, money if priced else ())]
+            table.add_row(ask.what, plain(ask.agent), f"{ask.calls:g}", *cells)
+        if judged := sum(ask.calls for ask in asks if ask.what.startswith("judge")):
+            note += f"; the judge of round {step.round}: at most {judged:g} calls a prompt"
+    whole = [*map(_short_number, sums[:4]), *map(_money, sums[4:] if priced else ())]
+    table.add_row("all", "", "", *whole, style="bold")
+    Console().print(table)
+    print(f"estimated: {note}")
+
+
+def _short_number(value: float) -> str:
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 10 * unit:
+            return f"{value / unit:,.1f}{name}"
+    return f"{value:,.0f}"
+
+
+def _money(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"
 
 
 def pick(
@@ -231,13 +275,13 @@ def print_reward_model(manifest: dict[str, Any]) -> None:
 
 
 def print_summary(found: dict[str, Any]) -> None:
-    """The report's first screen in words: did it get better, what is done, what to look at."""
+    """The report's first screen in words: did it get better, who was chosen, what to look at."""
     console = Console()
     console.print(Text(found["verdict"]["title"], "bold"))
     console.print(plain(found["verdict"]["text"]))
-    for agent in dict.fromkeys(row["agent"] for row in found["winners"]):
-        shares = [f"{w['share']:.0%}" for w in found["winners"] if w["agent"] == agent]
-        console.print(plain(f"{agent} wrote {', '.join(shares)} of the student's chosen answers"))
+    for round_ in dict.fromkeys(row["round"] for row in found["winners"]):
+        won = [f"{w['agent']} {w['share']:.0%}" for w in found["winners"] if w["round"] == round_]
+        console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
     for warning in found["warnings"]:
         console.print(Text("! ", "yellow"), plain(warning), sep="")
 

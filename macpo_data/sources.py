@@ -54,8 +54,7 @@ def read_parts(
     Raises:
         DataError: a dataset cannot be read, or holds too few usable rows.
     """
-    named = [*paths(data), *(more.path for more in mores(data))]
-    files = {path: _read_file(path) for path in named if is_local(path)}
+    files = {path: _read_file(path) for path in all_paths(data) if is_local(path)}
     places = _places(data, files)
     pools: dict[Place, pl.DataFrame] = {}  # usable rows, shuffled; each part takes from the top
     whole: dict[Place, pl.DataFrame] = {}  # the same before anybody took
@@ -127,6 +126,11 @@ def _more(
 def mores(data: Data) -> list[More]:
     """The second datasets of its parts."""
     return [more for part in PARTS if (more := getattr(data, part).more)]
+
+
+def all_paths(data: Data) -> list[str]:
+    """Those of the parts, and of their second datasets."""
+    return [*paths(data), *(more.path for more in mores(data))]
 
 
 def paths(data: Data) -> list[str]:

@@ -117,7 +117,8 @@ def test_every_chart_is_drawn(sheet: Page, reports: dict[str, Path]) -> None:
     assert plots.count() >= 8
     marks = "g.mark-symbol path, g.mark-rect path, g.mark-line path"
     for n in range(plots.count()):
-        assert plots.nth(n).locator(marks).count() > 0, plots.nth(n).get_attribute("aria-label")
+        plots.nth(n).scroll_into_view_if_needed()
+        plots.nth(n).locator(marks).first.wait_for(state="attached")
         assert plots.nth(n).get_attribute("aria-label")
     # Four agents with rounds 0 and 1: the table behind the first chart of one recipe.
     tables = sheet.locator("#score-figures details table")

@@ -1,7 +1,8 @@
-"""A method is a module with two functions.
+"""A method is a module with three functions.
 
-plan(recipe) -> list[Step]          pure: learners, turns, inputs, objectives
-build(step, ctx) -> RoundData       reads like the paper's algorithm
+plan(recipe) -> list[Step]              pure: learners, turns, inputs, objectives
+build(step, ctx) -> RoundData           reads like the paper's algorithm
+asks(step, recipe, sizes) -> list[Ask]  what `build` will ask for, for the plan of costs
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from macpo_data.context import Context, RoundData
+from macpo_data.cost import Ask, Sizes
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe
 
@@ -22,6 +24,9 @@ class Method(Protocol):
 
     def build(self, step: Step, ctx: Context) -> RoundData:
         """Write the dataset of one gen step."""
+
+    def asks(self, step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
+        """What `build` asks of the models, if nothing of it is there yet."""
 
 
 def method(recipe: Recipe) -> Method:

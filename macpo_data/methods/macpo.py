@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from macpo_data import select
 from macpo_data.context import Context, RoundData
+from macpo_data.cost import Ask, Sizes, scoring, writing
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -95,6 +96,21 @@ def build(step: Step, ctx: Context) -> RoundData:
 
     choose = select.lowest_perplexity if is_student else select.first
     return ctx.pair(choose(candidates, rejected, ctx.recipe.select), rejected)
+
+
+def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
+    """Everybody who writes writes to D2; from round 1 on, the learner reads all of it."""
+    *writers, learner = step.policies if step.round else (*step.policies, None)
+    n = recipe.sampling.n if step.round and step.learner in recipe.students else 1
+    d2, found = sizes.prompts["d2"], []
+    for policy in filter(None, writers):
+        calls = n if policy.behavior == "positive" else 1
+        found += writing(
+            f"write d2, {policy.behavior}", [policy.agent], d2, calls, sizes.prompt,
+            recipe.sampling, sizes,
+        )  # fmt: skip
+    answers = sum(ask.calls for ask in found)
+    return [*found, scoring(learner.agent, d2, answers, recipe, sizes)] if learner else found
 
 
 def _labels(step: Step, ctx: Context) -> RoundData:

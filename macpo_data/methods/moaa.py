@@ -12,8 +12,10 @@ from macpo_data import judge as judges
 from macpo_data import mixture as mixtures
 from macpo_data import ranking, select
 from macpo_data.context import Context, RoundData
+from macpo_data.cost import CHARS_PER_TOKEN, Ask, Sizes, judging, scoring, writing
 from macpo_data.methods.macpo import DPO_READS, FILTER_READS, SAMPLING_READS, SFT_READS
 from macpo_data.plan import Policy, Step
+from macpo_data.prompts import read
 from macpo_data.recipe import Recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
 
@@ -61,6 +63,28 @@ def plan(recipe: Recipe) -> list[Step]:
 def build(step: Step, ctx: Context) -> RoundData:
     """Write the student's dataset of one round."""
     return _fine_tuning(ctx) if step.round == 0 else _preferences(step, ctx)
+
+
+def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
+    """Stage 1: every agent of every layer, for each turn; stage 2: the student, then the judge."""
+    mixture, prompts = recipe.mixture, sizes.prompts
+    if step.round:
+        n, student = recipe.sampling.n, step.learner
+        return [
+            *writing("write d2", [student], prompts["d2"], n, sizes.prompt, recipe.sampling, sizes),
+            *judging(recipe, sizes, "d2", n),
+            scoring(student, prompts["d2"], 2, recipe, sizes),
+        ]
+    assert mixture is not None
+    found, told = [], sizes.prompt
+    for layer, agents in enumerate(mixture.layers):
+        what = f"layer {layer + 1}"
+        found += writing(what, agents, prompts["d1"], sizes.turns, told, mixture.sampling, sizes)
+        heard = len(agents) * sizes.written(mixture.sampling)
+        told = sizes.prompt + len(read(mixture.prompt)) / CHARS_PER_TOKEN + heard
+    return found + (
+        judging(recipe, sizes, "d1", len(mixture.layers[0])) if mixture.keep == "best" else []
+    )
 
 
 def _fine_tuning(ctx: Context) -> RoundData:

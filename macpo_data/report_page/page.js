@@ -55,22 +55,28 @@ function look(width) {
   };
 }
 
-// Drawn one after the other, so that the first screen stands first and the page stays usable.
+// Drawn when they come near the screen, one after the other, so that the page opens at once.
 let queue = Promise.resolve();
 let charts = []; // those on the page, to be drawn anew when the colours change
+const near = new IntersectionObserver((entries) => {
+  for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+    near.unobserve(target);
+    draw(charts.find((chart) => chart.plot === target));
+  }
+}, { rootMargin: "600px" });
 
 function draw(chart) {
   const { plot, spec, rows } = chart;
   queue = queue.then(async () => {
-    if (!plot.isConnected) return;
+    if (!plot.isConnected) return; // another recipe or learner was chosen since
     chart.made?.finalize();
     chart.made = await vegaEmbed(plot, { ...spec(), data: { values: rows }, config: look(plot.clientWidth) }, {
       mode: "vega-lite", ast: true, actions: false, renderer: "svg", defaultStyle: false,
       tooltip: { disableDefaultStyle: true },
     });
+    plot.style.minHeight = 0;
     await new Promise((done) => setTimeout(done));
-  });
-  queue = queue.catch((error) => { console.error(error); plot.append(String(error)); });
+  }).catch((error) => { console.error(error); plot.append(String(error)); });
 }
 
 /** A figure with its title, its chart, and the same numbers as a table. */
@@ -79,8 +85,9 @@ function figure(place, title, note, rows, columns, spec) {
   place.append(make("figure", {}, make("h3", {}, title), make("figcaption", {}, note), plot,
     make("details", {}, make("summary", {}, "as a table"), table(rows, columns))));
   const chart = { plot, rows, spec: () => ({ width: "container", height: 220, ...spec() }) };
+  plot.style.minHeight = `${chart.spec().height + 70}px`; // about what it will take
   charts.push(chart);
-  draw(chart);
+  near.observe(plot);
 }
 
 const axis = (field, title, more = {}) => ({ field, type: "quantitative", title, ...more });
@@ -97,16 +104,14 @@ const shape = (field, domain) =>
 const MEASURES = { gold: "Gold score", reward: "Reward", win: "Win rate", win_lc: "Length-controlled win rate" };
 const at = (row) => (row.round == null ? "base" : String(row.round));
 
-function scoreSpec(series, measure, rows) {
-  const y = (field) => axis(field, measure, { scale: { zero: false } });
+function scoreSpec(series, rows) {
+  const y = (field) => axis(field, null, { scale: { zero: false } });
   const student = { condition: { test: { field: "series", equal: series[0] }, value: 2.5 }, value: 1.25 };
   const tooltip = Object.entries(SCORE_COLUMNS).map(([field, title]) => ({ field, title }));
   return () => ({
     height: 260,
     encoding: { x: ROUND, xOffset: { field: "series", sort: series }, color: colour("series", series) },
     layer: [
-      ...(rows.some((row) => row.against) ? [{ mark: { type: "rule", strokeDash: [2, 3], color: css("--quiet") },
-        encoding: { y: { datum: 0.5 }, x: null, xOffset: null, color: null } }] : []),
       { transform: [{ filter: "datum.behavior === 'positive'" }], mark: { type: "line", opacity: 0.7 },
         encoding: { y: y("mean"), strokeWidth: student } },
       { mark: { type: "rule", strokeWidth: 1.75 }, encoding: { y: y("low"), y2: { field: "high" } } },
@@ -114,6 +119,8 @@ function scoreSpec(series, measure, rows) {
         transform: [{ filter: `datum.behavior === '${filled ? "positive" : "negative"}'` }],
         mark: { type: "point", size: 75, opacity: 1, strokeWidth: 1.75, filled, ...(filled ? {} : { fill: css("--paper") }) },
         encoding: { y: y("mean"), shape: shape("series", series), tooltip } })),
+      ...(rows.some((row) => row.against) ? [{ mark: { type: "rule", strokeDash: [2, 3], color: css("--quiet") },
+        encoding: { y: { datum: 0.5 }, x: null, xOffset: null, color: null } }] : []),
     ],
   });
 }
@@ -142,10 +149,10 @@ function scores(recipe) {
           .filter((name) => part.some((s) => s.series === name))
         : report.recipes.map((r) => r.name);
       const title = MEASURES[measure] + (against ? ` against ${against}` : "")
-        + (compared ? (rows === own ? `: ${recipe.name}` : ": the students of all recipes") : "");
-      const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: the negative twin" : "";
-      figure(place, title, `Held-out prompts; mean and 95 % interval per round${hollow}.`, part,
-        SCORE_COLUMNS, scoreSpec(series, MEASURES[measure], part));
+        + (compared ? (rows === own ? ` in ${recipe.name}` : ", the student of each recipe") : "");
+      const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: negative twin" : "";
+      figure(place, title, `Held-out prompts, by ${part[0].by}; mean and 95 % interval${hollow}.`, part,
+        SCORE_COLUMNS, scoreSpec(series, part));
     }
   }
   if (recipe.winners.length) winners(place, recipe);
@@ -161,7 +168,7 @@ function winners(place, recipe) {
       height: 260,
       encoding: {
         x: { ...ROUND, scale: { paddingInner: 0.3 } },
-        y: axis("share", "share of pairs", { stack: "zero", axis: { format: "%" } }),
+        y: axis("share", null, { stack: "zero", axis: { format: "%" } }),
         order: { field: "agent" },
       },
       layer: [
@@ -172,7 +179,7 @@ function winners(place, recipe) {
         { transform: [{ filter: "datum.share > 0.08" }],
           mark: { type: "text", color: css("--paper"), fontWeight: 600 },
           encoding: { text: { field: "share", format: ".0%" },
-            y: axis("share", "share of pairs", { stack: "zero", bandPosition: 0.5 }),
+            y: axis("share", null, { stack: "zero", bandPosition: 0.5 }),
             detail: { field: "agent" } } },
       ],
     }));
@@ -226,7 +233,7 @@ function data(recipe) {
     const rows = recipe.spread.filter((r) => r.learner === learner && r.measure === measure)
       .map((r) => ({ ...r, at: at(r) }));
     if (!rows.length) continue;
-    const y = (field) => axis(field, title.toLowerCase(), { scale: type === "log" ? { type } : { type, zero: false } });
+    const y = (field) => axis(field, null, { scale: type === "log" ? { type } : { type, zero: false } });
     figure(place, title, `${note} Median, middle half, and 5 to 95 % of the answers.`, rows,
       { at: "round", kind: "", rows: "rows", low: "5 %", lower: "25 %", middle: "median", upper: "75 %", high: "95 %" },
       () => ({
@@ -258,7 +265,7 @@ function losses(place, recipe) {
       mark: { type: "bar", height: 14 },
       encoding: {
         y: { field: "reason", type: "nominal", title: null, sort: "-x", axis: { labelLimit: 220 } },
-        x: axis("rows", "rows", { aggregate: "sum", stack: "zero", axis: { tickMinStep: 1, tickCount: 5 } }),
+        x: axis("rows", null, { aggregate: "sum", stack: "zero", axis: { tickMinStep: 1, tickCount: 5 } }),
         color: colour("what", kinds), tooltip,
       },
     }));
@@ -430,7 +437,10 @@ function show() {
   const learners = one.agents.filter((a) => one.steps.some((s) => s.learner === a));
   for (const id of ["data-learner", "curve-learner", "answer-agent"]) options(byId(id), learners);
   head(one); scores(one); plan(one); data(one); curves(one); answers(one); pairs(); provenance(one);
-  queue.then(() => { document.documentElement.dataset.ready = "yes"; });
+  // Two frames later what is near the screen is in the queue.
+  requestAnimationFrame(() => requestAnimationFrame(() => queue.then(() => {
+    document.documentElement.dataset.ready = "yes";
+  })));
 }
 
 function on(event, ids, work) {
@@ -449,5 +459,6 @@ on("click", ["answer-on"], () => { state.answer += 1; answers(recipe()); });
 on("change", ["pair-round", "pair-learner", "pair-agent", "pair-order"], pairs);
 on("input", ["pair-search"], pairs);
 on("click", ["pair-more"], more);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach(draw));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change",
+  () => charts.filter((chart) => chart.made).forEach(draw));
 show();
