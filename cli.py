@@ -317,7 +317,7 @@ def eval_(
         policies = choose(run.plan, run.store, round_, names)
         if export is None:
             print_evaluation(run.evaluate(policies, against))
-            return _say_next(run)
+            return _next(f"macpo report{run.said}")
         for line in run.export(export, policies, against, prompts, to):
             _say(line)
 
@@ -640,7 +640,8 @@ def _next_command(run: Run, found: dict[Step, State]) -> str:
 
 
 def _say(line: str) -> None:
-    print(line)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(line)
 
 
 def _say_aside(line: str) -> None:

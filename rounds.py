@@ -144,6 +144,11 @@ class Run:
             if found[step] == "done" and not again:
                 outcome.kept.append((step, self.path(step)))
                 continue
+            if _several() and (again or kind == "gen"):
+                raise MacpoError(
+                    f"{step}: several processes only train, and without --redo; run this without "
+                    "accelerate launch (train.launcher starts processes where they are wanted)"
+                )
             self._prepare_bases(step)
             with self.store.lock(self.plan.name(step)) if _first() else nullcontext():
                 if again and (old := self.store.aside(self.plan.name(step))):
@@ -425,6 +430,10 @@ class Run:
 def _first() -> bool:
     """Inside `accelerate launch` every process trains, and the first one keeps the books."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def pretrain_bases(names: list[str], report: Report) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from filelock import FileLock, Timeout
 
 from macpo_data import models, remote, sources, world
 from macpo_data.context import Progress
 from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.generate import versions
 from macpo_data.recipe import Agent, TrainSettings, load_settings
+from macpo_data.schema import SCORES
 from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
 from macpo_data.tables import read_table
 from macpo_data.worker import Workers
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"
+SCORED = ("sum_logprob", "num_tokens", "eot_logprob")
 
 
 def train_on(
@@ -36,6 +41,8 @@ def train_on(
     say: Callable[[str], None],
 ) -> Path:
     """Train an adapter on a dataset, whoever made it, and return its folder.
+
+    Killed, and said again with the same settings, it goes on from its last checkpoint.
 
     Args:
         dataset: on the Hub, a folder, or a file.
@@ -56,7 +63,8 @@ def train_on(
     settings = load_settings(sets)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MacpoError(f"{out} exists already; choose another folder with --out")
-    pairs, counts = usable_pairs(read_table(dataset, config, revision), settings, dataset)
+    raw, scored_under = _with_scores(dataset, config, revision)
+    pairs, counts = usable_pairs(raw, settings, dataset)
     for reason, count in counts.items():
         say(f"left out {count} rows: {reason}")
     agent = Agent(
@@ -74,11 +82,11 @@ def train_on(
     if settings.objective == "dpo":
         say(f"starting from {init or base}; the reference is {reference}")
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
-        table, made = Path(work) / "pairs.parquet", Path(work) / "adapter"
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one keeps the books
+    with _workplace(out, first) as work:
+        table, made = work / "pairs.parquet", work / "adapter"
         write_parquet(table, pairs)
-        made.mkdir()
+        made.mkdir(exist_ok=True)
         job = Job(
             dataset=table,
             column="chosen",
@@ -91,10 +99,14 @@ def train_on(
             train=settings.train,
             seed=settings.seed,
             fake=fake,
+            scored_under=scored_under if (scored_under or {}).get("base") == base else None,
+            cache=work / "reference",
             logs=out.parent / "logs",
         )
         with progress(f"training {out.name} on {len(pairs)} pairs") as report:
             facts = _train(report, job)
+        if not first:
+            return out
         manifest = {
             "kind": "train",
             "dataset": dataset,
@@ -116,7 +128,48 @@ def train_on(
         if out.exists():
             out.rmdir()
         shutil.move(made, out)
+        shutil.rmtree(work)
     return out
+
+
+@contextmanager
+def _workplace(out: Path, first: bool) -> Iterator[Path]:
+    """The folder beside `out` in which a training that was killed goes on.
+
+    What it keeps of other settings is not taken: checkpoints and log-probabilities know theirs.
+
+    Raises:
+        MacpoError: another process is at work there.
+    """
+    work = out.with_name(f".{out.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        if first:
+            lock.acquire(timeout=0)
+        yield work
+    except Timeout:
+        raise MacpoError(f"another process trains into {out}; choose another --out") from None
+    finally:
+        lock.release()
+
+
+def _with_scores(
+    dataset: str, config: str | None, revision: str | None
+) -> tuple[pl.DataFrame, dict[str, Any] | None]:
+    """A dataset's rows and what their scores depend on, where macpo made both and they are here.
+
+    They stand beside the manifest of a run's or a pulled dataset, and in a published folder.
+    """
+    place = Path(dataset).expanduser()
+    kept = list(place.glob(f"macpo/{config}/*/pairs.parquet")) if place.is_dir() and config else []
+    file = kept[0] if kept else place
+    try:
+        scored = json.loads(file.with_name(MANIFEST).read_text("utf-8"))["scored_under"]
+        (under,) = scored.values()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return read_table(dataset, config, revision), None
+    return read_table(str(file)), under
 
 
 def usable_pairs(
@@ -128,9 +181,11 @@ def usable_pairs(
         DataError: a column is missing, or no row can be used.
     """
     rows = sources.preference_rows(raw, settings.columns, place)
-    # What a dataset of macpo says of its answers: one that was cut does not teach to stop.
-    finish = [f"{side}_finish_reason" for side in ("chosen", "rejected")]
-    rows = rows.with_columns(raw[name] for name in finish if raw.schema.get(name) == pl.String)
+    # What a dataset of macpo says of its answers: one that was cut does not teach to stop, and
+    # scores may spare the reference pass.
+    told = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}
+    named = {f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in told.items()}
+    rows = rows.with_columns(raw[name] for name, t in named.items() if raw.schema.get(name) == t)
     good = pl.col("reason").is_null() | (pl.col("reason") == KEPT)
     wanted = ["chosen", *(["rejected"] if settings.objective == "dpo" else [])]
     good &= pl.all_horizontal(pl.col(name).is_not_null() for name in wanted)

@@ -237,7 +237,7 @@ def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
         "no adapter in ./none": [*base, "--out", "x", "--init", "./none"],
         "needs a model": ["train", "--dataset", "rows.jsonl"],
         "dpo.bet: unknown key": [*base, "--out", "x", "--set", "dpo.bet=1"],
-        "name a round": ["train"],
+        "train what?": ["train"],
         "no column": [*base, "--out", "x", "--set", "columns.chosen=best"],
     }
     for said, args in mistakes.items():
@@ -246,6 +246,28 @@ def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
         assert failed.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in failed.stderr and not (tmp_path / "x").exists()
     assert load_settings(None).dpo.reference == "previous"
+
+
+@pytest.mark.slow
+def test_scores_beside_a_dataset_spare_the_reference_pass(
+    open_run: OpenRun, tiny_recipe: Path, macpo: Macpo, tmp_path: Path, tiny_base: Path
+) -> None:
+    """A round's own file, trained on by hand from the policy that scored it."""
+    with open_run("train.save_steps=1", file=tiny_recipe, fake=False) as run:
+        run.finish_round(0)
+        run.make("gen", 1, "student")
+        (step,) = run.select("gen", 1, "student")
+        (after,) = run.select("train", 1, "student")
+        maker = run.plan.maker(after.policies[0])
+        assert maker
+        options = ["--init", run.path(maker), "--set", "train.dtype=float32", "--out", "out"]
+        dataset = run.path(step) / "pairs.parquet"
+    done = macpo("train", "--dataset", dataset, "--base", tiny_base, *options)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    known = manifest["reference_logprobs"]
+    assert known["stored"] > 0 and known["computed"] == 0
+    assert manifest["history"][0]["dpo"] == pytest.approx(0.693147, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -101,6 +102,35 @@ def test_a_killed_train_repeated_gives_the_same_adapter(tiny_recipe: Path, tmp_p
         return {p.parent.name: adapter_sha256(p.parent) for p in found}
 
     assert adapters("a") == adapters("b") == adapters("c") and len(adapters("a")) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_train_on_a_dataset_goes_on(
+    pairs_file: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """From its checkpoint and with its reference; other settings begin anew."""
+    train = ["train", "--dataset", str(pairs_file), "--base", str(tiny_base)]
+    sets = ["dpo.epochs=8", "dpo.batch_size=2", "train.save_steps=2", "train.dtype=float32"]
+    train += [word for each in sets for word in ("--set", each)]
+    process = start(tmp_path, *train, "--out", "killed")
+    while not list(tmp_path.glob(".killed.partial/adapter/trainer/checkpoint-*/macpo.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    subprocess.run(["cp", "-r", ".killed.partial", ".other.partial"], cwd=tmp_path, check=True)
+    for out, more in {"killed": [], "other": ["--set", "dpo.beta=0.5"]}.items():
+        assert start(tmp_path, *train, *more, "--out", out).wait(timeout=300) == 0
+        assert not (tmp_path / f".{out}.partial").exists()
+    assert start(tmp_path, *train, "--out", "whole").wait(timeout=300) == 0
+    killed, other, whole = (
+        json.loads((tmp_path / out / "manifest.json").read_text())
+        for out in ("killed", "other", "whole")
+    )
+    assert killed["resumed_from"] >= 2 and killed["reference_logprobs"]["cached"] == 32
+    assert other["resumed_from"] is None and whole["resumed_from"] is None
+    assert killed["adapter_sha256"] == whole["adapter_sha256"] != other["adapter_sha256"]
 
 
 @pytest.mark.slow

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing as mp
 import os
 import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import yaml
 from conftest import OpenRun
 from safetensors.torch import load_file
 
-from macpo_data.errors import ModelError
+from macpo_data.errors import MacpoError, ModelError
 from macpo_data.recipe import DPO, SFT, Lora, Train
 from macpo_train.train import Job, train
 from macpo_train.watch import CHANCE, ENOUGH, MARK, alarms, last_checkpoint
@@ -131,6 +135,51 @@ def test_two_processes_give_the_same_curve(job: Job, tmp_path: Path) -> None:
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
     assert heard and "pairs/s" in heard[-1] and "margin" in heard[-1]
+
+
+def test_processes_that_somebody_else_started(
+    pairs_file: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """As Slurm does it: the command itself twice, told by the environment which one it is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "cli", "train", "--dataset", str(pairs_file)]
+    command += ["--base", str(tiny_base), "--set", "train.dtype=float32", "--out"]
+
+    def process(out: str, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, out],
+            cwd=tmp_path,
+            env={**os.environ, **env},
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = [process("two", RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
+    said = [each.communicate(timeout=300)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0]
+    assert said == ["wrote    two\n", ""]
+    assert process("one").wait(timeout=300) == 0
+    alone, together = (
+        json.loads((tmp_path / out / "manifest.json").read_text()) for out in ("one", "two")
+    )
+    assert (alone["processes"], together["processes"]) == (1, 2)
+    assert column(together, "loss") == pytest.approx(column(alone, "loss"), abs=2e-4)
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_several_processes_neither_redo_nor_write(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would move the result of the other aside."""
+    with open_run() as run:
+        run.make("gen", 0)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(MacpoError, match="several processes only train"):
+            run.make("gen", 0, redo=True)
+        assert len(run.make("gen", 0).kept) == 3
 
 
 def test_a_mistake_in_another_process_is_one_line(job: Job, tmp_path: Path) -> None:
