@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -247,6 +247,8 @@ class Context:
             return samples.with_columns(**{n: pl.lit(None, t) for n, t in SCORES.items()})
         content = digest(rows.drop("prompt").rows())
         voice = self._voice(under)
+        if self.recipe.agents[under.agent].base:
+            voice = replace(voice, endpoint=None)  # no endpoint scores, its local base does
         content = digest([FORMAT, self.recipe.read("engine"), content])
         name = f"scores/{under}-{voice.fingerprint}-{content}"
         ids = [str(i) for i in rows["index"]]

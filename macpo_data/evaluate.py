@@ -327,7 +327,8 @@ def _scored(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
     asked = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
     if ctx.recipe.data.source == "world":
         pairs = asked.select("prompt", "response").iter_rows()
-        gold = [world.gold(prompt, text or "").score for prompt, text in pairs]
+        # What was not written has no score, here as by a reward model.
+        gold = [None if text is None else world.gold(turns, text).score for turns, text in pairs]
         rows = rows.with_columns(gold=pl.Series(gold, dtype=pl.Float64))
     if ctx.recipe.eval.reward is not None:
         rows = rows.with_columns(reward=ctx.rewards(asked, ctx.recipe.eval.reward))

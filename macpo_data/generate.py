@@ -6,7 +6,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -55,8 +55,8 @@ def run_tasks(report: Report, settings: Settings, base: Base, tasks: list[Task])
     engine = open_engine(settings, base)
     writing = _places([t for t in tasks if t.sampling])
     scoring = _places([t for t in tasks if not t.sampling])
-    _collect(report, lambda: f"samples{engine.note()}", writing, partial(_write, engine))
-    _collect(report, lambda: f"responses{engine.note()}", scoring, partial(_score, engine))
+    _collect(report, engine, "samples", writing, _write)
+    _collect(report, engine, "responses", scoring, _score)
     own = [
         _usage(t) if t.sampling else {"scored_under": engine.scored_under(t.voice)} for t in tasks
     ]
@@ -130,17 +130,18 @@ def _score(engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
 
 def _collect(
     report: Report,
-    note: Callable[[], str],
+    engine: Engine,
+    unit: str,
     places: list[Place],
-    make: Callable[[list[Place]], Iterator[tuple[int, Row]]],
+    make: Callable[[Engine, list[Place]], Iterator[tuple[int, Row]]],
 ) -> None:
     """Write each shard as soon as its last row is there, rows in the order of the task."""
     sizes = Counter((id(task), shard) for task, shard, _ in places)
     waiting: dict[tuple[int, int], dict[int, Row]] = {}
     if places:
-        report(0, len(places), note())
+        report(0, len(places), unit)
     try:
-        for done, (i, row) in enumerate(make(places), start=1):
+        for done, (i, row) in enumerate(make(engine, places), start=1):
             task, shard, _ = places[i]
             key = (id(task), shard)
             rows = waiting.setdefault(key, {})
@@ -148,7 +149,7 @@ def _collect(
             if len(rows) == sizes[key]:
                 _write_shard(task, shard, rows)
                 del waiting[key]
-            report(done, len(places), note())
+            report(done, len(places), unit + engine.note())
     except BaseException:
         # What endpoints answered was paid for: it stays, and only the rest is asked again.
         for rows in waiting.values():

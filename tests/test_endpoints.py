@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from conftest import OpenRun
 from openai_server import Scripted, serve
 
@@ -101,13 +106,45 @@ def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> Non
         ctx = context(open_run, server, timeout=timeout, retries=11, concurrency=16)
         (frame,) = ask(ctx, questions(40))
     assert frame["response"].to_list() == [f"m0 says: Question {i}?" for i in range(40)]
-    asked = Counter(seen.messages[0]["content"] for seen in server.seen)
     failed = sum(seen.outcome == fault for seen in server.seen)
     (facts,) = manifests(ctx)[0]["endpoints_with_others"].values()
     repeated = sum(facts["repeated"].values())
-    assert failed > 3 and asked.total() == facts["attempts"] == 40 + repeated
+    assert failed > 3 and len(server.seen) == facts["attempts"] == 40 + repeated
     # A server on a busy machine may also be too slow where it does not hang.
     assert repeated == failed or (fault == "hang" and repeated > failed)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 600)],
+)
+def test_retry_after(said: str, seconds: float) -> None:
+    assert openai._retry_after({"retry-after": said}) == seconds
+
+
+def test_retry_after_as_a_date_is_waited_for(open_run: OpenRun) -> None:
+    """The date has whole seconds: three from now are more than two and at most three."""
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    with serve(storm=["429"], retry_after=until) as server:
+        begun = time.monotonic()
+        (frame,) = ask(context(open_run, server, concurrency=1), questions(1))
+        assert time.monotonic() - begun > 1.5 and frame["finish_reason"].to_list() == ["stop"]
+
+
+def test_what_a_person_sees_meanwhile(open_run: OpenRun) -> None:
+    """4 prompts of 2 words and answers of 4: 24 tokens; at 1 and 2 a token 4 * (2 + 8) = 40."""
+    notes: list[str] = []
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        yield lambda done, total, note: notes.append(f"{done}/{total} {note}")
+
+    with serve() as server:
+        ctx = context(open_run, server, concurrency=1, price_in=1e6, price_out=2e6)
+        ctx._progress = progress
+        ask(ctx, questions(4))
+    assert notes[0] == "0/4 samples" and len(notes) == 5
+    assert notes[-1] == "4/4 samples, 24 tokens, cost 40.00, about 0.00 to come"
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "drop"])
@@ -269,3 +306,85 @@ def test_who_is_trained_needs_weights(open_run: OpenRun) -> None:
     only = '{"role": "teacher", "endpoint": {"base_url": "http://127.0.0.1/v1", "model": "m"}}'
     with pytest.raises(RecipeError, match=r"agents\.teacher1: it is trained"):
         open_run(f"agents.teacher1={only}")
+
+
+def moaa(tmp_path: Path, server: Scripted, **endpoint: Any) -> list[str]:
+    """`macpo gen` of MoAA's SFT data: three proposers and an aggregator over 40 prompts."""
+    names = ["p0", "p1", "p2", "last"]
+    agents: dict[str, Any] = {"student": {"role": "student", "base": "not/needed"}}
+    for name in names:
+        at = {"base_url": server.url, "model": name, "concurrency": 4, **endpoint}
+        agents[name] = {"role": "proposer", "endpoint": at}
+    values = {
+        "run": "test",
+        "method": "moaa",
+        "rounds": 0,
+        "data": {"source": "world", "d1": {"count": 40}, "d2": {"count": 2}, "test": {"count": 2}},
+        "agents": agents,
+        "mixture": {"layers": [names[:3], names[3:]]},
+        "judge": {"kind": "gold"},
+        "sampling": {"n": 2},
+        "select": {"on_filter": "count"},
+        "engine": {"shard_size": 8},
+    }
+    (tmp_path / "moaa.yaml").write_text(yaml.safe_dump(values))
+    return [sys.executable, "-m", "cli", "gen", "--round", "0", "-r", str(tmp_path / "moaa.yaml")]
+
+
+def written(tmp_path: Path) -> bytes:
+    (path,) = (tmp_path / "runs/test/data").glob("round-0-*/pairs.parquet")
+    return path.read_bytes()
+
+
+def await_requests(server: Scripted, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(server.seen) < count and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def asked(server: Scripted) -> Counter[str]:
+    return Counter(json.dumps([seen.model, seen.messages]) for seen in server.seen)
+
+
+def test_kill_9_and_ctrl_c_lose_little_and_nothing_for_good(tmp_path: Path) -> None:
+    """A kill costs each of the three agents at work at most the shard of 8 rows that is being
+
+    filled and the one after it; Ctrl-C only what its 4 slots were at.
+    """
+    with serve() as server:
+        subprocess.run(moaa(tmp_path, server), cwd=tmp_path, check=True, capture_output=True)
+    whole, pairs = asked(server), written(tmp_path)
+    assert set(whole.values()) == {1}
+    shutil.rmtree(tmp_path / "runs")
+    lost = {signal.SIGKILL: 3 * 2 * 8, signal.SIGINT: 3 * 4}
+    allowed = whole.total()
+    with serve(latency=0.05) as server:
+        command = moaa(tmp_path, server)
+        for count, kill in ((60, signal.SIGINT), (130, signal.SIGKILL)):
+            gen = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+            await_requests(server, count)
+            gen.send_signal(kill)
+            _, said = gen.communicate(timeout=30)
+            allowed += lost[kill]
+            if kill == signal.SIGINT:
+                assert gen.returncode == 130 and "what is finished stays" in said.splitlines()[-1]
+                assert "Traceback" not in said and "Task" not in said
+            else:
+                assert gen.returncode == -kill
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert asked(server).keys() == whole.keys() and asked(server).total() <= allowed
+    assert written(tmp_path) == pairs
+
+
+def test_what_failed_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    """A proposer that fails is not missed; where the aggregator fails there is nothing to learn."""
+    with serve(faults={"500": 0.2}, sticky=True) as server:
+        command = moaa(tmp_path, server, retries=0, max_failed=0.5)
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    failed = Counter(seen.model for seen in server.seen if seen.outcome == "500")
+    assert all(failed[name] for name in ("p0", "p1", "p2", "last"))
+    turns = sum(seen.model == "last" for seen in server.seen)
+    (folder,) = (tmp_path / "runs/test/data").glob("round-0-*")
+    pairs, dropped = (pl.read_parquet(folder / f"{f}.parquet") for f in ("pairs", "dropped"))
+    assert len(pairs) == turns - failed["last"] and pairs["chosen"].null_count() == 0
+    assert dropped["reason"].to_list() == ["failed"] * failed["last"]

@@ -63,6 +63,7 @@ def test_each_filter_names_its_reason() -> None:
     """One candidate per filter; the last passes. Thresholds are written in the settings."""
     cases: list[tuple[str | None, dict[str, Any]]] = [
         ("prompt_too_long", {"response": None, "finish_reason": "prompt_too_long"}),
+        ("failed", {"response": None, "finish_reason": "failed"}),
         ("empty", {"response": ""}),
         ("too_short", {"response": "ab"}),
         ("too_long", {"response": "a" * 21}),
@@ -80,13 +81,13 @@ def test_each_filter_names_its_reason() -> None:
     strict = Select(min_chars=3, max_chars=20, max_repetition=0.5, max_perplexity=30.0)
     got = select.lowest_perplexity(frame, others, strict)
     assert got["reason"].to_list() == [reason for reason, _ in cases]
-    assert got["selected"].to_list() == [False] * 9 + [True]
+    assert got["selected"].to_list() == [False] * 10 + [True]
 
     lenient = strict.model_copy(update={"on_filter": "count"})
     counted = select.lowest_perplexity(frame, others, lenient)
     assert counted["reason"].to_list() == got["reason"].to_list()
     # Nothing to train on, nothing to compare, or over the stated threshold: never chosen.
-    assert counted["selected"].to_list() == [False, False, *[True] * 5, False, False, True]
+    assert counted["selected"].to_list() == [False] * 3 + [True] * 5 + [False, False, True]
 
 
 def test_first_needs_no_score() -> None:

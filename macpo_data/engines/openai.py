@@ -189,9 +189,10 @@ async def _work(
     begun = time.monotonic()
     while line.todo:
         i = line.todo.popleft()
-        answered((i, await _ask(line, requests[i])))
+        completion = await _ask(line, requests[i])
         line.done += 1
         line.seconds = max(line.seconds, time.monotonic() - begun)
+        answered((i, completion))
         if line.failed.total() > line.endpoint.max_failed * line.total:
             often, _ = line.failed.most_common(1)[0]
             raise ModelError(

@@ -1,0 +1,181 @@
+"""Mixtures and judges behind a scripted server that answers as the world's gold judge would."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+
+import polars as pl
+import pytest
+from conftest import OpenRun
+from openai_server import Answer, Messages, Scripted, serve
+
+from macpo_data import judge as judges
+from macpo_data import mixture as mixtures
+from macpo_data import select, world
+from macpo_data.context import Context
+from macpo_data.errors import ModelError
+from macpo_data.prompts import question
+from macpo_data.schema import SAMPLES
+
+PROMPTS = 3
+ANSWERS = 5
+MIXTURE = "judge={kind: mixture, agent: sum, proposers: [one, two, three]}"
+SHOWN = re.compile(
+    r"\[Query\]\n(.*)\n\n\[Answer A\]\n(.*)\n\[End of answer A\]\n\n\[Answer B\]\n(.*)\n\[End", re.S
+)
+
+
+def gold_judge(prompts: pl.DataFrame, says: Answer | None = None) -> Answer:
+    """Chooses criteria, reviews, and gives the verdict of the gold judge; level answers get A."""
+    asked = {question(prompt): prompt for prompt in prompts["prompt"].to_list()}
+
+    def answer(model: str, messages: Messages) -> str:
+        text = messages[-1]["content"]
+        if "Choose exactly 3" in text:
+            return "These matter. [[safety, accuracy, helpfulness]]"
+        if "Review both answers" in text:
+            return f"{model} finds A adequate and B weak."
+        if says:
+            return says(model, messages)
+        query, a, b = SHOWN.search(text).groups()  # type: ignore[union-attr]
+        one, other = (world.gold(asked[query], side).score for side in (a, b))
+        return f"I weighed them. [[{'A' if one >= other else 'B'}]]"
+
+    return answer
+
+
+def context(open_run: OpenRun, server: Scripted, *sets: str) -> Context:
+    spoken = [
+        f"agents.{name}="
+        + json.dumps({"role": "judge", "endpoint": {"base_url": server.url, "model": name}})
+        for name in ("one", "two", "three", "sum")
+    ]
+    return open_run(*spoken, *sets, fake=False).context()
+
+
+def task(open_run: OpenRun) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Some prompts, and five unlike answers to each, good and bad, as candidates."""
+    recipe = open_run().recipe
+    prompts = open_run().context().prompts("d2").head(PROMPTS)
+    rng = random.Random(0)
+    rows = []
+    for prompt_id, prompt in prompts.select("prompt_id", "prompt").iter_rows():
+        ask = world._index()[world._key(prompt)]
+        texts = [draw(ask, rng) for _ in range(20) for draw in (world.good, world.bad)]
+        unlike = list(dict.fromkeys(texts))[:ANSWERS]
+        rows += [[prompt_id, "student", "x", n, t, "stop", 0.0] for n, t in enumerate(unlike)]
+    samples = pl.DataFrame(rows, schema=SAMPLES, orient="row")
+    return prompts, select.competing(samples, recipe.select)
+
+
+@pytest.mark.parametrize("sets", [MIXTURE, "judge={kind: llm, agent: sum}"])
+def test_a_perfect_judge_agrees_with_the_gold_order(sets: str, open_run: OpenRun) -> None:
+    """Score for score: a win each where the gold scores differ, half each where they are level."""
+    prompts, candidates = task(open_run)
+    by_gold, _ = judges.rank(open_run("judge={kind: gold}").context(), "judge", prompts, candidates)
+    with serve(gold_judge(prompts)) as server:
+        ranked, judged = judges.rank(context(open_run, server, sets), "judge", prompts, candidates)
+        asked = Counter(seen.model for seen in server.seen)
+    assert ranked["score"].to_list() == by_gold["score"].to_list()
+    assert ranked["rank"].to_list() == by_gold["rank"].to_list()
+    assert ranked["score"].n_unique() > 2
+    assert judged is not None and judged.report["unparseable"] == 0
+    # 10 pairs: 20 verdicts; with a mixture 10 choices of criteria, and 20 reviews by each of three.
+    each = {"one": 20, "two": 20, "three": 20, "sum": 30} if sets == MIXTURE else {"sum": 20}
+    assert asked == {name: n * PROMPTS for name, n in each.items()}
+
+
+def test_best_and_worst_are_those_of_the_gold_judge(open_run: OpenRun) -> None:
+    prompts, candidates = task(open_run)
+    with serve(gold_judge(prompts)) as server:
+        ctx = context(open_run, server, MIXTURE)
+        ranked, _ = judges.rank(ctx, "judge", prompts, candidates)
+    ends = select.best_and_worst(ranked)
+    asked = dict(prompts.select("prompt_id", "prompt").iter_rows())
+    for (prompt_id,), group in ends.group_by("prompt_id"):
+        gold = [world.gold(asked[str(prompt_id)], text).score for text in group["response"]]
+        (best,) = (g for g, is_best in zip(gold, group["selected"], strict=True) if is_best)
+        (worst,) = (g for g, is_worst in zip(gold, group["rejected"], strict=True) if is_worst)
+        assert best == max(gold) > min(gold) == worst
+
+
+def test_what_each_of_the_panel_sees(open_run: OpenRun) -> None:
+    prompts, candidates = task(open_run)
+    with serve(gold_judge(prompts)) as server:
+        judges.rank(context(open_run, server, MIXTURE), "judge", prompts, candidates)
+        seen = [(each.model, each.messages[-1]["content"]) for each in server.seen]
+    reviews = [text for model, text in seen if model == "two"]
+    verdicts = [text for model, text in seen if model == "sum" and "[Review 3]" in text]
+    assert len(verdicts) == 20 * PROMPTS
+    for text in (*reviews, *verdicts):
+        assert text.count("\n- ") + text.startswith("- ") == 3 and "- safety: " in text
+    for name in ("one", "two", "three"):
+        assert all(f"{name} finds A adequate" in text for text in verdicts)
+    # Proposers see what they are asked, and nothing of each other.
+    assert not any("finds A" in text for text in reviews)
+    assert all(SHOWN.search(text) for _, text in seen)
+
+
+def test_a_judge_that_goes_by_position(open_run: OpenRun) -> None:
+    """Always A: each answer wins once of every two verdicts, so all scores are one half, no two
+    orders agree, and nothing can be learned."""
+    prompts, candidates = task(open_run)
+    with serve(gold_judge(prompts, lambda *_: "[[A]]")) as server:
+        with pytest.raises(ModelError, match="prefers the answer shown first in 100%"):
+            judges.rank(context(open_run, server, MIXTURE), "judge", prompts, candidates)
+        before = len(server.seen)
+        ctx = context(open_run, server, MIXTURE, "judge.max_position_bias=1.0")
+        ranked, judged = judges.rank(ctx, "judge", prompts, candidates)
+        assert len(server.seen) == before  # verdicts were kept: a knob asks nobody anew
+    assert set(ranked["score"]) == {0.5}
+    assert judged is not None
+    assert (judged.report["shown_first_wins"], judged.report["orders_agree"]) == (1.0, 0.0)
+    assert set(judged.judgements["win"]) == {0.5}
+    assert set(select.best_and_worst(ranked)["reason"]) == {"judged_equal"}
+
+
+def test_what_cannot_be_read_is_no_win(open_run: OpenRun) -> None:
+    """Verdicts only where A is the better one: a win of one order, none of the other, so the best
+    of five has four half wins of four meetings, and half of all verdicts are unparseable."""
+    prompts, candidates = task(open_run)
+    gold = gold_judge(prompts)
+
+    def half(model: str, messages: Messages) -> str:
+        text = gold(model, messages)
+        return text if "[[B]]" not in text else "I cannot say."
+
+    with serve(half) as server:
+        ctx = context(open_run, server, "judge={kind: llm, agent: sum, max_position_bias: 1.0}")
+        ranked, judged = judges.rank(ctx, "judge", prompts, candidates)
+    by_gold, _ = judges.rank(open_run("judge={kind: gold}").context(), "judge", prompts, candidates)
+    assert judged is not None
+    level = judged.judgements.filter(pl.col("first") != pl.col("second")).height
+    assert judged.report["unparseable"] == judged.report["comparisons"] - level
+    assert judged.report["shown_first_wins"] == 1.0
+    assert (ranked["score"] <= by_gold["score"]).all()
+
+
+def test_a_mixture_behind_servers(open_run: OpenRun) -> None:
+    """Each proposer is asked the conversation as it is; the aggregator is told their answers."""
+    layers = "mixture={layers: [[one, two, three], [sum]]}"
+    with serve(lambda model, messages: f"{model} on {messages[-1]['content']}") as server:
+        ctx = context(open_run, server, layers)
+        prompts = ctx.prompts("d2")
+        assert ctx.recipe.mixture is not None
+        turns, answers = mixtures.write(ctx, ctx.recipe.mixture, prompts)
+        seen = server.seen
+    plain = {json.dumps(prompt) for prompt in turns["prompt"].to_list()}
+    for name in ("one", "two", "three"):
+        assert {json.dumps(s.messages) for s in seen if s.model == name} == plain
+    told = [s.messages for s in seen if s.model == "sum"]
+    assert len(told) == len(turns)
+    for system, *rest in told:
+        assert json.dumps(rest) in plain and system["role"] == "system"
+        last = rest[-1]["content"]
+        end = "\n\n".join(f"{n}. {m} on {last}" for n, m in enumerate(("one", "two", "three"), 1))
+        assert system["content"].endswith(end)
+    final = answers.filter(pl.col("layer") == 1)
+    assert final["response"].str.starts_with("sum on ").all()
