@@ -317,7 +317,7 @@ def eval_(
         policies = choose(run.plan, run.store, round_, names)
         if export is None:
             print_evaluation(run.evaluate(policies, against))
-            return _say_next(run)
+            return _next(f"macpo report{run.said}")
         for line in run.export(export, policies, against, prompts, to):
             _say(line)
 

@@ -33,8 +33,8 @@ def main() -> None:
     """One row per method."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--held-out", choices=["d2", "test"], default="test")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], help="over the recipe")
     asked = parser.parse_args()
     other = "d2" if asked.held_out == "test" else "test"
@@ -55,7 +55,7 @@ def main() -> None:
     print(f"{len(learned)} pairs learned, {len(held_out)} held out ({asked.held_out})")
     tell(f"reward model, {seconds:.0f} s with all around it", manifest)
     sides = [held_out[side].str.len_chars() for side in ("chosen", "rejected")]
-    tell("the shorter answer wins", accuracy(*[(-side).cast(float).to_list() for side in sides]))
+    tell("the shorter answer wins", accuracy(*[(-side.cast(float)).to_list() for side in sides]))
     tell("TF-IDF and logistic regression", accuracy(*by_words(learned, held_out)))
 
 

@@ -359,7 +359,8 @@ class RewardModel(Section):
     model: Annotated[str, Field(min_length=1)]  # Hub id, folder, or trained: the run's own
     revision: str = "main"  # on the Hub; pinned in lock.json when first read
     chat_template: str = "tokenizer"  # as for agents
-    head: int | list[float] | None = None  # of several outputs: which one, or a weight for each
+    # Of several outputs: which one, or a weight for each.
+    head: Annotated[int, Field(strict=True)] | list[float] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -720,8 +721,11 @@ def _misfits(values: dict[str, Any]) -> list[str]:
 
 def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
     """Agents that a judge names and nobody knows; a judge that the data has none of."""
-    named = [("judge.agent", _raw(values, "judge", "agent", None))]
-    named += [("judge.proposers", name) for name in _items(_raw(values, "judge", "proposers", []))]
+    judges = {"judge": values.get("judge"), "eval.judge": _raw(values, "eval", "judge", None)}
+    judges = {path: judge for path, judge in judges.items() if isinstance(judge, dict)}
+    named = [(f"{path}.agent", judge.get("agent")) for path, judge in judges.items()]
+    for path, judge in judges.items():
+        named += [(f"{path}.proposers", name) for name in _items(judge.get("proposers"))]
     for layer in _items(_raw(values, "mixture", "layers", [])):
         named += [("mixture.layers", name) for name in _items(layer)]
     problems = [
@@ -734,8 +738,12 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
         problems.append("select.by: judge needs a section judge")
     if by == "reward" and kind != "reward":
         problems.append("select.by: reward needs a section judge with kind reward")
-    if kind == "gold" and _raw(values, "data", "source", "") != "world":
-        problems.append("judge.kind: only source world has a gold judge")
+    if _raw(values, "data", "source", "") != "world":
+        problems += [
+            f"{path}.kind: only source world has a gold judge"
+            for path, judge in judges.items()
+            if judge.get("kind") == "gold"
+        ]
     return problems
 
 

@@ -51,7 +51,7 @@ def verdict(student: str, scores: Rows, responses: pl.DataFrame) -> dict[str, st
     mine = _of(student, scores)
     measure = next((m for m in MEASURES if any(s["measure"] == m for s in mine)), None)
     if measure is None:
-        text = "`macpo eval` scores the answers to the held-out prompts."
+        text = "macpo eval scores the answers to the held-out prompts."
         return {"state": "unknown", "title": "Not evaluated yet", "text": text}
     mine = [s for s in mine if s["measure"] == measure]
     (first, *_, last) = (mine[0], *mine)
@@ -152,7 +152,7 @@ def _drifts(student: str, spread: Rows) -> Iterator[str]:
                 f"the student's perplexity of what it learns rises in round {round_} "
                 f"({before:.2f} to {middle:.2f})"
             )
-        if measure == "margin" and middle < ALIKE:
+        if measure == "margin" and abs(middle) < ALIKE:
             yield (
                 f"round {round_}: the student finds chosen and rejected nearly alike "
                 f"({middle:+.3f} nats per token at the median)"

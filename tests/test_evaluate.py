@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import polars as pl
 import pytest
 from conftest import OpenRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai_server import serve
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from macpo_data import stats, world
-from macpo_data.errors import MacpoError
+from macpo_data import judge, stats, world
+from macpo_data.errors import MacpoError, ModelError
 from macpo_data.evaluate import choose, evaluate, latest, trained
 from macpo_data.plan import Policy
 from rounds import Run, unreachable
@@ -147,6 +151,41 @@ def test_a_baseline_that_nobody_knows_or_judges(open_run: OpenRun) -> None:
         MacpoError, match="no policy 'bob': name an agent and its round, such as student-positive-0"
     ):
         run.evaluate([Policy("student", "positive", 0)], against="bob")
+
+
+def test_a_judge_that_always_says_a_gives_a_half(open_run: OpenRun) -> None:
+    """A model behind a real server that prefers what is shown first: in both orders together each
+    answer wins once, so that the rate is .5 whoever is better; what is known of the judge says why,
+    and an evaluation by it is refused."""
+    with serve(lambda model, messages: "Because it came first: [[A]]") as server:
+        endpoint = {"base_url": server.url, "model": "m"}
+        run = open_run(
+            f"agents.judge={json.dumps({'role': 'judge', 'endpoint': endpoint})}",
+            "eval.judge={kind: llm, agent: judge}",
+            "data.test.count=20",
+            fake=False,
+        )
+        ctx, compares = run.context(), run.recipe.eval.judge
+        assert compares is not None
+        rows = ctx.prompts("test").select("prompt_id", "prompt", a="chosen", b="rejected")
+        found = judge.compare(ctx, compares, rows)
+        assert stats.mean(found["win"].to_numpy()) == (0.5, 0.5, 0.5)
+        assert len(server.seen) == 40
+        with pytest.raises(ModelError, match="prefers the answer shown first in 100%"):
+            judge.check(judge.report(found), compares)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("eval.judge={kind: llm, agent: nobody}", "eval.judge.agent: 'nobody' is no agent"),
+        ("eval.judge={kind: llm}", "eval.judge: kind llm needs an agent"),
+        ("eval.reward={model: m, head: yes}", "eval.reward"),
+    ],
+)
+def test_a_wrong_setting_of_an_evaluation(open_run: OpenRun, setting: str, said: str) -> None:
+    with pytest.raises(MacpoError, match=re.escape(said)):
+        open_run(setting)
 
 
 def test_the_interval_is_scipys() -> None:

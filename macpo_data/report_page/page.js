@@ -412,7 +412,7 @@ function provenance(recipe) {
   const facts = recipe.provenance;
   const block = (title, body) => make("details", {}, make("summary", {}, title), make("pre", { tabindex: 0 }, body));
   byId("facts").replaceChildren(
-    make("p", {}, "Made by ", ...facts.commands.map((c) => make("code", {}, c)), `, seed ${facts.seed}. Fingerprints stand in the plan above.`),
+    make("p", {}, "The command: ", ...facts.commands.map((c) => make("code", {}, c)), `, seed ${facts.seed}. Fingerprints stand in the plan above.`),
     block("Versions that made the results", JSON.stringify(facts.versions, null, 1)),
     block("Pinned revisions", JSON.stringify(facts.pins, null, 1)),
     block("Recipe", facts.recipe),
