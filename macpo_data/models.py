@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +215,18 @@ def _nf4(dtype: str) -> Any:
     )
 
 
+@cache
+def gpus() -> list[str]:
+    """The GPUs that this process may use, each as `name, total MiB, free MiB`, without torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) == "" or not shutil.which("nvidia-smi"):
+        return []
+    which = ["-i", visible] if visible else []
+    query = "--query-gpu=name,memory.total,memory.free"
+    asked = ["nvidia-smi", *which, query, "--format=csv,noheader,nounits"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+
+
 def device() -> torch.device:
     """The GPU if there is one; that of this process where several train together."""
     import torch
@@ -237,7 +252,7 @@ def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
 
 
 def voice_identity(
-    base: Base, chat: Chat, adapter: str | Path | None, dtype: torch.dtype
+    base: Base, chat: Chat, adapter: str | Path | None, dtype: torch.dtype | str
 ) -> dict[str, Any]:
     """Everything on which the log-probabilities of given messages depend, as JSON values."""
     return {

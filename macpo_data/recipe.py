@@ -480,11 +480,26 @@ class Train(Section):
     launcher: Annotated[str | None, KNOB] = None  # an accelerate config: train in its processes
 
 
+class VLLM(Section):
+    """How vLLM uses the hardware."""
+
+    # Of the GPU's memory; null: vLLM's own choice, and 1 GiB for the cache on a CPU.
+    memory: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
+    tensor_parallel: Count = 1  # GPUs that share each layer
+    pipeline_parallel: Count = 1  # GPUs that share the layers out
+    max_model_len: Count | None = None  # tokens of prompt and response; null: what the base allows
+    enforce_eager: bool | None = None  # compile nothing; null: on a CPU only
+
+
 class Engine(Section):
     """What runs the models that write and score."""
 
-    name: Annotated[Literal["auto", "transformers", "fake"], KNOB] = "auto"
+    # auto: vllm where it is installed and there is a GPU, else transformers.
+    name: Annotated[Literal["auto", "transformers", "vllm", "fake"], KNOB] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as the base was saved
+    quantization: str | None = None  # as vLLM names it, such as fp8
+    adapters: Annotated[Literal["lora", "merge"], KNOB] = "lora"  # merge: vLLM serves a copy each
+    vllm: Annotated[VLLM, KNOB] = VLLM()
     batch_size: Annotated[Count, KNOB] = 64  # sequences per forward pass
     shared_prompt: Annotated[bool, KNOB] = True  # score all responses to a prompt in one pass
     shard_size: Annotated[Count, KNOB] = 256  # prompts per file: what a kill may cost
@@ -492,7 +507,16 @@ class Engine(Section):
 
     def identity(self) -> dict[str, Any]:
         """Which real engine wrote is no identity, but a fake one is."""
-        return super().identity() | {"fake": self.name == "fake"}
+        values = super().identity() | {"fake": self.name == "fake"}
+        if self.quantization is None:  # no part of it, so that older results keep their names
+            del values["quantization"]
+        return values
+
+
+class Score(Section):
+    """What computes how likely a policy finds a given response."""
+
+    engine: Literal["forward", "vllm"] = "forward"  # vllm: its prompt_logprobs, a sample checked
 
 
 class Recipe(Section):
@@ -515,6 +539,7 @@ class Recipe(Section):
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
+    score: Annotated[Score, KNOB] = Score()
     mixture: Mixture | None = None
     judge: Judge | None = None
     reward: Annotated[RewardTraining, KNOB] = RewardTraining()  # for evaluation alone

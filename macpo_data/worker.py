@@ -103,8 +103,8 @@ class Workers:
         return worker
 
     def has(self, name: str) -> bool:
-        """Whether that worker is running."""
-        return name in self._workers
+        """Whether a worker of that name runs, or of that base by another engine."""
+        return any(own == name or own.startswith(f"{name} (") for own in self._workers)
 
     def close(self, kill: bool = False) -> None:
         """Close all."""

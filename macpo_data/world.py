@@ -116,7 +116,7 @@ BASES: dict[str, BaseSpec] = {
     "weak-a": BaseSpec(2, 192, heads=6, mlp=576, seed=1, prompts=2600, lr=2e-3, batch=8),
     "weak-b": BaseSpec(2, 192, heads=6, mlp=576, seed=2, prompts=2600, lr=2e-3, batch=8),
     "strong": BaseSpec(2, 448, heads=7, mlp=1344, seed=3, prompts=2100, lr=1.1e-3, batch=6),
-    "tiny": BaseSpec(1, 32, heads=2, mlp=64, seed=4, prompts=32, lr=2e-3, batch=8),
+    "tiny": BaseSpec(1, 32, heads=1, mlp=64, seed=4, prompts=32, lr=2e-3, batch=8),
 }
 """The bases of the embedded world; `tiny` learns nothing and is there to test the machinery."""
 

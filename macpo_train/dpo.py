@@ -159,6 +159,8 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         )
         trainer.settings, trainer.pad_id = settings, chat.pad_id
         trainer.aux_loss_enabled = False
+        if getattr(model.config.get_text_config(), "router_aux_loss_coef", None):
+            say("the load-balancing loss of its experts is left out")
         # trl keeps a copy of the starting adapter for its own reference pass, which is not needed
         # here, and with which a checkpoint would be resumed from the wrong weights.
         if "ref" in trainer.model.peft_config:

@@ -71,8 +71,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("tiny"))
 
 
-def make_tiny_base(path: Path) -> Path:
-    """Write it; the same weights every time."""
+def make_tiny_base(path: Path, width: int = 32) -> Path:
+    """Write it, with two heads; the same weights every time."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +82,7 @@ def make_tiny_base(path: Path) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,

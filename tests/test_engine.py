@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from macpo_data.engines import Request, ScoreRequest, Voice
+from macpo_data.engines import Request, ScoreRequest, Voice, completion
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.models import Base, load_chat, load_model
@@ -130,11 +130,9 @@ def test_finish_reason_is_kept(base: Base) -> None:
     """A model that only ever says end-of-turn stops; one that never does is cut."""
     engine = TransformersEngine(base, Engine())
     chat = engine._chat(Voice(None, "tokenizer", "base"))
-    from macpo_data.engines.transformers import _completion
-
     word = chat.response_ids("word", False)
-    assert _completion(chat, [*word, chat.eot_id, chat.pad_id]).finish_reason == "stop"
-    cut = _completion(chat, word * 3)
+    assert completion(chat, [*word, chat.eot_id, chat.pad_id]).finish_reason == "stop"
+    cut = completion(chat, word * 3)
     assert cut.finish_reason == "length" and cut.num_tokens == 3 * len(word)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from macpo_data.errors import ModelError
+from macpo_data.merge import merge
 from macpo_data.models import Base, load_model
-from macpo_train.merge import merge
 
 
 @pytest.mark.slow

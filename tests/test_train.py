@@ -213,6 +213,19 @@ def test_a_loss_that_is_not_finite_stops(job: Job, tmp_path: Path) -> None:
         train(quiet, replace(job, start=job.out, out=tmp_path / "o2"))
 
 
+def test_tensorboard_gets_the_curve(job: Job, tmp_path: Path) -> None:
+    """Its files hold the losses of the history."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = Train(dtype="float32", report_to="tensorboard")
+    facts = train(quiet, replace(job, train=told, logs=tmp_path / "logs"))
+    events = EventAccumulator(str(tmp_path / "logs" / job.out.name))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([row["loss"] for row in facts["history"]])
+
+
 def test_lora_targets_that_are_not_there(job: Job) -> None:
     with pytest.raises(ModelError, match=r"lora\.targets"):
         train(quiet, replace(job, lora=Lora(targets=["nothing"])))

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
-from macpo_data.models import ENDPOINTS, Base
+from macpo_data.chat import Chat
+from macpo_data.errors import ModelError
+from macpo_data.models import ENDPOINTS, Base, gpus
 from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.recipe import Engine as Settings
 from macpo_data.schema import Message
@@ -89,6 +92,34 @@ class Engine(Protocol):
         """What manifests say of the engine: name, device, dtype, hashes of the templates used."""
 
 
+def completion(chat: Chat, ids: Sequence[int]) -> Completion:
+    """Cut at the first stop token; without one the token limit cut the response."""
+    stops = set(chat.stop_ids)
+    end = next((n for n, token in enumerate(ids) if token in stops), None)
+    if end is None:
+        return Completion(chat.decode(ids), "length", len(ids))
+    return Completion(chat.decode(ids[:end]), "stop", end + 1)
+
+
+def pick(settings: Settings, scorer: str | None = None) -> Settings:
+    """The settings with the name of the engine that will write, or with a scorer, score.
+
+    Raises:
+        ModelError: it is not installed.
+    """
+    name, has_vllm = settings.name, find_spec("vllm") is not None
+    if name == "auto":
+        name = "vllm" if has_vllm and gpus() else "transformers"
+    if scorer and name != "fake":
+        name = "vllm" if scorer == "vllm" else "transformers"
+    if name == "vllm" and not has_vllm:
+        raise ModelError(
+            "vLLM is not installed: `macpo doctor` says which version fits; or set "
+            "engine.name=transformers and score.engine=forward"
+        )
+    return settings.model_copy(update={"name": name})
+
+
 _open: dict[tuple[str, Base], Engine] = {}
 
 
@@ -104,6 +135,10 @@ def open_engine(settings: Settings, base: Base) -> Engine:
             from macpo_data.engines.openai import OpenAIEngine
 
             _open[key] = OpenAIEngine()
+        elif settings.name == "vllm":
+            from macpo_data.engines.vllm import VLLMEngine
+
+            _open[key] = VLLMEngine(base, settings)
         else:
             from macpo_data.engines.transformers import TransformersEngine
 

@@ -9,11 +9,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.chat import Chat
-from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice
+from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice, completion
 from macpo_data.models import Base, load_model, load_tokenizer, voice_identity
 from macpo_data.packing import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
 from macpo_data.recipe import Engine as Settings
 from macpo_data.recipe import digest
+from macpo_data.worker import Report
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -80,7 +81,7 @@ class TransformersEngine:
                 pad_token_id=chat.pad_id,
                 **how,
             )
-        return [_completion(chat, row) for row in out[:, width:].tolist()]
+        return [completion(chat, row) for row in out[:, width:].tolist()]
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Group by group, all responses to a prompt together, in batches of like length."""
@@ -211,6 +212,14 @@ class TransformersEngine:
         return nullcontext()
 
 
+def score(
+    report: Report, base: Base, settings: Settings, requests: list[ScoreRequest]
+) -> list[Score | None]:
+    """Score in a process of one's own."""
+    scores = dict(TransformersEngine(base, settings).score(requests))
+    return [scores[i] for i in range(len(requests))]
+
+
 def batch_seed(requests: Sequence[Request]) -> int:
     """The seed of a batch follows from those of its requests: one draw serves all of them."""
     return int(digest([request.seed for request in requests]), 16)
@@ -223,12 +232,3 @@ def _groups(requests: Sequence[Request] | Sequence[ScoreRequest]) -> Iterator[li
 
 def _cut(members: list[int], size: int) -> list[list[int]]:
     return [members[at : at + size] for at in range(0, len(members), size)]
-
-
-def _completion(chat: Chat, ids: list[int]) -> Completion:
-    """Cut at the first stop token; without one the token limit cut the response."""
-    stops = set(chat.stop_ids)
-    end = next((n for n, token in enumerate(ids) if token in stops), None)
-    if end is None:
-        return Completion(chat.decode(ids), "length", len(ids))
-    return Completion(chat.decode(ids[:end]), "stop", end + 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from macpo_data.errors import ModelError
 from macpo_data.models import Base, load_model, load_tokenizer
-from macpo_train.train import Report
+from macpo_data.worker import Report
 
 DTYPE = "bfloat16"  # never into a quantised base, which would lose what the adapter learnt
 
