@@ -176,8 +176,7 @@ def _local(agent: Agent) -> Health:
 
 def _hub(needed: bool) -> Health:
     """Whether the Hub answers."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     bad: Literal["warning", "problem"] = "problem" if needed else "warning"
     if constants.HF_HUB_OFFLINE:
