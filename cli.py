@@ -512,6 +512,27 @@ def diff(
 
 
 @app.command()
+def doctor(
+    recipe: RecipeOption = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
+) -> None:
+    """Say what is installed and reachable, whether it fits together, and what mends it."""
+    from macpo_data.doctor import examine
+    from macpo_data.recipe import load_recipe
+    from macpo_data.show import print_health
+
+    findings = list(examine(lambda: load_recipe(recipe, sets), runs))
+    if as_json:
+        _say(json.dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        print_health(findings)
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
 def clean(
     recipe: Annotated[
         list[str] | None,

@@ -315,11 +315,13 @@ class Context:
             yield scored[at : at + len(frame)]
             at += len(frame)
 
-    def pair(self, candidates: pl.DataFrame, rejected: pl.DataFrame) -> RoundData:
+    def pair(
+        self, candidates: pl.DataFrame, rejected: pl.DataFrame, judged: Judged | None = None
+    ) -> RoundData:
         """Pairs of what was selected with the rejected responses."""
         candidates = select.exclude(candidates, self.barred("d2"))
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
-        return RoundData(pairs, candidates, dropped)
+        return RoundData(pairs, candidates, dropped, judged)
 
     def barred(self, part: Part) -> pl.DataFrame:
         """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).

@@ -265,7 +265,8 @@ class Sampling(Section):
 class Select(Section):
     """Which candidates become chosen responses."""
 
-    keep: Count = 1  # pairs per prompt, lowest perplexity first
+    by: Literal["perplexity", "judge", "reward", "random"] = "perplexity"  # who is best
+    keep: Count = 1  # pairs per prompt, the best first
     max_perplexity: Positive | None = None  # where perplexity selects, none above it is chosen
     on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
     min_chars: Annotated[int, Field(ge=0)] = 1
@@ -286,6 +287,8 @@ class Select(Section):
     def identity(self) -> dict[str, Any]:
         """What is switched off is no part of it, so that older results keep their names."""
         values = super().identity()
+        if self.by == "perplexity":
+            del values["by"]
         if not self.test_sets:
             for name in ("test_sets", "ngram", "ngram_share"):
                 del values[name]
@@ -755,6 +758,11 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
         for path, name in dict.fromkeys((path, str(name)) for path, name in named if name)
         if name not in [*agents]
     ]
+    by, kind = _raw(values, "select", "by", "perplexity"), _raw(values, "judge", "kind", None)
+    if by == "judge" and kind is None:
+        problems.append("select.by: judge needs a section judge")
+    if by == "reward" and kind != "reward":
+        problems.append("select.by: reward needs a section judge with kind reward")
     if _raw(values, "data", "source", "") != "world":
         problems += [
             f"{path}.kind: only source world has a gold judge"

@@ -53,7 +53,9 @@ def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) ->
     return _select(frame, position.rank("ordinal").over("prompt_id"), 1)
 
 
-def competing(candidates: pl.DataFrame, settings: Select) -> pl.DataFrame:
+def competing(
+    candidates: pl.DataFrame, settings: Select, rejected: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """Say which candidates a filter catches; nobody is ranked yet.
 
     A text that an earlier candidate of the prompt has already is no candidate of its own.
@@ -61,12 +63,15 @@ def competing(candidates: pl.DataFrame, settings: Select) -> pl.DataFrame:
     Args:
         candidates: SAMPLES, with or without SCORES.
         settings: filters.
+        rejected: SAMPLES, one per prompt; a candidate equal to it is caught by a filter.
 
     Returns:
         CANDIDATES in the same order; those with a reason are out, unless it is only counted.
     """
     scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in candidates.columns}
     frame = candidates.with_columns(_rejected=pl.lit(None, pl.String), **scores)
+    if rejected is not None:
+        frame = _with_rejected(frame.drop("_rejected"), rejected)
     again = ~pl.struct("prompt_id", "response").is_first_distinct()
     twin = pl.when(again & pl.col("response").is_not_null()).then(pl.lit("duplicate_answer"))
     frame = frame.with_columns(reason=pl.coalesce(_reason(settings), twin))

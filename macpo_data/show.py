@@ -31,16 +31,28 @@ if TYPE_CHECKING:
     from macpo_data.checks import Finding, Reading
     from macpo_data.compare import Comparison
     from macpo_data.cost import Ask
+    from macpo_data.doctor import Health
     from macpo_data.evaluate import Evaluation
     from macpo_data.recipe import Recipe
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
+SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
 
 def plain(text: str) -> Text:
     """Text as data: no markup, and no control characters."""
     return Text(without_controls(text))
+
+
+def print_health(findings: Sequence[Health]) -> None:
+    """A line for each thing that `macpo doctor` looked at, and below it what mends it."""
+    console = Console()
+    for finding in findings:
+        line = Text(f"{finding.status:8}", SIGNS[finding.status])
+        console.print(line, plain(f"{finding.what}: {finding.found}"), soft_wrap=True)
+        if finding.mend:
+            console.print(plain(f"         -> {finding.mend}"), soft_wrap=True)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def test_every_switch_is_visible(name: str) -> None:
     optional |= {"endpoint", "mixture", "judge", "more", "overlap"}
     if load_recipe(name).method == "moaa":  # what it does not read
         optional |= {"labeller", "schedule", "negatives", "negative", "keep", "max_perplexity"}
-        optional |= {"same_as_rejected", "reward"}
+        optional |= {"same_as_rejected", "reward", "by"}
     values = yaml.safe_load(recipe_text(name)[1])
 
     def missing(written: dict[str, Any], full: dict[str, Any], at: str) -> Iterator[str]:
@@ -239,6 +239,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ),
         ({"data": {"source": "world", "noise": -0.1}}, "data.noise"),
         ({"data": {"source": "world", "limit": 0}}, "data.limit"),
+        ({"select": {"by": "judge"}}, "select.by: judge needs a section judge"),
         ({"select": {"keep": 2}}, "select.keep: 2 of only 1 candidates"),
         ({"select": {"max_repetition": 1.1}}, "select.max_repetition"),
         ({"method": "spin2"}, "method: "),

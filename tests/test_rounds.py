@@ -311,6 +311,23 @@ def test_manifest_says_what_it_was_made_from(open_run: OpenRun) -> None:
     assert Path(run.path(train) / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("by", ["judge", "random"])
+def test_the_student_may_choose_otherwise(by: str, open_run: OpenRun) -> None:
+    sets = [f"select.by={by}", "judge={kind: llm, agent: student, max_position_bias: 1.0}"]
+    run = everything(open_run(*sets))
+    gen = step(run, "gen", 1, "student")
+    candidates = run.store.read(run.plan.name(gen), "candidates.parquet")
+    assert set(candidates["agent"]) == set(run.recipe.teachers)
+    best = candidates.filter(pl.col("rank") == 1)
+    assert best["selected"].all() and len(best) == candidates["prompt_id"].n_unique()
+    manifest = run.store.manifest(run.plan.name(gen))
+    assert manifest is not None and ("judged" in manifest) == (by == "judge")
+    if by == "judge":
+        met = run.store.read(run.plan.name(gen), "judgements.parquet")
+        assert len(met) == 3 * len(best) and manifest["judged"]["comparisons"] == len(met)
+    assert run.plan.name(gen) != open_run().plan.name(step(open_run(), "gen", 1, "student"))
+
+
 def test_teachers_need_human_answers(open_run: OpenRun, tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(f'{{"prompt": "q{i}"}}\n' for i in range(9)))

@@ -6,9 +6,10 @@ written by its own negative twin.
 
 from __future__ import annotations
 
-from macpo_data import select
+from macpo_data import judge as judges
+from macpo_data import ranking, select
 from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.cost import Ask, Sizes, judging, scoring, writing
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -69,7 +70,7 @@ def _contrast(
     """DPO + gamma * SFT on others' positives against the agent's own negatives."""
     before = Policy(agent, "positive", t - 1)
     policies = (*positives, Policy(agent, "negative", 0), before)
-    choosing = CHOOSING_READS if agent in recipe.students else ()
+    choosing = (*CHOOSING_READS, *_by_reads(recipe)) if agent in recipe.students else ()
     dpo_reads: tuple[str, ...] = (*DPO_READS, f"agents.{agent}.lr_scale")
     if recipe.dpo.sft_normalization == "token":  # a mean over each micro-batch, as in trl
         dpo_reads += ("train.micro_batch_size",)
@@ -78,6 +79,16 @@ def _contrast(
         Step("gen", t, turn, agent, policies=policies, reads=data_reads),
         Step("train", t, turn, agent, "positive", "dpo", (before,), dpo_reads),
     ]
+
+
+def _by_reads(recipe: Recipe) -> tuple[str, ...]:
+    """What decides besides, where it is not the perplexity that chooses."""
+    if recipe.select.by == "perplexity":
+        return ()
+    if recipe.select.by == "random":
+        return ("select.by",)
+    asked = (f"agents.{policy.agent}" for policy in judges.policies(recipe.judge))
+    return ("select.by", "judge", *asked)
 
 
 def build(step: Step, ctx: Context) -> RoundData:
@@ -94,6 +105,14 @@ def build(step: Step, ctx: Context) -> RoundData:
     rejected = ctx.generate([negative], "d2", draw=fresh)
     candidates, rejected = ctx.score_together([candidates, rejected], under=learner)
 
+    by = ctx.recipe.select.by
+    if is_student and by != "perplexity":
+        competing = select.competing(candidates, ctx.recipe.select, rejected)
+        competing = select.exclude(competing, ctx.barred("d2"))
+        order: ranking.Order = "random" if by == "random" else "judge"
+        ranked, judged = judges.rank(ctx, order, ctx.prompts("d2"), competing)
+        chosen = select.top(ranked, ctx.recipe.select.keep).drop("score")
+        return ctx.pair(chosen, rejected, judged)
     choose = select.lowest_perplexity if is_student else select.first
     return ctx.pair(choose(candidates, rejected, ctx.recipe.select), rejected)
 
@@ -110,6 +129,8 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
             recipe.sampling, sizes,
         )  # fmt: skip
     answers = sum(ask.calls for ask in found)
+    if step.round and step.learner in recipe.students and recipe.select.by in ("judge", "reward"):
+        found += judging(recipe, sizes, "d2", n * len(recipe.teachers))
     return [*found, scoring(learner.agent, d2, answers, recipe, sizes)] if learner else found
 
 
