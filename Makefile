@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast vllm test-vllm conformance distilabel demo bench clean
+.PHONY: help install check test test-fast vllm ray test-vllm conformance distilabel demo bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ vllm: install ## vLLM's CPU build beside it, so that its tests run without a GPU
 	  if "extra ==" not in r and not r.startswith("torch")), sep="\n")' > $(VENV)/vllm.txt
 	grep -v '^numpy==' constraints.txt > $(VENV)/vllm-constraints.txt
 	$(BIN)/pip install -q -c $(VENV)/vllm-constraints.txt -r $(VENV)/vllm.txt
+
+ray: vllm ## Ray beside vLLM, for engine.name ray
+	$(BIN)/pip install -q -c $(VENV)/vllm-constraints.txt 'ray[data]==2.60.*'
 
 test-vllm: vllm ## the tests that need a real vLLM
 	$(BIN)/pytest tests/test_vllm.py

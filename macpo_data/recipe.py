@@ -487,6 +487,7 @@ class VLLM(Section):
     memory: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
     tensor_parallel: Count = 1  # GPUs that share each layer
     pipeline_parallel: Count = 1  # GPUs that share the layers out
+    data_parallel: Count = 1  # copies side by side, with engine.name=ray
     max_model_len: Count | None = None  # tokens of prompt and response; null: what the base allows
     enforce_eager: bool | None = None  # compile nothing; null: on a CPU only
 
@@ -495,7 +496,7 @@ class Engine(Section):
     """What runs the models that write and score."""
 
     # auto: vllm where it is installed and there is a GPU, else transformers.
-    name: Annotated[Literal["auto", "transformers", "vllm", "fake"], KNOB] = "auto"
+    name: Annotated[Literal["auto", "transformers", "vllm", "ray", "fake"], KNOB] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as the base was saved
     quantization: str | None = None  # as vLLM names it, such as fp8
     adapters: Annotated[Literal["lora", "merge"], KNOB] = "lora"  # merge: vLLM serves a copy each
@@ -504,6 +505,14 @@ class Engine(Section):
     shared_prompt: Annotated[bool, KNOB] = True  # score all responses to a prompt in one pass
     shard_size: Annotated[Count, KNOB] = 256  # prompts per file: what a kill may cost
     keep_loaded: Annotated[Count, KNOB] = 1  # base models in memory at once
+
+    @model_validator(mode="after")
+    def _can_copy(self) -> Engine:
+        if self.vllm.data_parallel > 1 and self.name != "ray":
+            raise ValueError("vllm.data_parallel above 1 needs engine.name=ray")
+        if self.name == "ray" and self.adapters == "merge":
+            raise ValueError("adapters=merge needs engine.name=vllm")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Which real engine wrote is no identity, but a fake one is."""

@@ -221,6 +221,23 @@ def test_the_engine_that_writes_and_the_one_that_scores() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (`make ray`)")
+def test_ray_says_what_transformers_says(base: Base, adapters: list[str]) -> None:
+    """The bare base and two adapters in one batch, on a cluster of this one machine."""
+    from macpo_data.engines.ray import RayEngine
+
+    requests = [
+        Request(voice, prompt, GREEDY, 0, voice.fingerprint)
+        for voice in voices(adapters)
+        for prompt in [*prompts(2), [Message(role="user", content="word " * 400)]]
+    ]
+    engine = RayEngine(base, Engine(name="ray"))
+    got = dict(engine.generate(requests))
+    assert got == dict(TransformersEngine(base, Engine()).generate(requests))
+    assert engine.facts()["engine"] == "ray"
+
+
+@pytest.mark.slow
 def test_gen_that_is_killed_loses_and_doubles_no_row(base: Base, tmp_path: Path) -> None:
     """The kill falls into what round 0's teacher writes for the student; no process is left."""
     values = yaml.safe_load(RECIPE)

