@@ -17,7 +17,7 @@ from macpo_data import ranking, sources
 from macpo_data.models import Base
 from macpo_data.plan import Plan
 from macpo_data.prompts import read
-from macpo_data.recipe import Endpoint, Recipe, Sampling
+from macpo_data.recipe import Endpoint, Mixture, Recipe, Sampling
 from macpo_data.schema import Part
 from macpo_data.store import Store
 
@@ -74,6 +74,17 @@ def writing(
     """What these agents write, each to every prompt."""
     written = sizes.written(out)
     return [Ask(what, a, prompts, calls, told, written, out.max_new_tokens) for a in agents]
+
+
+def mixing(mixture: Mixture, prompts: int, turns: float, sizes: Sizes) -> list[Ask]:
+    """What every agent of every layer writes; each layer reads what the one before it wrote."""
+    found, told = [], sizes.prompt
+    for layer, agents in enumerate(mixture.layers):
+        what = f"layer {layer + 1}"
+        found += writing(what, agents, prompts, turns, told, mixture.sampling, sizes)
+        heard = len(agents) * sizes.written(mixture.sampling)
+        told = sizes.prompt + len(read(mixture.prompt)) / CHARS_PER_TOKEN + heard
+    return found
 
 
 def scoring(agent: str, prompts: int, answers: float, recipe: Recipe, sizes: Sizes) -> Ask:

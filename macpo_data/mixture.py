@@ -68,6 +68,17 @@ def write(
     return turns, answers
 
 
+def teach(ctx: Context, mixture: Mixture, prompts: pl.DataFrame) -> pl.DataFrame:
+    """What a mixture, as a teacher, answers to conversations as they stand, as SAMPLES."""
+    answers = _layers(ctx, mixture, prompts.select("prompt_id", "prompt"))
+    return answers.filter(pl.col("layer") == taken(mixture)).select(*SAMPLES)
+
+
+def taken(mixture: Mixture) -> int:
+    """Whose answers are used: the last layer's, or for an ablation those of the first."""
+    return len(mixture.layers) - 1 if mixture.keep == "aggregate" else 0
+
+
 def _layers(ctx: Context, mixture: Mixture, rows: pl.DataFrame) -> pl.DataFrame:
     """What each layer writes to these prompts, as TURNS."""
     written, heard = [], [[] for _ in range(len(rows))]  # type: list[pl.DataFrame], list[list[str]]

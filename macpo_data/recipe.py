@@ -735,7 +735,22 @@ def _misfits(values: dict[str, Any]) -> list[str]:
         problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
     problems += _misnamed(values, roles)
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
-    if isinstance(keep, int) and isinstance(n, int) and teachers and keep > n * len(teachers):
+    mixed = [
+        name for layer in _items(_raw(values, "mixture", "layers", [])) for name in _items(layer)
+    ]
+    if method == "macpo":
+        problems += [
+            f"mixture.layers: {name} is trained in method macpo; name an agent of another role"
+            for name in dict.fromkeys(map(str, mixed))
+            if name in (*teachers, *students)
+        ]
+    if (
+        isinstance(keep, int)
+        and isinstance(n, int)
+        and teachers
+        and not mixed
+        and keep > n * len(teachers)
+    ):
         problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
     micro = _raw(values, "train", "micro_batch_size", None)
     for section in ("sft", "negative", "dpo"):

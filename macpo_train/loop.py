@@ -131,18 +131,3 @@ def _identity(job: Job) -> str:
     cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1"), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
     return digest([dataset, start, facts, settings, cut])
-
-
-def would_fit(job: Job, longest: int) -> str:
-    """What to do where memory ran out."""
-    micro = job.train.micro_batch_size or job.settings.batch_size
-    smaller = next((n for n in range(micro // 2, 0, -1) if job.settings.batch_size % n == 0), None)
-    fits = [f"train.micro_batch_size={smaller}"] if smaller else []
-    if not job.train.gradient_checkpointing:
-        fits.append("train.gradient_checkpointing=true")
-    if not smaller:
-        fits.append(f"a train.max_length below {longest}")
-    return (
-        f"memory ran out with {micro} rows of up to {longest} tokens per forward pass; "
-        f"set {' or '.join(fits)}, which changes nothing but the time"
-    )

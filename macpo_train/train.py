@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -80,7 +79,7 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     from macpo_train import reward
     from macpo_train.dpo import train_dpo
     from macpo_train.encode import encode
-    from macpo_train.loop import would_fit
+    from macpo_train.memory import ran_out, release, would_fit
     from macpo_train.sft import train_sft
 
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -96,12 +95,16 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     scores = isinstance(job.settings, RewardTraining)
     model = reward.classifier(job) if scores else policy(job)
     fit = train_sft if isinstance(job.settings, SFT) else train_dpo
+    facts: dict[str, Any] | None = None
     try:
         facts = (reward.train_reward if scores else fit)(
             report if state.is_main_process else lambda *_: None, job, model, chat, data
         )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise ModelError(would_fit(job, data.longest)) from None
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+    if facts is None:  # only here, past the handler, the trainer with all it held is gone
+        raise ModelError(would_fit(job, model, chat, data))
     # Every process takes part in gathering what is sharded.
     weights = None if scores else gathered(model)
     if state.is_main_process:
@@ -118,7 +121,7 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
         "sharded": sharded(),
     }
     del model
-    _release()
+    release()
     return facts
 
 
@@ -202,11 +205,3 @@ def _placeholder(job: Job) -> dict[str, Any]:
     (job.out / ADAPTER_FILES[0]).write_text(json.dumps({"fake": True}), "utf-8")
     (job.out / ADAPTER_FILES[1]).write_bytes(seen.digest())
     return {"fake": True, "history": [], "rows": len(pl.read_parquet(job.dataset))}
-
-
-def _release() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

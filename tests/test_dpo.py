@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -225,8 +231,11 @@ def test_refusals_are_one_line(job: Job, tmp_path: Path) -> None:
     out = replace(job, out=tmp_path / "out")
     empty = tmp_path / "empty.parquet"
     pl.read_parquet(job.dataset).clear().write_parquet(empty)
+    bare = shutil.copytree(job.base.source, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
     cases: list[tuple[Job, str]] = [
         (replace(out, dataset=empty), "the dataset has no rows"),
+        (replace(out, base=Base(str(bare), None)), "has no chat template"),
         (replace(out, scored_under={"template_sha256": "0"}), "another chat template"),
         (replace(out, start=tmp_path), "no adapter in"),
         (
@@ -258,17 +267,43 @@ def test_an_adapter_of_another_base(job: Job, tmp_path: Path) -> None:
         _check_adapter(wrong.start, wrong.base)
 
 
-def test_too_little_memory_says_what_would_fit(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from macpo_train import dpo
+BOUNDED = """
+import pickle, resource, sys
+from pathlib import Path
+from macpo_train import train
 
-    def full(*args: Any, **kwargs: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+usual = train.policy
 
-    monkeypatch.setattr(dpo, "answer_logprobs", full)
-    with pytest.raises(ModelError, match=r"set train\.micro_batch_size=2 or train\.gradient_ch"):
-        told(job, tmp_path / "out")
+def bounded(job):
+    model = usual(job)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    room = used + int(sys.argv[2]) * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    return model
+
+train.policy = bounded
+train.train(lambda *_: None, pickle.loads(Path(sys.argv[1]).read_bytes()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_too_little_memory_says_what_would_fit(job: Job, tmp_path: Path) -> None:
+    """A process with room for some rows, but not for all 32 at once."""
+    rows = pl.read_parquet(job.dataset)
+    long = pl.concat([rows] * (32 // len(rows) + 1))[:32].with_columns(
+        chosen=pl.lit("so the lantern hums on " * 12), rejected=pl.lit("the kettle is blue " * 12)
+    )
+    long.write_parquet(tmp_path / "long.parquet")
+    settings = DPO(batch_size=32, reference="base")
+    wide = replace(job, dataset=tmp_path / "long.parquet", settings=settings, out=tmp_path / "out")
+    (tmp_path / "job").write_bytes(pickle.dumps(wide))
+    # One thread and one arena: each more reserves addresses that nobody uses.
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    script = [sys.executable, "-c", BOUNDED, str(tmp_path / "job"), "40"]
+    done = subprocess.run(script, capture_output=True, text=True, env=alone)
+    said = done.stderr.strip().split("\n")[-1]
+    found = re.search(r"memory ran out with 32 .* train\.micro_batch_size=(\d+) \(as tried", said)
+    assert found and int(found[1]) < 32, done.stderr[-2000:]
 
 
 def test_rslora_scales_otherwise(job: Job, tmp_path: Path) -> None:

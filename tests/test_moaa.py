@@ -12,6 +12,7 @@ import yaml
 from conftest import RECIPE, Macpo, OpenRun
 
 from macpo_data import mixture as mixtures
+from macpo_data.errors import RecipeError
 from macpo_data.recipe import Mixture
 from macpo_data.schema import MESSAGES, Message
 from rounds import Run
@@ -204,3 +205,27 @@ def test_an_agent_twice_in_a_layer_draws_twice(open_run: OpenRun, moaa_file: Pat
     by_draw = answers.filter(pl.col("layer") == 0).group_by("draw").agg("response").sort("draw")
     assert by_draw["draw"].to_list() == [0, 1]
     assert by_draw["response"][0].to_list() != by_draw["response"][1].to_list()
+
+
+def test_a_mixture_is_one_more_teacher_of_macpo(open_run: OpenRun, tmp_path: Path) -> None:
+    """Its aggregate stands among the student's candidates, in every round the same text."""
+    values = yaml.safe_load(RECIPE) | {"mixture": {"layers": [["one", "two"], ["sum"]]}}
+    roles = {"one": "proposer", "two": "proposer", "sum": "aggregator"}
+    for name, role in roles.items():
+        values["agents"][name] = {"role": role, "base": "world:weak-a"}
+    (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(values))
+    run = finish(open_run("rounds=2", file=tmp_path / "mixed.yaml"))
+    student = [s for s in run.plan.steps if s.kind == "gen" and s.learner in run.recipe.students]
+    found = [run.store.read(run.plan.name(s), "candidates.parquet") for s in student[1:]]
+    wrote = [frame.filter(agent="sum").sort("prompt_id")["response"].to_list() for frame in found]
+    prompts = found[0]["prompt_id"].n_unique()
+    assert len(wrote[0]) == prompts and wrote[0] == wrote[1]
+    assert len(found[0]) == prompts * (len(run.recipe.teachers) + 1)
+    assert found[0].filter(agent="sum")["perplexity"].null_count() == 0
+    assert not found[0].filter(agent="sum", selected=True).is_empty()
+    (reads,) = [s.reads for s in student if s.round == 1]
+    assert {"mixture", "agents.sum"} <= set(reads)
+    values["mixture"]["layers"] = [["one", run.recipe.teachers[0]]]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match=r"mixture\.layers: .* is trained in method macpo"):
+        open_run(file=tmp_path / "wrong.yaml")

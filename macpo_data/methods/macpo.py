@@ -6,10 +6,13 @@ written by its own negative twin.
 
 from __future__ import annotations
 
+import polars as pl
+
 from macpo_data import judge as judges
+from macpo_data import mixture as mixtures
 from macpo_data import ranking, select
 from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, judging, scoring, writing
+from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -70,7 +73,11 @@ def _contrast(
     """DPO + gamma * SFT on others' positives against the agent's own negatives."""
     before = Policy(agent, "positive", t - 1)
     policies = (*positives, Policy(agent, "negative", 0), before)
-    choosing = (*CHOOSING_READS, *_by_reads(recipe)) if agent in recipe.students else ()
+    choosing = (
+        (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe))
+        if agent in recipe.students
+        else ()
+    )
     dpo_reads: tuple[str, ...] = (*DPO_READS, f"agents.{agent}.lr_scale")
     if recipe.dpo.sft_normalization == "token":  # a mean over each micro-batch, as in trl
         dpo_reads += ("train.micro_batch_size",)
@@ -91,6 +98,12 @@ def _by_reads(recipe: Recipe) -> tuple[str, ...]:
     return ("select.by", "judge", *asked)
 
 
+def _mixture_reads(recipe: Recipe) -> tuple[str, ...]:
+    """A mixture is one more teacher, who never learns."""
+    members = (f"agents.{policy.agent}" for policy in mixtures.policies(recipe.mixture))
+    return ("mixture", *members) if recipe.mixture else ()
+
+
 def build(step: Step, ctx: Context) -> RoundData:
     """Write the pairs of one learner in one round."""
     if step.round == 0:
@@ -102,6 +115,9 @@ def build(step: Step, ctx: Context) -> RoundData:
     # The student hears n answers of every teacher; a teacher hears the student's one answer, the
     # same text for all teachers.
     candidates = ctx.generate(positives, "d2", n=ctx.recipe.sampling.n if is_student else 1)
+    if is_student and ctx.recipe.mixture:
+        taught = mixtures.teach(ctx, ctx.recipe.mixture, ctx.prompts("d2"))
+        candidates = pl.concat([candidates, taught])
     rejected = ctx.generate([negative], "d2", draw=fresh)
     candidates, rejected = ctx.score_together([candidates, rejected], under=learner)
 
@@ -128,10 +144,14 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
             f"write d2, {policy.behavior}", [policy.agent], d2, calls, sizes.prompt,
             recipe.sampling, sizes,
         )  # fmt: skip
-    answers = sum(ask.calls for ask in found)
-    if step.round and step.learner in recipe.students and recipe.select.by in ("judge", "reward"):
-        found += judging(recipe, sizes, "d2", n * len(recipe.teachers))
-    return [*found, scoring(learner.agent, d2, answers, recipe, sizes)] if learner else found
+    is_student = bool(step.round) and step.learner in recipe.students
+    answers, more = sum(ask.calls for ask in found), 0
+    if is_student and recipe.mixture:
+        found += mixing(recipe.mixture, d2, 1, sizes)
+        more = len(recipe.mixture.layers[mixtures.taken(recipe.mixture)])
+    if is_student and recipe.select.by in ("judge", "reward"):
+        found += judging(recipe, sizes, "d2", n * len(recipe.teachers) + more)
+    return [*found, scoring(learner.agent, d2, answers + more, recipe, sizes)] if learner else found
 
 
 def _labels(step: Step, ctx: Context) -> RoundData:

@@ -12,10 +12,9 @@ from macpo_data import judge as judges
 from macpo_data import mixture as mixtures
 from macpo_data import ranking, select
 from macpo_data.context import Context, RoundData
-from macpo_data.cost import CHARS_PER_TOKEN, Ask, Sizes, judging, scoring, writing
+from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
 from macpo_data.methods.macpo import DPO_READS, FILTER_READS, SAMPLING_READS, SFT_READS
 from macpo_data.plan import Policy, Step
-from macpo_data.prompts import read
 from macpo_data.recipe import Recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
 
@@ -76,13 +75,7 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
             scoring(student, prompts["d2"], 2, recipe, sizes),
         ]
     assert mixture is not None
-    found, told = [], sizes.prompt
-    for layer, agents in enumerate(mixture.layers):
-        what = f"layer {layer + 1}"
-        found += writing(what, agents, prompts["d1"], sizes.turns, told, mixture.sampling, sizes)
-        heard = len(agents) * sizes.written(mixture.sampling)
-        told = sizes.prompt + len(read(mixture.prompt)) / CHARS_PER_TOKEN + heard
-    return found + (
+    return mixing(mixture, prompts["d1"], sizes.turns, sizes) + (
         judging(recipe, sizes, "d1", len(mixture.layers[0])) if mixture.keep == "best" else []
     )
 
@@ -94,9 +87,8 @@ def _fine_tuning(ctx: Context) -> RoundData:
     barred = ctx.barred("d1")
     prompts = ctx.prompts("d1").join(barred, on="prompt_id", how="anti", maintain_order="left")
     turns, answers = mixtures.write(ctx, mixture, prompts)
-    # The last layer's answer, or an ablation: those of the first.
-    layer = len(mixture.layers) - 1 if mixture.keep == "aggregate" else 0
-    candidates = select.competing(answers.filter(pl.col("layer") == layer), settings)
+    used = answers.filter(pl.col("layer") == mixtures.taken(mixture))
+    candidates = select.competing(used, settings)
     orders: dict[str, ranking.Order] = {"best": "judge", "random": "random"}
     order = orders.get(mixture.keep, "first")
     ranked, judged = judges.rank(ctx, order, turns, candidates)
