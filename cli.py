@@ -182,7 +182,13 @@ def train(
         )  # fmt: skip
         return _say(f"wrote    {made}")
     if reward:
+        if round_ is not None or learner is not None:
+            raise MacpoError("--reward is of no round or learner; leave --round and --learner out")
         with _open(recipe, runs, sets) as run:
+            if dry_run:
+                kept = not redo and run.store.is_done(run.plan.reward_name)
+                what = "done already" if kept else "would train"
+                return _say(f"{what}: {run.store.path(run.plan.reward_name)}")
             made = run.train_reward(redo)
             from macpo_data.show import print_reward_model
 
@@ -297,6 +303,9 @@ def eval_(
     recipe: RecipeOption = None,
     runs: RunsOption = RUNS,
     sets: SetOption = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Make anew what is damaged or made from what changed.")
+    ] = False,
 ) -> None:
     """Measure policies on the held-out prompts: gold, reward, win rates, with intervals.
 
@@ -306,19 +315,32 @@ def eval_(
     from macpo_data.evaluate import choose
     from macpo_data.show import print_agreement, print_evaluation
 
+    asked = {"--export": export, "--round": round_ != "all", "--agents": agents,
+             "--against": against, "--to": to, "--prompts": prompts}  # fmt: skip
+    unread, reason = ["--to", "--prompts"], "only --export writes a file"
+    if sheets:
+        unread, reason = list(asked), "--import reads what its key says"
+    elif export:
+        unread = []
+    if given := [name for name in unread if asked[name]]:
+        raise MacpoError(f"{reason}; leave {', '.join(given)} out")
+    if key and not sheets:
+        raise MacpoError("--key belongs to filled sheets; name them with --import")
     with _open(recipe, runs, sets) as run:
         if sheets:
             from macpo_data.sheets import read_sheets
 
-            found = read_sheets(run.context(), sheets, key or sheets[0].with_suffix(".key.json"))
+            found = read_sheets(
+                run.context(redo), sheets, key or sheets[0].with_suffix(".key.json")
+            )
             print_evaluation(found)
             return print_agreement(run.store.manifest(f"eval/{found.paths[0].name}") or {})
         names = [name.strip() for name in agents.split(",")] if agents else []
         policies = choose(run.plan, run.store, round_, names)
         if export is None:
-            print_evaluation(run.evaluate(policies, against))
+            print_evaluation(run.evaluate(policies, against, redo))
             return _next(f"macpo report{run.said}")
-        for line in run.export(export, policies, against, prompts, to):
+        for line in run.export(export, policies, against, prompts, to, redo):
             _say(line)
 
 

@@ -283,11 +283,13 @@ class Run:
             )
         self.store.finish(name, manifest)
 
-    def evaluate(self, policies: list[Policy], against: str | None = None) -> Evaluation:
+    def evaluate(
+        self, policies: list[Policy], against: str | None = None, redo: bool = False
+    ) -> Evaluation:
         """Measure policies on the test prompts, as the recipe's `eval` says."""
         if self.recipe.engine.name != "fake":
             self._pretrain([self.recipe.agents[policy.agent].base for policy in policies])
-        return evaluate.evaluate(self.context(), policies, against)
+        return evaluate.evaluate(self.context(redo), policies, against)
 
     def export(
         self,
@@ -296,6 +298,7 @@ class Run:
         against: str | None,
         prompts: Path | None,
         to: Path | None,
+        redo: bool = False,
     ) -> list[str]:
         """Write one policy's answers for another evaluator, or a blind sheet for people.
 
@@ -321,11 +324,11 @@ class Run:
             against = against or self.recipe.eval.against
             if against is None:
                 raise MacpoError("a sheet compares two; name the baseline with --against")
-            key = sheets.write_sheet(self.context(), positive[0], against, to)
+            key = sheets.write_sheet(self.context(redo), positive[0], against, to)
             return [f"wrote  {to}", f"wrote  {key}, which keeps who is who: not for annotators"]
         if prompts is None:
             raise MacpoError(f"name the prompts of {form} with --prompts FILE")
-        count = exports.export(self.context(), positive[0], form, prompts, to)
+        count = exports.export(self.context(redo), positive[0], form, prompts, to)
         return [f"wrote  {to}: {count} answers of {positive[0]}"]
 
     def train_reward(self, redo: bool = False) -> Path:

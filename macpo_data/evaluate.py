@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ import polars as pl
 
 from macpo_data import judge, reward, world
 from macpo_data.context import Context
-from macpo_data.errors import MacpoError, StoreError
+from macpo_data.errors import DataError, MacpoError, StoreError
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Judge, Recipe, digest
+from macpo_data.recipe import Judge, Recipe, RewardModel, digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check, empty
-from macpo_data.store import Manifest, Store, write_parquet
+from macpo_data.store import MANIFEST, Manifest, Store, states, write_parquet
 
 if TYPE_CHECKING:
     from macpo_data.stats import Estimate
@@ -89,6 +90,7 @@ def write(
                 write_parquet(folder / f"{file}.parquet", frame)
             facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
             ctx.store.finish(name, {**facts, "judge": habits, "inputs": ctx.used})
+        os.utime(ctx.store.path(name) / MANIFEST)  # the one asked for last is the newest
     return _read(ctx.store, name)
 
 
@@ -136,22 +138,32 @@ def choose(
         raise MacpoError(
             f"nothing to evaluate: no such policy is trained yet (round {round_}); `macpo status`"
         )
+    _warn_of_stale(plan, store, found)
     return found
+
+
+def _warn_of_stale(plan: Plan, store: Store, policies: Sequence[Policy]) -> None:
+    known = states(plan, store)
+    makers = {policy: plan.maker(policy) for policy in policies}
+    if stale := [str(policy) for policy, step in makers.items() if step and known[step] == "stale"]:
+        store.say(
+            f"warning: {', '.join(stale)} was made from what changed since; `macpo status` says "
+            "what makes it anew"
+        )
 
 
 def latest(plan: Plan, store: Store) -> Evaluation | None:
     """What is known of this recipe's policies: its evaluations, the newest on top.
 
-    Evaluations of samples that changed since are left out. Of each measure only rows by the same
-    judge as the newest stand together.
+    Evaluations of samples that changed since are left out. Of each measure only what the same
+    judge as the newest said stands together.
     """
     found = []
     for path in sorted(store.root.glob("eval/*/manifest.json")):
         name = str(path.parent.relative_to(store.root))
         manifest = _fresh(plan, store, name)
         if manifest is not None:
-            when = (manifest["created"], path.stat().st_mtime_ns)
-            found.append((when, _read(store, name), manifest["by"]))
+            found.append((path.stat().st_mtime_ns, _read(store, name), manifest["by"]))
     if not found:
         return None
     found.sort(key=lambda each: each[0], reverse=True)
@@ -166,10 +178,24 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
     same = ["measure", "against", "judge"]
     table = table.join(newest.select(same), on=same, how="semi", nulls_equal=True).drop("judge")
     table = table.unique([*WHO, "measure", "against"], keep="first", maintain_order=True)
-    responses = pl.concat(each.responses for _, each, _ in found)
+    judges = {row[0]: row[-1] for row in newest.select(same).iter_rows() if row[1] is None}
+    responses = pl.concat(
+        each.responses.with_columns(
+            pl.lit(None, pl.Float64).alias(measure)
+            for measure in ("gold", "reward")
+            if measure in by and by[measure][1] != judges.get(measure)
+        )
+        for _, each, by in found
+    )
     scored = responses.group_by(["prompt_id", *WHO], maintain_order=True)
     responses = scored.agg(pl.all().drop_nulls().first()).select(*RESPONSES)
-    judgements = pl.concat(each.judgements for _, each, _ in found)
+    wins = newest.filter(measure="win").select("against", "judge")
+    judgements = pl.concat(
+        each.judgements.with_columns(judge=pl.lit(by.get("win", ("", ""))[1])).join(
+            wins, on=["against", "judge"], how="semi", maintain_order="left"
+        )
+        for _, each, by in found
+    ).drop("judge")
     key = ["prompt_id", *WHO, "against"]
     judgements = judgements.unique(key, keep="first", maintain_order=True)
     return Evaluation(table, responses, judgements, [p for _, each, _ in found for p in each.paths])
@@ -209,16 +235,18 @@ def _fresh(plan: Plan, store: Store, name: str) -> Manifest | None:
         if manifest is None or not is_of(plan, manifest):
             return None
         same = all(store.content(n) in (c, None) for n, c in manifest["inputs"].items())
-        return store.verify(name) if same else None
-    except StoreError:
+        _read(store, name)  # an earlier version may have had other columns
+        return store.verify(name) if same and "by" in manifest else None
+    except (DataError, StoreError):
         return None
 
 
 def _is_whole(ctx: Context, name: str) -> bool:
     """Whether the tables are there, undamaged, and made from these samples."""
     try:
-        return ctx.store.is_done(name) and ctx.store.verify(name)["inputs"] == ctx.used
-    except StoreError:
+        _read(ctx.store, name)
+        return bool(ctx.store.verify(name)["inputs"] == ctx.used)
+    except (DataError, StoreError):
         return False
 
 
@@ -240,9 +268,30 @@ def _baseline(ctx: Context, name: str | None) -> Policy | str | None:
             f"--against {name} needs a judge: set eval.judge.kind (gold, llm or mixture) and its "
             "agent in the recipe"
         )
+    return find_baseline(ctx, name)
+
+
+def find_baseline(ctx: Context, name: str) -> Policy | str:
+    """The policy that a person names, or chosen.
+
+    Raises:
+        MacpoError: there is none of that name, or the source has no human answers.
+    """
     if name == CHOSEN:
+        human = ctx.prompts("test")[CHOSEN]
+        if missing := human.null_count():
+            if missing == len(human):
+                raise DataError(
+                    "the test prompts have no human answers; compare with a policy, such as "
+                    f"--against {ctx.recipe.students[0]}-base"
+                )
+            ctx.store.say(
+                f"{missing} of {len(human)} test prompts have no human answer: not compared"
+            )
         return CHOSEN
-    return find_policy(ctx.plan, name)
+    policy = find_policy(ctx.plan, name)
+    _warn_of_stale(ctx.plan, ctx.store, [policy])
+    return policy
 
 
 def _judge_of(recipe: Recipe) -> Judge | None:
@@ -256,13 +305,21 @@ def _judges(ctx: Context, baseline: Policy | str | None) -> dict[str, tuple[str,
     found = {"gold": ("world", digest(world.VERSION))} if ctx.recipe.data.source == "world" else {}
     model, compares = ctx.recipe.eval.reward, _judge_of(ctx.recipe)
     if model is not None:
-        scorer, _ = reward.find_scorer(ctx.plan, ctx.store, ctx.lock, model)
-        found["reward"] = (model.model, scorer.fingerprint)
+        found["reward"] = (model.model, _scorer(ctx, model))
     if baseline is not None and compares is not None:
         voices = [ctx.plan.policy_fingerprint(policy) for policy in judge.policies(compares)]
-        who = f"{compares.kind} judge" + (f" {compares.agent}" if compares.agent else "")
-        found["win"] = found["win_lc"] = (who, digest([compares.identity(), voices, str(baseline)]))
+        said, name = [compares.identity(), voices, str(baseline)], compares.agent
+        if compares.kind == "reward" and compares.reward is not None:
+            said, name = [*said, _scorer(ctx, compares.reward)], compares.reward.model
+        who = f"{compares.kind} judge" + (f" {name}" if name else "")
+        found["win"] = found["win_lc"] = (who, digest(said))
     return found
+
+
+def _scorer(ctx: Context, model: RewardModel) -> str:
+    """What the scores of a reward model depend on; of one trained here, also its content."""
+    scorer, made_from = reward.find_scorer(ctx.plan, ctx.store, ctx.lock, model)
+    return "-".join([scorer.fingerprint, *made_from.values()])
 
 
 def _judge(
@@ -276,7 +333,7 @@ def _judge(
     compares = _judge_of(ctx.recipe)
     assert compares is not None
     rows = beside(ctx, responses, baseline)
-    verdicts = judge.compare(ctx, compares, rows.select("prompt_id", "prompt", "a", "b"))
+    verdicts = judge.compare(ctx, compares, rows)
     habits = judge.report(verdicts)
     if compares.kind != "gold":
         judge.check(habits, compares)
@@ -287,15 +344,19 @@ def _judge(
 def beside(ctx: Context, responses: pl.DataFrame, baseline: Policy | str) -> pl.DataFrame:
     """Answers (a) beside the baseline's to the same prompt (b), its own left out.
 
-    Adds prompt, against, and longer, the characters by which a is the longer one.
+    Adds prompt, against, b_finish_reason, and longer, the characters by which a is the longer one.
+    Prompts without a human answer are left out where that is the baseline.
     """
     prompts = ctx.prompts("test").select("prompt_id", "prompt", b=CHOSEN)
     if isinstance(baseline, Policy):
-        theirs = answers_of(ctx, [baseline]).select("prompt_id", b="response")
+        theirs = answers_of(ctx, [baseline])
+        theirs = theirs.select("prompt_id", b="response", b_finish_reason="finish_reason")
         prompts = prompts.drop("b").join(theirs, on="prompt_id", how="left")
         responses = responses.filter(~_is(baseline))
-    rows = responses.rename({"response": "a"})
-    rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    else:
+        prompts = prompts.drop_nulls("b").with_columns(b_finish_reason=pl.lit("stop"))
+    rows = responses.rename({"response": "a", "finish_reason": "a_finish_reason"})
+    rows = rows.join(prompts, on="prompt_id", maintain_order="left")
     a, b = (pl.col(side).fill_null("").str.len_chars().cast(pl.Int64) for side in ("a", "b"))
     return rows.with_columns(against=pl.lit(str(baseline)), longer=a - b)
 

@@ -18,7 +18,7 @@ from macpo_data.context import Context
 from macpo_data.errors import DataError
 from macpo_data.plan import Policy
 from macpo_data.recipe import digest
-from macpo_data.schema import MESSAGES, Message
+from macpo_data.schema import MESSAGES, Message, prompt_id
 from macpo_data.sources import read_file
 from macpo_data.store import atomic
 
@@ -63,22 +63,27 @@ def questions(path: Path) -> list[Question]:
     """
     found = []
     for n, row in enumerate(read_file(str(path)).iter_rows(named=True)):
-        said = row.get("turns") or row.get("prompt") or row.get("instruction")
-        if isinstance(said, str):
-            said = [said]
-        if not said:
+        messages = _messages(row.get("turns") or row.get("prompt") or row.get("instruction"))
+        if not messages:
             raise DataError(
                 f"{path}, row {n}: no turns, prompt or instruction in it; check the file"
             )
+        opening, later = messages, []
         if row.get("turns"):
-            texts = [turn if isinstance(turn, str) else turn["content"] for turn in said]
-            opening, later = [Message(role="user", content=texts[0])], texts[1:]
-        else:
-            messages = [{"role": "user", "content": t} if isinstance(t, str) else t for t in said]
-            opening, later = [Message(role=m["role"], content=m["content"]) for m in messages], []
+            opening, later = messages[:1], [turn["content"] for turn in messages[1:]]
         name = next((row[key] for key in IDS if row.get(key) is not None), n)
         found.append(Question(name, opening, later, row))
     return found
+
+
+def _messages(said: Any) -> list[Message]:
+    """A text, texts or messages as messages; none where anything else is among them."""
+    texts = said if isinstance(said, list) else [said]
+    found = [{"role": "user", "content": t} if isinstance(t, str) else t for t in texts]
+    messages = [Message(role=m.get("role") or "user", content=m.get("content") or "")
+                for m in found if isinstance(m, dict)]  # fmt: skip
+    fit = all(isinstance(text, str) and text for m in messages for text in m.values())
+    return messages if fit and len(messages) == len(found) else []
 
 
 def converse(ctx: Context, policy: Policy, asked: list[Question]) -> list[list[str]]:
@@ -88,7 +93,7 @@ def converse(ctx: Context, policy: Policy, asked: list[Question]) -> list[list[s
         speaking = [n for n, question in enumerate(asked) if turn <= len(question.turns)]
         dialogues = [_so_far(asked[n], answers[n]) for n in speaking]
         rows = pl.DataFrame(
-            {"prompt_id": [digest(each) for each in dialogues], "prompt": dialogues},
+            {"prompt_id": [prompt_id(each) for each in dialogues], "prompt": dialogues},
             schema={"prompt_id": pl.String, "prompt": MESSAGES},
         )
         (written,) = ctx.ask([(policy, rows)], ctx.recipe.sampling, f"export-{turn}")

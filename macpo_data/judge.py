@@ -45,7 +45,8 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     Args:
         ctx: of the run.
         judge: as the recipe describes it.
-        rows: prompt_id, prompt, a, b; a prompt may occur in several rows.
+        rows: prompt_id, prompt, a, b; a prompt may occur in several rows. A reward model reads
+            a_finish_reason and b_finish_reason, which are stop where they are left out.
 
     Returns:
         Row for row: first, the verdict where a was shown first, and second, where b was (a, b,
@@ -56,7 +57,10 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     Raises:
         MacpoError: the judge cannot be asked.
     """
-    rows = rows.select("prompt_id", "prompt", "a", "b").with_row_index("at")
+    finish = [f"{side}_finish_reason" for side in ("a", "b")]
+    ended = {name: pl.lit("stop") for name in finish if name not in rows.columns}
+    rows = rows.with_columns(**ended).select("prompt_id", "prompt", "a", "b", *finish)
+    rows = rows.with_row_index("at")
     there = {side: pl.col(side).fill_null("") != "" for side in ("a", "b")}
     unlike = pl.col("a") != pl.col("b")
     shown = rows.filter(there["a"] & there["b"] & unlike)
@@ -133,11 +137,12 @@ def _tournament(
 def _meet(ctx: Context, judge: Judge, meetings: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
     told = meetings
     for side in ("a", "b"):
-        said = seen.select(pl.col("index").alias(side), pl.col("response").alias(f"{side}_text"))
+        names = {f"{side}_text": "response", f"{side}_finish_reason": "finish_reason"}
+        said = seen.select(pl.col("index").alias(side), **names)
         told = told.join(said, on=side, how="left", maintain_order="left")
     prompts = seen.select("prompt_id", "prompt").unique("prompt_id")
     told = told.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    shown = told.select("prompt_id", "prompt", a="a_text", b="b_text")
+    shown = told.drop("a", "b").rename({"a_text": "a", "b_text": "b"})
     return pl.concat([meetings, compare(ctx, judge, shown)], how="horizontal")
 
 
@@ -279,7 +284,9 @@ def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
 
 
 def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame, side: str) -> pl.Series:
-    answers = rows.select("prompt_id", "prompt", response=side, finish_reason=pl.lit("stop"))
+    answers = rows.select(
+        "prompt_id", "prompt", response=side, finish_reason=f"{side}_finish_reason"
+    )
     return ctx.rewards(answers, model)
 
 

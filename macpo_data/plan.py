@@ -146,6 +146,9 @@ class Plan:
         how = [own.full, own.epochs, own.learning_rate, own.batch_size]
         how += [recipe.read("lora"), recipe.read("train"), recipe.seed]
         made_from = [self.prompts_fingerprint, self.reward_agent.identity()]
+        if recipe.select.excludes:  # which of D1's prompts it may learn from
+            reads = ("test_sets", "ngram", "ngram_share", "near_duplicates")
+            made_from += [{k: v for k, v in recipe.read("select").items() if k in reads}]
         fake = recipe.engine.name == "fake"
         return f"reward/{digest(['reward', FORMAT, how, made_from, fake])}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
             batch = fit[at : at + settings.batch_size]
             scored = _rewards(model, chat, [ids[i] for i in batch], scorer)
             for i, reward in zip(batch, scored, strict=True):
-                found[i] = reward
+                found[i] = reward if math.isfinite(reward) else None
         return found
 
     facts = {

@@ -19,7 +19,7 @@ import polars as pl
 from macpo_data import stats
 from macpo_data.context import Context
 from macpo_data.errors import DataError
-from macpo_data.evaluate import CHOSEN, Evaluation, answers_of, beside, find_policy, write
+from macpo_data.evaluate import Evaluation, answers_of, beside, find_baseline, find_policy, write
 from macpo_data.plan import FORMAT, Policy
 from macpo_data.recipe import digest
 from macpo_data.schema import JUDGEMENTS, check
@@ -34,9 +34,14 @@ def write_sheet(ctx: Context, policy: Policy, against: str, to: Path) -> Path:
     """Write a sheet, and return where its key is.
 
     Raises:
-        MacpoError: there is no such baseline, or it is not trained yet.
+        MacpoError: there is no such baseline, it is not trained yet, or a key is in the way.
     """
+    where = to.with_suffix(".key.json")
+    if where.exists():
+        raise DataError(f"{where} is another sheet's key; move it away, or choose another --to")
     rows, made_from = _pairs(ctx, policy, against)
+    # In the name of each row, so that no sheet is read with the key of another one.
+    sheet_id = f"s{digest([made_from, str(policy), against, ctx.recipe.seed])}"
     order = rows.with_columns(
         draw=pl.Series([digest([ctx.recipe.seed, "sheet", i]) for i in rows["prompt_id"]])
     ).sort("draw")
@@ -47,13 +52,13 @@ def write_sheet(ctx: Context, policy: Policy, against: str, to: Path) -> Path:
     for n, row in enumerate(order.iter_rows(named=True), start=1):
         a_first = random.Random(f"{ctx.recipe.seed} {row['prompt_id']}").random() < 0.5
         sides = (row["a"], row["b"]) if a_first else (row["b"], row["a"])
-        key[str(n)] = {"prompt_id": row["prompt_id"], "first": "a" if a_first else "b"}
+        name = f"{sheet_id}-{n}"
+        key[name] = {"prompt_id": row["prompt_id"], "first": "a" if a_first else "b"}
         said = "\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
-        sheet.writerow([n, _inert(said), *(_inert(side or "") for side in sides), ""])
+        sheet.writerow([name, _inert(said), *(_inert(side or "") for side in sides), ""])
     with atomic(to) as temporary:
         # The mark at the beginning tells spreadsheets that it is UTF-8.
         temporary.write_text(text.getvalue(), "utf-8-sig", newline="")
-    where = to.with_suffix(".key.json")
     who = {"policy": str(policy), "against": against, "made_from": made_from}
     write_json(where, {**who, "rows": key})
     return where
@@ -68,13 +73,16 @@ def read_sheets(ctx: Context, sheets: Sequence[Path], key_file: Path) -> Evaluat
     try:
         key = json.loads(key_file.read_text("utf-8"))
         policy, against, rows = find_policy(ctx.plan, key["policy"]), key["against"], key["rows"]
+        told = key["made_from"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"cannot read the key {key_file} ({type(error).__name__}); name the one that was "
             "written with the sheet with --key"
         ) from None
+    if len({path.resolve() for path in sheets}) < len(sheets):
+        raise DataError("a sheet is named twice; name each annotator's once")
     pairs, made_from = _pairs(ctx, policy, against)
-    if made_from != key["made_from"]:
+    if made_from != told:
         raise DataError(
             f"the answers in {sheets[0]} are not those of this recipe and run; export a new sheet"
         )
@@ -102,8 +110,8 @@ def read_sheets(ctx: Context, sheets: Sequence[Path], key_file: Path) -> Evaluat
 
 def _pairs(ctx: Context, policy: Policy, against: str) -> tuple[pl.DataFrame, dict[str, str]]:
     """The policy's answers (a) beside the baseline's (b), and what both are made from."""
-    own = answers_of(ctx, [policy])
-    rows = beside(ctx, own, CHOSEN if against == CHOSEN else find_policy(ctx.plan, against))
+    baseline = find_baseline(ctx, against)
+    rows = beside(ctx, answers_of(ctx, [policy]), baseline)
     samples = {n: c for n, c in ctx.used.items() if n.startswith("samples/")}
     return rows, {ctx.plan.prompts_name: str(ctx.store.content(ctx.plan.prompts_name)), **samples}
 
@@ -116,12 +124,21 @@ def _filled(path: Path, rows: dict[str, Any]) -> dict[str, float | None]:
         raise DataError(f"cannot read {path} ({type(error).__name__}); save it as CSV") from None
     header = text.split("\n", 1)[0]
     separator = ";" if header.count(";") > header.count(",") else ","
-    table = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
-    said = {
-        row[0].strip(): row[-1].strip().lower() for row in table[1:] if len(row) >= len(COLUMNS)
-    }
-    if set(said) != set(rows):
+    csv.field_size_limit(2**31 - 1)  # an answer may be longer than csv expects
+    try:
+        sheet = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        table = list(sheet)
+    except csv.Error as error:
+        raise DataError(f"cannot read {path} ({error}); save it as CSV") from None
+    column = next((c for c in sheet.fieldnames or () if c.lower().startswith("verdict")), None)
+    if column is None:
+        raise DataError(f"{path} has no column verdict; fill in the sheet as it was exported")
+    named = [((row.get("row") or "").strip(), row[column] or "") for row in table]
+    said = {name: verdict.strip().lower() for name, verdict in named if name}
+    if sorted(name for name, _ in named if name) != sorted(rows):
         raise DataError(f"{path} has other rows than its key; fill in the sheet as it was exported")
+    if not any(said.values()):
+        raise DataError(f"{path} holds no verdict; write {HINT} into its column {column!r}")
     if wrong := [n for n, verdict in said.items() if verdict not in ("", "1", "2", "tie")]:
         raise DataError(f"{path}, row {wrong[0]}: {said[wrong[0]]!r} is no verdict; write {HINT}")
     worth = {"a": {"1": 1.0, "2": 0.0, "tie": 0.5}, "b": {"1": 0.0, "2": 1.0, "tie": 0.5}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -264,7 +265,7 @@ def _interval(found: dict[str, Any]) -> str:
     """An estimate with its 95 % interval, where there is one."""
     if found["low"] is None:
         return f"{found['mean']:.3f}"
-    low, high = (f"{found[k]:.2f}".replace("0.", ".", 1) for k in ("low", "high"))
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{found[k]:.2f}") for k in ("low", "high"))
     return f"{found['mean']:.3f} [{low},{high}]"
 
 

@@ -15,7 +15,7 @@ from openai_server import serve
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from macpo_data import judge, stats, world
+from macpo_data import judge, show, stats, world
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.evaluate import choose, evaluate, latest, trained
 from macpo_data.plan import Policy
@@ -124,6 +124,95 @@ def test_of_each_measure_only_rows_by_one_judge_stand_together(open_run: OpenRun
     rewards = found.table.filter(measure="reward")
     assert rewards.select("round", "by").rows() == [(0, "org/other")]
     assert found.table.filter(measure="gold").height == 2
+
+    assert sorted(found.responses.drop_nulls("reward")["round"].unique()) == [0]
+    run.evaluate(both)  # made before, but asked for last
+    found = latest(run.plan, run.store)
+    assert found is not None
+    assert found.table.filter(measure="reward")["by"].unique().to_list() == ["org/one"]
+
+
+def test_a_table_of_an_earlier_version_is_passed_over(open_run: OpenRun) -> None:
+    """Whole by its manifest, but without a column that tables have now; asked for, made anew."""
+    run = everything(open_run("rounds=0"))
+    one = [Policy("student", "positive", 0)]
+    folder = run.evaluate(one).paths[0]
+    name, facts = f"eval/{folder.name}", run.store.manifest(f"eval/{folder.name}")
+    assert facts is not None
+    pl.read_parquet(folder / "table.parquet").drop("chars").write_parquet(folder / "table.parquet")
+    run.store.finish(name, facts)
+    assert latest(run.plan, run.store) is None
+    assert "chars" in run.evaluate(one).table.columns
+
+
+def test_a_retrained_reward_model_is_another_judge(open_run: OpenRun) -> None:
+    """The same words in eval.judge, but epochs of its training differ."""
+    found = []
+    for epochs in (1, 2):
+        settings = "eval.judge={kind: reward, reward: trained}", f"reward.epochs={epochs}"
+        run = everything(open_run("rounds=0", *settings))
+        run.train_reward()
+        found.append(run.evaluate([Policy("student", "positive", 0)], against="student-base"))
+    assert found[0].paths != found[1].paths
+    assert set(found[0].table.filter(measure="win")["by"]) == {"reward judge trained"}
+    newest = latest(run.plan, run.store)
+    assert newest is not None and newest.judgements.equals(found[1].judgements)
+
+
+def test_redo_mends_rewards_of_a_model_that_was_trained_anew(open_run: OpenRun) -> None:
+    run = everything(open_run("rounds=0", "eval.reward=trained"))
+    run.train_reward()
+    one = [Policy("student", "positive", 0)]
+    run.evaluate(one)
+    name = run.plan.reward_name
+    (run.store.path(name) / "other").write_text("weights")
+    run.store.finish(name, run.store.manifest(name) or {})
+    with pytest.raises(MacpoError, match="--redo"):
+        run.evaluate(one)
+    assert run.evaluate(one, redo=True).table.height == 2
+
+
+def test_prompts_without_a_human_answer_are_not_compared(open_run: OpenRun) -> None:
+    """Two of six test prompts lose their human answer, then all."""
+    run = everything(open_run("rounds=0"))
+    said: list[str] = []
+    run.store.say = said.append
+    prompts = run.context().prompts("test")
+    for missing in (2, 6):
+        name = run.plan.prompts_name
+        facts = run.store.manifest(name) or {}
+        kept = pl.int_range(pl.len()) >= missing
+        prompts.with_columns(chosen=pl.when(kept).then("chosen")).write_parquet(
+            run.store.path(name) / "test.parquet"
+        )
+        run.store.finish(name, facts)
+        ctx = run.context(redo=True)
+        if missing == 2:
+            found = evaluate(ctx, [Policy("student", "positive", 0)], "chosen")
+            assert len(found.judgements) == 4 and "2 of 6 test prompts" in said[-1]
+        else:
+            with pytest.raises(MacpoError, match="have no human answers"):
+                evaluate(ctx, [Policy("student", "positive", 0)], "chosen")
+
+
+def test_who_is_stale_is_said(open_run: OpenRun) -> None:
+    run = everything(open_run("rounds=0"))
+    said: list[str] = []
+    run.store.say = said.append
+    assert choose(run.plan, run.store) and not said
+    name = next(run.plan.name(step) for step in run.plan.steps if step.kind == "gen")
+    (run.store.path(name) / "other").write_text("changed")
+    run.store.finish(name, run.store.manifest(name) or {})
+    assert choose(run.plan, run.store)
+    assert len(said) == 1 and "made from what changed since" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(10.25, 20.4, "[10.25,20.40]"), (-10.55, -0.5, "[-10.55,-.50]"), (0.2, 0.75, "[.20,.75]")],
+)
+def test_an_interval_in_the_terminal(low: float, high: float, shown: str) -> None:
+    assert show._interval({"mean": 1.0, "low": low, "high": high}) == f"1.000 {shown}"
 
 
 @pytest.mark.parametrize(

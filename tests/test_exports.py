@@ -13,13 +13,13 @@ from conftest import Macpo, OpenRun, shared
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 from macpo_data import sheets, stats
 from macpo_data.errors import DataError, MacpoError
 from macpo_data.evaluate import latest
 from macpo_data.exports import converse, questions
 from macpo_data.plan import Policy
-from macpo_data.recipe import digest
-from macpo_data.schema import MESSAGES
+from macpo_data.schema import MESSAGES, Message, prompt_id
 from rounds import Run
 
 STUDENT = Policy("student", "positive", 0)
@@ -71,13 +71,13 @@ def test_the_second_turn_is_answered_after_the_first(run: Run, tmp_path: Path) -
     path.write_text('{"question_id": 7, "turns": ["One?", "Two?"]}\n')
     context = run.context()
     ((first, second),) = converse(context, STUDENT, questions(path))
-    by_hand = [
+    by_hand: list[Message] = [
         {"role": "user", "content": "One?"},
         {"role": "assistant", "content": first},
         {"role": "user", "content": "Two?"},
     ]
     rows = pl.DataFrame(
-        {"prompt_id": [digest(by_hand)], "prompt": [by_hand]},
+        {"prompt_id": [prompt_id(by_hand)], "prompt": [by_hand]},
         schema={"prompt_id": pl.String, "prompt": MESSAGES},
     )
     (alone,) = context.ask([(STUDENT, rows)], run.recipe.sampling, "export-1")
@@ -101,9 +101,14 @@ def test_prompts_in_each_form(row: dict[str, Any], opening: str, tmp_path: Path)
     assert question.id in (*row.values(), 0)  # the row's number where it has no name
 
 
-def test_prompts_without_a_prompt(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [{"text": "?"}, {"turns": [{"content": None}]}, {"prompt": 3}, {"turns": [{"text": "Go."}]},
+     {"turns": [""]}, {"prompt": ["Go.", None]}],
+)  # fmt: skip
+def test_prompts_without_a_prompt(row: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
-    path.write_text('{"text": "?"}\n')
+    path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="row 0: no turns, prompt or instruction"):
         questions(path)
 
@@ -146,8 +151,9 @@ def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
         entry = key["rows"][row[0]]
         assert row[2 if entry["first"] == "b" else 3] == human[entry["prompt_id"]]
 
-    anna = {str(n): "a" if n <= 20 else "b" for n in range(1, 31)}
-    ben = {**anna, **{str(n): "tie" for n in range(27, 31)}}
+    names = list(key["rows"])
+    anna = {name: "a" if n < 20 else "b" for n, name in enumerate(names)}
+    ben = {**anna, **dict.fromkeys(names[26:], "tie")}
     filled = [fill(sheet, tmp_path / f"{n}.csv", key, wish) for n, wish in enumerate((anna, ben))]
     found = sheets.read_sheets(run.context(), filled, key_file)
     win = found.table.filter(measure="win").row(0, named=True)
@@ -191,13 +197,50 @@ def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
     rows[1][-1] = "both"
     with other.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    with pytest.raises(DataError, match="row 1: 'both' is no verdict; write 1, 2 or tie"):
+    with pytest.raises(DataError, match="-1: 'both' is no verdict; write 1, 2 or tie"):
+        sheets.read_sheets(run.context(), [other], key)
+    for verdict, told in (("", "holds no verdict"), ("1", "named twice")):
+        with other.open("w", newline="") as file:
+            csv.writer(file).writerows([rows[0], *([*row[:-1], verdict] for row in rows[1:])])
+        with pytest.raises(DataError, match=told):
+            sheets.read_sheets(run.context(), [other] * (2 if verdict else 1), key)
+    with other.open("a", newline="") as file:
+        csv.writer(file).writerow([*rows[1][:-1], "2"])
+    with pytest.raises(DataError, match="other rows than its key"):
         sheets.read_sheets(run.context(), [other], key)
     said = json.loads(key.read_text())
+    key.write_text(json.dumps({k: v for k, v in said.items() if k != "made_from"}))
+    with pytest.raises(DataError, match="cannot read the key"):
+        sheets.read_sheets(run.context(), [sheet], key)
     said["made_from"] = dict.fromkeys(said["made_from"], "other")
     key.write_text(json.dumps(said))
     with pytest.raises(DataError, match="not those of this recipe and run"):
         sheets.read_sheets(run.context(), [sheet], key)
+
+
+def test_each_sheet_has_its_own_key(run: Run, tmp_path: Path) -> None:
+    """Same policy, same prompts, another baseline: the sides were drawn alike, the rows are not."""
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    run.export("human", [STUDENT], "chosen", None, one)
+    run.export("human", [STUDENT], "student-base", None, other)
+    with pytest.raises(DataError, match="other rows than its key"):
+        sheets.read_sheets(run.context(), [one], tmp_path / "other.key.json")
+    one.unlink()
+    with pytest.raises(DataError, match="another sheet's key"):
+        run.export("human", [STUDENT], "student-base", None, one)
+
+
+def test_an_annotator_may_add_a_column(run: Run, tmp_path: Path) -> None:
+    """Notes behind the verdicts, and one answer longer than csv's limit of 131,072 characters."""
+    sheet, key = tmp_path / "sheet.csv", tmp_path / "sheet.key.json"
+    run.export("human", [STUDENT], "chosen", None, sheet)
+    rows = read(sheet)
+    for row in rows[1:]:
+        row[2:] = ["long " * 30_000, row[3], "tie", "a note"]
+    with sheet.open("w", newline="") as file:
+        csv.writer(file).writerows([[*rows[0], "notes"], *rows[1:]])
+    found = sheets.read_sheets(run.context(), [sheet], key)
+    assert found.judgements["win"].to_list() == [0.5] * 30
 
 
 @given(st.text())
@@ -239,5 +282,24 @@ def test_the_command(macpo: Macpo, run: Run, recipe_file: Path) -> None:
     many = macpo("eval", "--export", "human", "--to", "s.csv", *common, fake=True)
     assert many.returncode == 1 and "an export is of one policy, not of 4" in many.stderr
     run.export("human", [STUDENT], "chosen", None, recipe_file.parent / "s.csv")
-    back = macpo("eval", "--import", "s.csv", *common, fake=True)
-    assert back.returncode == 0 and "s.csv: 0 verdicts" in back.stdout
+    key = json.loads((recipe_file.parent / "s.key.json").read_text())
+    fill(recipe_file.parent / "s.csv", recipe_file.parent / "f.csv", key, {min(key["rows"]): "a"})
+    back = macpo("eval", "--import", "f.csv", "--key", "s.key.json", *common, fake=True)
+    assert back.returncode == 0 and "f.csv: 1 verdicts" in back.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["eval", "--import", "s.csv", "--agents", "student"], "leave --agents out"),
+        (["eval", "--to", "x", "--prompts", "y"], "leave --to, --prompts out"),
+        (["eval", "--key", "x"], "name them with --import"),
+        (["train", "--reward", "--round", "1"], "leave --round and --learner out"),
+    ],
+)
+def test_options_that_nothing_would_read(
+    args: list[str], said: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(recipe_file.parent)
+    with pytest.raises(MacpoError, match=said):
+        cli.app([*args, "-r", str(recipe_file)], standalone_mode=False)

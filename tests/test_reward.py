@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from conftest import RECIPE, OpenRun, no_progress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cli
+from macpo_data import judge
 from macpo_data.errors import ModelError, RecipeError
 from macpo_data.models import Base, load_classifier
-from macpo_data.recipe import Engine, RewardModel, load_recipe
+from macpo_data.recipe import Engine, Judge, RewardModel, load_recipe
 from macpo_data.reward import Scorer, accuracy, one_reward, rewards, score
 from macpo_data.schema import MESSAGES
 from macpo_data.store import Shards
@@ -96,6 +99,29 @@ def test_what_does_not_fit_has_no_reward(classifier: Path) -> None:
     assert long is None and short is not None
 
 
+def test_a_reward_that_is_no_number_is_none(
+    classifier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head whose weights overflowed."""
+    monkeypatch.setattr("macpo_data.reward.one_reward", lambda logits, *_: logits[:, 0] * math.nan)
+    scorer = Scorer(Base(str(classifier), None), None, "tokenizer", 0, "x")
+    assert rewards(lambda *_: None, Engine(), scorer, answers(2)) == [None, None]
+
+
+def test_a_judge_by_reward_reads_how_answers_ended(open_run: OpenRun) -> None:
+    ctx, seen = open_run().context(), []
+
+    def told(rows: Rows, model: RewardModel) -> pl.Series:
+        seen.append(rows["finish_reason"].to_list())
+        return pl.Series([0.0] * len(rows))
+
+    ctx.rewards = told  # type: ignore[method-assign]
+    by = Judge(kind="reward", reward=RewardModel(model="org/m"))
+    rows = answers(3).rename({"response": "a", "finish_reason": "a_finish_reason"})
+    judge.compare(ctx, by, rows.with_columns(b=pl.lit("Bad.")))
+    assert seen == [["stop", "stop", "length"], ["stop"] * 3]
+
+
 def test_a_language_model_is_no_reward_model(tiny_base: Path) -> None:
     """Its head would be random numbers."""
     with pytest.raises(ModelError, match="is no reward model: its files lack score"):
@@ -144,6 +170,24 @@ def test_evaluation_is_no_part_of_what_a_result_is(open_run: OpenRun) -> None:
         other.plan.name(s) for s in other.plan.steps
     ]
     assert plain.plan.reward_name != other.plan.reward_name
+
+
+def test_prompts_that_are_kept_out_make_another_reward_model(open_run: OpenRun) -> None:
+    names = [
+        open_run(*sets).plan.reward_name
+        for sets in ((), ("select.keep=2", "select.ngram=5"), ("select.near_duplicates=0.9",))
+    ]
+    assert names[0] == names[1] != names[2]
+
+
+def test_a_dry_run_trains_nothing(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(recipe_file.parent)
+    dry = ["train", "--reward", "--dry-run", "-r", str(recipe_file), "--set", "engine.name=fake"]
+    cli.app(dry, standalone_mode=False)
+    assert "would train: runs/test/reward/" in capsys.readouterr().out
+    assert not list(recipe_file.parent.glob("runs/test/reward/*"))
 
 
 @settings(deadline=None)  # the first call imports scipy
