@@ -323,8 +323,13 @@ class Context:
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped, judged)
 
-    def barred(self, part: Part) -> pl.DataFrame:
+    def barred(self, part: Part, turns: pl.DataFrame | None = None) -> pl.DataFrame:
         """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).
+
+        Args:
+            part: of the data.
+            turns: (prompt_id, prompt) of the turns inside its conversations, in its prompts' place.
+                One may be a test prompt; turns of one conversation are alike by nature.
 
         Raises:
             DataError: a test set cannot be read, or has no column of prompts.
@@ -339,7 +344,14 @@ class Context:
                     f"({', '.join(table.columns)}); name another file"
                 )
             tests.append(found)
-        return overlap.excluded(self.prompts(part), tests, settings)
+        if turns is None:
+            return overlap.excluded(self.prompts(part), tests, settings)
+        held_out = turns.join(self.prompts("test"), on="prompt_id", how="semi")
+        known = held_out.select("prompt_id", reason=pl.lit("prompt_in_test"))
+        alike = settings.model_copy(update={"near_duplicates": None})
+        barred = overlap.excluded(turns, tests, alike)
+        rest = barred.join(known, on="prompt_id", how="anti", maintain_order="left")
+        return known.vstack(rest)
 
     def _shards(self, name: str, ids: list[str]) -> Shards:
         """The shards of a result, as a killed run began them or as the recipe wants them."""

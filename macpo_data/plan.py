@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from macpo_data.recipe import Agent, Recipe, digest
+from macpo_data.recipe import TRAINED, Agent, Recipe, digest
 
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 1
@@ -112,6 +112,8 @@ class Plan:
             if step.kind == "train":
                 # Which hardware trains is no identity, but whether anything does is.
                 fields["engine.fake"] = self.recipe.engine.name == "fake"
+            if "judge" in step.reads and self._has_own_judge:
+                fields["judge.reward.trained"] = self.reward_name
             parents = [self.policy_fingerprint(p) for p in step.policies]
             parents.append(
                 self.fingerprint(self.dataset(step))
@@ -128,6 +130,14 @@ class Plan:
         if step.kind == "gen":
             return f"data/round-{step.round}-{step.learner}-{fingerprint}"
         return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
+
+    @property
+    def _has_own_judge(self) -> bool:
+        """Whether the judge is the run's own reward model, whose training then decides as well."""
+        judge = self.recipe.judge
+        if judge is None or judge.kind != "reward" or judge.reward is None:
+            return False
+        return judge.reward.model == TRAINED
 
     @property
     def reward_agent(self) -> Agent:

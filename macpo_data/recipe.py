@@ -34,6 +34,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # strict: yes is no number
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")  # losses with label_smoothing
+TRAINED = "trained"  # names the reward model that `macpo train --reward` makes
 NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
@@ -579,12 +580,16 @@ class Recipe(Section):
 
 def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Where a recipe's values name a text in a file: (section, key)."""
-    for agent in values["agents"].values():
-        if agent["chat_template"] not in NAMED_TEMPLATES:
-            yield agent, "chat_template"
-    mixture, judge = values.get("mixture") or {}, values.get("judge") or {}
-    asked = judge.get("prompts") or {}
-    for section, key in [(mixture, "prompt"), *((asked, key) for key in asked)]:
+    evaluation = values.get("eval") or {}
+    judges = [judge for part in (values, evaluation) if (judge := part.get("judge"))]
+    rewards = [part.get("reward") for part in (values, evaluation, *judges)]
+    for speaker in [*values["agents"].values(), *rewards]:
+        named = isinstance(speaker, dict) and speaker.get("chat_template", "tokenizer")
+        if named and named not in NAMED_TEMPLATES:
+            yield speaker, "chat_template"
+    asked = [judge.get("prompts") or {} for judge in judges]
+    texts = [(section, key) for section in asked for key in section]
+    for section, key in [(values.get("mixture") or {}, "prompt"), *texts]:
         if key in section and not prompts.is_own(section[key]):
             yield section, key
 
