@@ -476,7 +476,8 @@ class Train(Section):
     micro_batch_size: Annotated[Count | None, KNOB] = None  # null: the whole batch at once
     gradient_checkpointing: Annotated[bool, KNOB] = False
     shared_prompt: Annotated[bool, KNOB] = True  # read a prompt once for chosen and rejected
-    save_steps: Annotated[Count | None, KNOB] = None  # between checkpoints; null: every 5 minutes
+    # Between checkpoints; null: every 5 minutes, with several processes every 100.
+    save_steps: Annotated[Count | None, KNOB] = None
     report_to: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], KNOB] = "none"
     launcher: Annotated[str | None, KNOB] = None  # an accelerate config: train in its processes
 

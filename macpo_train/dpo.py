@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from trl import DPOConfig, DPOTrainer
 
 from macpo_data.chat import Chat
+from macpo_data.errors import ModelError
 from macpo_data.packing import answer_logprobs, why_not_shared, window
 from macpo_data.recipe import DPO
 from macpo_train.encode import Encoded
@@ -53,8 +54,31 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         """The rows are tokenised already."""
         return dataset
 
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], None]:
+        """Weigh the micro batches of a step so that however it is cut, each row counts alike.
+
+        Rows with which accelerate fills up the last batches of several processes are left out.
+        """
+        batches, _ = super().get_batch_samples(*args)
+        args_, size, rows = self.args, self.settings.batch_size, len(self.train_dataset)
+        first = self.state.global_step % -(-rows // size) * size
+        for n, batch in enumerate(batches):
+            at = n * args_.world_size + args_.process_index
+            left = rows - first - at * args_.per_device_train_batch_size
+            batch["count"] = max(0, min(left, len(batch["rows"])))
+            batch["rows"] = batch["rows"][: max(1, batch["count"])]
+            batch["tokens"] = sum(len(r["chosen_ids"]) for r in batch["rows"][: batch["count"]])
+        tokens = torch.tensor([sum(batch["tokens"] for batch in batches)])
+        tokens = self.accelerator.gather(tokens.to(self.accelerator.device)).sum().item()
+        # The mean over micro batches and processes is taken later.
+        parts = len(batches) * args_.world_size
+        for batch in batches:
+            batch["weight"] = batch["count"] * parts / min(size, rows - first)
+            batch["token_weight"] = batch["tokens"] * parts / tokens
+        return batches, None
+
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> torch.Tensor:
-        rows, settings = inputs["rows"], self.settings
+        rows, settings, weight = inputs["rows"], self.settings, inputs["weight"]
         logprobs, mask = answer_logprobs(
             model,
             [row["prompt_ids"] for row in rows],
@@ -75,16 +99,18 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         dpo = each.mean() if settings.loss == "sigmoid" else self._named(logprobs, mask, reference)
         half = len(rows)
         sft = sft_loss(logprobs[:half], mask[:half], settings.sft_normalization)
+        by_token = settings.sft_normalization == "token"
+        dpo, sft = dpo * weight, sft * (inputs["token_weight"] if by_token else weight)
         margin = chosen_reward - rejected_reward
         told = {
             "loss/dpo": dpo,
             "loss/sft": sft,
-            "rewards/margins": margin.mean(),
-            "rewards/accuracies": (margin > 0).float().mean(),
-            "logps/chosen": chosen.mean(),
-            "logps/rejected": rejected.mean(),
-            "shift/chosen": (chosen - reference[0]).mean(),
-            "shift/rejected": (rejected - reference[1]).mean(),
+            "rewards/margins": margin.mean() * weight,
+            "rewards/accuracies": (margin > 0).float().mean() * weight,
+            "logps/chosen": chosen.mean() * weight,
+            "logps/rejected": rejected.mean() * weight,
+            "shift/chosen": (chosen - reference[0]).mean() * weight,
+            "shift/rejected": (rejected - reference[1]).mean() * weight,
         }
         means = torch.stack([value.detach() for value in told.values()])
         means = self.accelerator.gather(means[None]).mean(0)
@@ -136,9 +162,19 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
 
     Returns:
         For the manifest, one row per optimiser step among it.
+
+    Raises:
+        ModelError: the loss cannot be taken in parts.
     """
     settings = job.settings
     assert isinstance(settings, DPO)
+    arguments = training_arguments(job, len(data.prompts))
+    cut = arguments["per_device_train_batch_size"] < settings.batch_size
+    if cut and settings.loss in ("aot", "aot_unpaired"):
+        raise ModelError(
+            f"dpo.loss={settings.loss} sorts the whole batch: it needs one process, and "
+            "train.micro_batch_size=null"
+        )
     facts: dict[str, Any] = {}
     columns: dict[str, list[Any]] = {"prompt_ids": data.prompts}
     columns |= {f"{side}_ids": data.responses[side] for side in SIDES}
@@ -147,7 +183,7 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         trainer = Trainer(
             model=model,
             args=DPOConfig(
-                **training_arguments(job, len(data.prompts)),
+                **arguments,
                 beta=settings.beta,
                 loss_type=[settings.loss],
                 label_smoothing=settings.label_smoothing,
@@ -187,6 +223,8 @@ def why_plain(job: Job, model: Any, data: Encoded) -> str | None:
     """Why chosen and rejected do not share their prompt; None if they do."""
     if not job.train.shared_prompt:
         return "train.shared_prompt is off"
+    if any(p.requires_grad for p in model.get_output_embeddings().parameters()):
+        return "its head is trained, which is taken to be frozen there"
     limit = window(model)
     if limit and data.longest > limit:
         return f"sequences of {data.longest} tokens exceed the attention window of {limit}"

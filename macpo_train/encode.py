@@ -71,7 +71,7 @@ def encode(frame: pl.DataFrame, chat: Chat, columns: list[str], settings: Train)
     over = sum(length > settings.max_length for length in lengths)
     lengths.sort()
     if over > settings.max_truncated * len(frame) or not rows:
-        enough = lengths[max(0, int(len(lengths) * (1 - settings.max_truncated)) - 1)]
+        enough = lengths[len(lengths) - 1 - int(settings.max_truncated * len(lengths))]
         raise DataError(
             f"{over} of {len(frame)} rows exceed train.max_length={settings.max_length} tokens, "
             f"and train.max_truncated allows {settings.max_truncated:.0%}; the longest has "

@@ -16,9 +16,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from macpo_data.errors import ModelError
 from macpo_data.models import adapter_sha256
-from macpo_data.recipe import digest
+from macpo_data.recipe import NAMED_TEMPLATES, digest, read_template
 from macpo_train.train import Job, Report, sharded
 from macpo_train.watch import Watch, last_checkpoint, quiet, say
+
+_LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")  # a person's own wish
 
 
 def training_arguments(job: Job, rows: int) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
                 f"pip install {train_.report_to}"
             )
         logs = job.logs or job.out.parent / "logs"
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(logs / job.out.name))
+        os.environ["TENSORBOARD_LOGGING_DIR"] = _LOGS or str(logs / (job.name or job.out.name))
     steps = -(-rows // settings.batch_size) * settings.epochs
     return {
         "output_dir": str(job.out / "trainer"),
@@ -68,7 +70,7 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
         "save_steps": train_.save_steps or 100,
         "save_total_limit": 2,  # the older one goes before the newer one is marked as whole
         "report_to": train_.report_to,
-        "run_name": job.out.name,
+        "run_name": job.name or job.out.name,
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -80,12 +82,12 @@ def run(
     report: Report, job: Job, keys: dict[str, str], make: Callable[[Any], Any]
 ) -> dict[str, Any]:
     """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one."""
-    identity = _identity(job)
-    watch = Watch(report, keys, job.settings.batch_size, identity, job.train.save_steps)
+    of = identity(job)
+    watch = Watch(report, keys, job.settings.batch_size, of, job.train.save_steps)
     trainer = make(watch)
     quiet(trainer)
     folder = Path(trainer.args.output_dir)
-    checkpoint = last_checkpoint(folder, identity)
+    checkpoint = last_checkpoint(folder, of)
     if checkpoint is None:
         if trainer.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)
@@ -123,10 +125,13 @@ def shard(trainer: Any) -> None:
         fsdp2_prepare_model(trainer.accelerator, trainer.model)
 
 
-def _identity(job: Job) -> str:
+def identity(job: Job) -> str:
     """What a checkpoint depends on: all that decides the result, and how batches are cut."""
     start = adapter_sha256(job.start) if job.start else None
-    facts = [job.base.id, job.base.revision, job.chat_template, job.column, job.lr_scale, job.seed]
+    template = job.chat_template
+    if template not in NAMED_TEMPLATES:
+        template = read_template(template)
+    facts = [job.base.id, job.base.revision, template, job.column, job.lr_scale, job.seed]
     settings = [s.identity() for s in (job.settings, job.lora, job.train)]
     cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1"), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()

@@ -25,11 +25,15 @@ def ran_out(error: BaseException) -> bool:
 def would_fit(job: Job, model: Any, chat: Chat, data: Encoded) -> str:
     """What to do about it: the largest parts of a batch for which there is room, as tried here.
 
-    Several processes, or a reward model, do not try: they are told the next smaller ones.
+    Several processes, or a reward model, do not try: they are told the next smaller ones. The model
+    is None where it was not even loaded.
     """
-    micro, batch = job.train.micro_batch_size or job.settings.batch_size, job.settings.batch_size
-    smaller = [n for n in range(micro // 2, 0, -1) if batch % n == 0]
-    tries = "WORLD_SIZE" not in os.environ and not isinstance(job.settings, RewardTraining)
+    if model is None:
+        return f"memory ran out while {job.base.id} was loaded; name a smaller base"
+    batch, processes = job.settings.batch_size, int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(job.train.micro_batch_size or batch, batch // processes)
+    smaller = [n for n in range(micro // 2, 0, -1) if batch % (n * processes) == 0]
+    tries = processes == 1 and not isinstance(job.settings, RewardTraining)
     fits = next((n for n in smaller if not tries or _fits(job, model, chat, data, n)), None)
     advice = [f"a train.max_length below {data.longest}"]
     if fits is not None:

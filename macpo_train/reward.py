@@ -34,7 +34,9 @@ def classifier(job: Job) -> Any:
         ModelError: the base cannot be loaded, or has no matrix of `lora.targets`.
     """
     assert isinstance(job.settings, RewardTraining)
-    model = load_classifier(job.base, job.train.dtype, new_head=True)
+    # Small steps would be lost in the few digits of bfloat16, where all weights are trained.
+    dtype = "float32" if job.settings.full else job.train.dtype
+    model = load_classifier(job.base, dtype, new_head=True)
     if job.settings.full:
         return model
     config = LoraConfig(

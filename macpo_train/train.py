@@ -42,6 +42,7 @@ class Job:
     scored_under: dict[str, Any] | None = None  # what the dataset's scores depend on, if known
     cache: Path | None = None  # where log-probabilities of references are kept; None: nowhere
     logs: Path | None = None  # where tensorboard's files go; None: beside `out`
+    name: str = ""  # of the curves; empty: that of `out`
 
 
 def train(report: Report, job: Job) -> dict[str, Any]:
@@ -93,10 +94,11 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     data = encode(pl.read_parquet(job.dataset), chat, columns, job.train)
     set_seed(job.seed)
     scores = isinstance(job.settings, RewardTraining)
-    model = reward.classifier(job) if scores else policy(job)
     fit = train_sft if isinstance(job.settings, SFT) else train_dpo
     facts: dict[str, Any] | None = None
+    model: Any = None
     try:
+        model = reward.classifier(job) if scores else policy(job)
         facts = (reward.train_reward if scores else fit)(
             report if state.is_main_process else lambda *_: None, job, model, chat, data
         )
@@ -143,10 +145,12 @@ def policy(job: Job) -> Any:
     if job.start is not None:
         _check_adapter(job.start, job.base)
         try:
-            return PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
+            model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
             first = str(error).strip().split("\n")[0]
             raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {first}") from None
+        _check_whole(job.start, job.base, model)
+        return model
     config = LoraConfig(
         r=job.lora.r,
         lora_alpha=job.lora.alpha,
@@ -179,6 +183,21 @@ def gathered(model: Any) -> dict[str, Any]:
     return {n: getattr(p, "full_tensor", lambda p=p: p)().cpu() for n, p in trained.items()}
 
 
+def _check_whole(folder: Path, base: Base, model: Any) -> None:
+    """Refuse an adapter that leaves out layers of the base, which peft would begin anew."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
+        known = set(file.keys())
+    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - known
+    if missing:
+        raise ModelError(
+            f"adapter {folder} lacks {len(missing)} matrices that {base.id} has, such as "
+            f"{min(missing)}: it was trained on another base"
+        )
+
+
 def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | None = None) -> None:
     """Write a peft adapter whose configuration names the base as people call it."""
     model.save_pretrained(
@@ -188,8 +207,8 @@ def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | No
     config = json.loads(path.read_text("utf-8"))
     config["base_model_name_or_path"] = base.id
     config["revision"] = base.revision
-    # peft writes this set in an order that changes from run to run.
-    config["target_modules"] = sorted(config["target_modules"])
+    if isinstance(config["target_modules"], list):  # a set, whose order changes from run to run
+        config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     for extra in set(out.iterdir()) - {out / name for name in ADAPTER_FILES}:
         shutil.rmtree(extra) if extra.is_dir() else extra.unlink()

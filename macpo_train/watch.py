@@ -80,7 +80,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         notes = [f"{k} {row[k]:.3f}" for k in SHOWN if k in row]
         unit = "pairs" if "dpo" in row else "rows"
         self.report(state.global_step, state.max_steps, " ".join([*notes, f"{rate:.1f} {unit}/s"]))
-        for warning in alarms(self.history(state)):
+        made_so_far = [logs for logs in state.log_history if "loss" in logs]
+        looked_at = made_so_far[:1] + made_so_far[1:][-ENOUGH:]
+        for warning in alarms([self._row(logs) for logs in looked_at]):
             if warning not in self.warnings:
                 self.warnings.append(warning)
                 say(f"step {state.global_step}: {warning}")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import yaml
@@ -120,7 +121,12 @@ def test_nan_keeps_the_last_good_checkpoint(
 
 
 def test_two_processes_give_the_same_curve(job: Job, tmp_path: Path) -> None:
-    """Started by macpo from an accelerate config, with gloo; same global batch."""
+    """Started by macpo from an accelerate config, with gloo; same global batch.
+
+    The last of three steps has three rows: one process gets two of them, and no second twice.
+    """
+    pl.read_parquet(job.dataset)[:11].write_parquet(tmp_path / "odd.parquet")
+    job = replace(job, dataset=tmp_path / "odd.parquet")
     config = tmp_path / "two.yaml"
     config.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
     settings = job.settings.model_copy(update={"reference": "base"})

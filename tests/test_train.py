@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import golden_curve
 import polars as pl
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from macpo_data.errors import DataError, ModelError
-from macpo_data.models import Base, adapter_sha256, load_chat
+from macpo_data.models import Base, adapter_sha256, load_chat, load_model
 from macpo_data.recipe import DPO, SFT, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_train.encode import encode
+from macpo_train.loop import identity
 from macpo_train.train import Job, policy, train
 
 pytestmark = pytest.mark.slow
@@ -167,12 +171,86 @@ def test_token_normalisation_equals_trl(started: Job) -> None:
     assert [row["loss"] for row in ours] == pytest.approx(theirs, abs=2e-4)
 
 
-def test_accumulation_gives_the_same_adapter(started: Job, tmp_path: Path) -> None:
-    """`response` normalisation does not depend on how a batch is cut."""
-    whole = replace(started, settings=DPO(learning_rate=1e-3, batch_size=10), out=tmp_path / "w")
-    parts = replace(whole, train=Train(dtype="float32", micro_batch_size=5), out=tmp_path / "p")
-    one, two = train(quiet, whole)["history"], train(quiet, parts)["history"]
-    assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)
+@pytest.mark.parametrize("normalization", ["response", "token"])
+def test_accumulation_gives_the_same_adapter(
+    started: Job, tmp_path: Path, normalization: Literal["response", "token"]
+) -> None:
+    """However a batch is cut: 10 rows in steps of 8 and 2, whole and in parts of 4, 4 and 2."""
+    settings = DPO(
+        epochs=2, learning_rate=1e-3, batch_size=8, sft_normalization=normalization, gamma=1.0
+    )
+    whole = replace(started, settings=settings, out=tmp_path / "w")
+    parts = replace(whole, train=Train(dtype="float32", micro_batch_size=4), out=tmp_path / "p")
+    ragged = replace(whole, train=Train(dtype="float32", micro_batch_size=1), out=tmp_path / "r")
+    told = [train(quiet, job)["history"] for job in (whole, parts, ragged)]
+    weights = [load_file(job.out / "adapter_model.safetensors") for job in (whole, parts, ragged)]
+    for other, matrices in zip(told[1:], weights[1:], strict=True):
+        for ours, theirs in zip(told[0], other, strict=True):
+            assert theirs == pytest.approx(ours, abs=1e-4)
+        for name, matrix in weights[0].items():
+            torch.testing.assert_close(matrices[name], matrix, atol=1e-5, rtol=1e-3)
+
+
+def test_a_loss_over_the_whole_batch_is_not_cut(started: Job) -> None:
+    sorts = replace(started, settings=DPO(batch_size=4, loss="aot"))
+    with pytest.raises(ModelError, match="aot sorts the whole batch"):
+        train(quiet, replace(sorts, train=Train(dtype="float32", micro_batch_size=2)))
+
+
+def begun(job: Job, folder: Path, **config: Any) -> Job:
+    """A job that goes on from an adapter which somebody else's code made."""
+    model = load_model(job.base, "float32")
+    get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config)).save_pretrained(folder)
+    settings = DPO(learning_rate=1e-2, batch_size=4, reference="base")
+    return replace(job, start=folder, settings=settings)
+
+
+def test_a_pattern_of_modules_stays_one(job: Job, tmp_path: Path) -> None:
+    pattern = r".*self_attn\.(q|v)_proj"
+    foreign = begun(job, tmp_path / "pattern", target_modules=pattern)
+    train(quiet, foreign)
+    said = json.loads((foreign.out / "adapter_config.json").read_text())
+    assert said["target_modules"] == pattern
+    policy(replace(foreign, start=foreign.out))  # and it can be loaded again
+
+
+def test_a_head_that_is_trained_moves(job: Job, tmp_path: Path) -> None:
+    """The shared path takes the head to be frozen, so such an adapter is trained on the plain."""
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    foreign = begun(job, tmp_path / "head", **config)
+    facts = train(quiet, foreign)
+    assert "its head is trained" in facts["shared_prompt"]
+    before = load_file(tmp_path / "head" / "adapter_model.safetensors")
+    after = load_file(foreign.out / "adapter_model.safetensors")
+    (head,) = (name for name in after if "lm_head" in name)
+    assert not torch.equal(before[head], after[head])
+
+
+def test_an_adapter_that_leaves_out_layers(job: Job, tmp_path: Path) -> None:
+    foreign = begun(job, tmp_path / "half", target_modules=["q_proj"])
+    file = tmp_path / "half" / "adapter_model.safetensors"
+    save_file({n: w for n, w in load_file(file).items() if "layers.1." not in n}, file)
+    with pytest.raises(ModelError, match=r"lacks 2 matrices .*layers\.1\..*another base"):
+        train(quiet, foreign)
+
+
+def test_a_checkpoint_is_of_one_template(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
+    one = replace(job, chat_template=str(tmp_path / "t.jinja"))
+    before = identity(one)
+    (tmp_path / "t.jinja").write_text("{{ messages[-1].content }}")
+    assert identity(one) != before
+
+
+def test_the_length_that_is_advised_would_do(job: Job) -> None:
+    """Ten rows of unlike lengths; a tenth may be cut."""
+    chat = load_chat(job.base, "tokenizer")
+    frame = pl.read_parquet(job.dataset)
+    with pytest.raises(DataError, match="would do") as refused:
+        encode(frame, chat, ["chosen"], Train(max_length=4, max_truncated=0.1))
+    found = re.search(r"max_length=(\d+) would do", str(refused.value))
+    assert found
+    encode(frame, chat, ["chosen"], Train(max_length=int(found[1]), max_truncated=0.1))
 
 
 def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:

@@ -57,7 +57,9 @@ class RayEngine:
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Ray Data has no log-probs of a prompt; `engines.pick` never comes here to score."""
-        raise ModelError("engine.name=ray cannot score; set score.engine=forward")
+        if requests:
+            raise ModelError("engine.name=ray cannot score; set score.engine=forward")
+        return iter(())
 
     def scored_under(self, voice: Voice) -> dict[str, Any]:
         """Nothing: it scores nothing."""

@@ -79,8 +79,6 @@ def _contrast(
         else ()
     )
     dpo_reads: tuple[str, ...] = (*DPO_READS, f"agents.{agent}.lr_scale")
-    if recipe.dpo.sft_normalization == "token":  # a mean over each micro-batch, as in trl
-        dpo_reads += ("train.micro_batch_size",)
     data_reads = (*WRITING_READS, "negatives", *choosing)
     return [
         Step("gen", t, turn, agent, policies=policies, reads=data_reads),
