@@ -204,7 +204,8 @@ class Context:
             voice = self._voice(policy)
             rows = rows.select("prompt_id", "prompt").unique("prompt_id", maintain_order=True)
             rows = rows.sort(_length("prompt"), "prompt_id")
-            made_from = [FORMAT, self.recipe.read("engine"), settings, self.recipe.seed, draw]
+            engine = self.plan.engine_identity(policy)
+            made_from = [FORMAT, engine, settings, self.recipe.seed, draw]
             content = digest([*made_from, voice.fingerprint, rows.rows()])
             name = f"answers/{policy}-{what}-{voice.fingerprint}-{content}"
             task = Task(
@@ -323,8 +324,13 @@ class Context:
         pairs, dropped = select.pair(self.prompts("d2"), candidates, rejected)
         return RoundData(pairs, candidates, dropped, judged)
 
-    def barred(self, part: Part) -> pl.DataFrame:
+    def barred(self, part: Part, turns: pl.DataFrame | None = None) -> pl.DataFrame:
         """The prompts of a part that `select` keeps from being learned: (prompt_id, reason).
+
+        Args:
+            part: of the data.
+            turns: (prompt_id, prompt) of the turns inside its conversations, in its prompts' place.
+                One may be a test prompt; turns of one conversation are alike by nature.
 
         Raises:
             DataError: a test set cannot be read, or has no column of prompts.
@@ -339,7 +345,14 @@ class Context:
                     f"({', '.join(table.columns)}); name another file"
                 )
             tests.append(found)
-        return overlap.excluded(self.prompts(part), tests, settings)
+        if turns is None:
+            return overlap.excluded(self.prompts(part), tests, settings)
+        held_out = turns.join(self.prompts("test"), on="prompt_id", how="semi")
+        known = held_out.select("prompt_id", reason=pl.lit("prompt_in_test"))
+        alike = settings.model_copy(update={"near_duplicates": None})
+        barred = overlap.excluded(turns, tests, alike)
+        rest = barred.join(known, on="prompt_id", how="anti", maintain_order="left")
+        return known.vstack(rest)
 
     def _shards(self, name: str, ids: list[str]) -> Shards:
         """The shards of a result, as a killed run began them or as the recipe wants them."""

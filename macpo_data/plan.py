@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
-from macpo_data.recipe import Agent, Recipe, digest
+from macpo_data.recipe import TRAINED, Agent, Recipe, digest
 
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 1
@@ -98,10 +98,16 @@ class Plan:
             return digest(["base", FORMAT, self.recipe.read(f"agents.{policy.agent}")])
         return self.fingerprint(maker)
 
+    def engine_identity(self, policy: Policy) -> dict[str, Any]:
+        """What of the engine's settings decides what a policy writes: a server heeds none."""
+        engine: dict[str, Any] = self.recipe.read("engine")
+        served = self.maker(policy) is None and self.recipe.agents[policy.agent].endpoint
+        return {"fake": engine["fake"]} if served else engine
+
     def sample_fingerprint(self, policy: Policy, part: str, draw: str) -> str:
         """Of what one policy wrote for one part of the data, whoever learns from it."""
         sampling = {k: v for k, v in self.recipe.read("sampling").items() if k != "n"}
-        reads = [sampling, self.recipe.read("engine"), self.recipe.seed]
+        reads = [sampling, self.engine_identity(policy), self.recipe.seed]
         made_from = [self.policy_fingerprint(policy), self.prompts_fingerprint, part, draw]
         return digest(["samples", FORMAT, reads, made_from])
 
@@ -112,6 +118,8 @@ class Plan:
             if step.kind == "train":
                 # Which hardware trains is no identity, but whether anything does is.
                 fields["engine.fake"] = self.recipe.engine.name == "fake"
+            if "judge" in step.reads and self._has_own_judge:
+                fields["judge.reward.trained"] = self.reward_name
             parents = [self.policy_fingerprint(p) for p in step.policies]
             parents.append(
                 self.fingerprint(self.dataset(step))
@@ -128,6 +136,14 @@ class Plan:
         if step.kind == "gen":
             return f"data/round-{step.round}-{step.learner}-{fingerprint}"
         return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
+
+    @property
+    def _has_own_judge(self) -> bool:
+        """Whether the judge is the run's own reward model, whose training then decides as well."""
+        judge = self.recipe.judge
+        if judge is None or judge.kind != "reward" or judge.reward is None:
+            return False
+        return judge.reward.model == TRAINED
 
     @property
     def reward_agent(self) -> Agent:

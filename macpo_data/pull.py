@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import yaml
 
 from macpo_data import remote
-from macpo_data.errors import HubError, MacpoError, StoreError
+from macpo_data.errors import HubError, MacpoError, StoreError, plain
 from macpo_data.methods import make_plan
 from macpo_data.models import adapter_sha256
 from macpo_data.plan import Plan, Step
@@ -25,7 +25,7 @@ from macpo_data.render import INDEX, Entry, Index, read_index
 from macpo_data.store import MANIFEST, Store, write_json
 
 Say = Callable[[str], None]
-_TEXT = re.compile(r"^(template-[0-9a-f]{12}\.jinja|prompt-[0-9a-f]{12}\.txt)$")
+_TEXT = re.compile(r"template-[0-9a-f]{12}\.jinja|prompt-[0-9a-f]{12}\.txt")
 
 
 class Source(Protocol):
@@ -181,10 +181,15 @@ def _recipe(source: Source, place: str, name: str, to: Path) -> tuple[str, dict[
     templates: dict[Path, str] = {}
     for section, key in named:
         file = str(section[key])
-        if _TEXT.match(file):
-            content = _must(source, f"macpo/{name}/{file}", place)
-            templates[to / file] = content.decode("utf-8")
-            section[key] = str(to / file)
+        # A file of this machine would be sent to whatever server the stranger's recipe names.
+        if not _TEXT.fullmatch(file):
+            raise HubError(
+                f"{place}: its recipe reads the file {plain(file)}, which was not published with "
+                "it; ask who published it"
+            )
+        content = _must(source, f"macpo/{name}/{file}", place)
+        templates[to / file] = content.decode("utf-8")
+        section[key] = str(to / file)
     for agent in agents:
         # Running code that a stranger's base brings is for the person here to allow.
         agent["trust_remote_code"] = False

@@ -7,6 +7,8 @@ prompt, in the order of their draws.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import chain
 from typing import Literal
 
 import polars as pl
@@ -40,13 +42,17 @@ def swiss_meetings(scored: pl.DataFrame, met: pl.DataFrame) -> pl.DataFrame:
         met: (prompt_id, a, b) of the rounds before.
 
     Returns:
-        (prompt_id, a, b); with an odd number, one of the lowest has no opponent.
+        (prompt_id, a, b); with an odd number, the lowest of those who always played rests.
     """
     known = set(met.select("a", "b").iter_rows())
+    played = Counter(chain.from_iterable(known))
     order = scored.sort("score", descending=True, nulls_last=True, maintain_order=True)
     rows = []
     for (prompt_id,), group in order.group_by("prompt_id", maintain_order=True):
         free = group["index"].to_list()
+        if len(free) % 2:
+            free.remove(max(reversed(free), key=played.__getitem__))
+        free.sort(key=lambda one: one in played)  # nobody stays unjudged
         while free:
             one = free.pop(0)
             other = next((x for x in free if (min(one, x), max(one, x)) not in known), None)

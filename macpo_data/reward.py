@@ -16,14 +16,12 @@ from macpo_data.generate import versions
 from macpo_data.lock import Lock
 from macpo_data.models import Base, load_chat, load_classifier
 from macpo_data.plan import Plan
-from macpo_data.recipe import Engine, RewardModel, digest
+from macpo_data.recipe import TRAINED, Engine, RewardModel, digest
 from macpo_data.store import Shards, Store
 from macpo_data.worker import Report
 
 if TYPE_CHECKING:
     import torch
-
-TRAINED = "trained"  # names the reward model that `macpo train --reward` makes
 
 
 @dataclass(frozen=True)

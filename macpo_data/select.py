@@ -7,8 +7,10 @@ import polars as pl
 from macpo_data.recipe import Select
 from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SCORES, check
 
+# Reasons of prompts that nobody may learn.
+BARRED = ("prompt_in_test", "in_test_set", "overlaps_test_set", "near_duplicate")
 # No setting keeps these: there is nothing to train on, or nothing to compare.
-UNUSABLE = ("prompt_too_long", "failed", "empty", "no_score")
+UNUSABLE = ("prompt_too_long", "failed", "empty", "no_score", *BARRED)
 
 
 def lowest_perplexity(
@@ -91,8 +93,8 @@ def top(ranked: pl.DataFrame, keep: int) -> pl.DataFrame:
 def best_and_worst(ranked: pl.DataFrame) -> pl.DataFrame:
     """Select each prompt's first by rank, and mark its last as rejected (MoAA, stage 2).
 
-    Prompts with one usable answer, or whose first and last have equal scores, teach nothing: their
-    candidates lose their rank and get the reason.
+    Prompts with one judged answer, or whose first and last have equal scores, teach nothing: their
+    candidates lose their rank and get the reason. An answer without a score is never rejected.
 
     Args:
         ranked: CANDIDATES with ranks and a column `score`, null where there is none.
@@ -100,13 +102,15 @@ def best_and_worst(ranked: pl.DataFrame) -> pl.DataFrame:
     Returns:
         The same with a column `rejected`.
     """
-    in_race = pl.col("rank").is_not_null()
-    alone = in_race & (pl.col("rank").count().over("prompt_id") < 2)
-    level = in_race & (pl.col("score").max() == pl.col("score").min()).over("prompt_id")
+    ranked_at = pl.col("rank").is_not_null()
+    judged = ranked_at & pl.col("score").is_not_null()
+    alone = ranked_at & (judged.sum().over("prompt_id") < 2)
+    level = ranked_at & (pl.col("score").max() == pl.col("score").min()).over("prompt_id")
     why = pl.when(alone).then(pl.lit("only_answer")).when(level).then(pl.lit("judged_equal"))
     frame = ranked.with_columns(reason=pl.coalesce(why, "reason"))
     frame = frame.with_columns(rank=pl.when(~(alone | level)).then("rank"))
-    last = pl.col("rank") == pl.col("rank").max().over("prompt_id")
+    worst = pl.when(pl.col("score").is_not_null()).then("rank").max().over("prompt_id")
+    last = pl.col("rank") == worst
     return top(frame, 1).with_columns(rejected=last.fill_null(False))
 
 

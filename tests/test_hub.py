@@ -504,6 +504,31 @@ def test_a_template_of_its_own_travels_along(macpo: Macpo, tmp_path: Path) -> No
     assert "student" in done and len(done) == 4
 
 
+def test_every_text_travels_along_and_no_other_file_is_read(macpo: Macpo, tmp_path: Path) -> None:
+    """Those of the evaluation too; a recipe may name what lies beside it, and nothing else."""
+    template, verdict = tmp_path / "mine.jinja", tmp_path / "mine.txt"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    verdict.write_text("$query $answer_a $answer_b")
+    judge = f"{{kind: llm, agent: student, prompts: {{verdict: {verdict}}}}}"
+    sets = ["--set", f"eval.reward={{model: org/m, chat_template: {template}}}"]
+    sets += ["--set", f"eval.judge={judge}"]
+    tree, empty = tmp_path / "tree", tmp_path / "empty"
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tree, *sets))
+    template.unlink()
+    empty.mkdir()
+    ok(macpo("pull", tree, "--round", "1", cwd=empty))
+    values = yaml.safe_load((empty / "macpo.yaml").read_text())["eval"]
+    named = [values["judge"]["prompts"]["verdict"], values["reward"]["chat_template"]]
+    assert all((empty / name).is_file() for name in named)
+    recipe = tree / "macpo/round_1_student/recipe.yaml"
+    published = recipe.read_text()
+    for name in named:
+        recipe.write_text(published.replace(Path(name).name, str(verdict)))
+        (empty / "macpo.yaml").unlink(missing_ok=True)
+        assert "was not published with it" in error(macpo("pull", tree, "--round", "1", cwd=empty))
+        assert not (empty / "macpo.yaml").exists()
+
+
 @pytest.mark.slow
 def test_a_pulled_round_trains_to_the_same_adapter(
     environment: dict[str, str], hub: Hub, tiny_recipe: Path, tmp_path: Path

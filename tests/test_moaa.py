@@ -197,6 +197,55 @@ def test_sft_trainer_reads_what_is_published(
     assert whole["messages"].list.len().max() == 4 and len(inner)
 
 
+def test_no_turn_of_a_test_prompt_is_learned(open_run: OpenRun, moaa_file: Path) -> None:
+    """A turn inside a conversation may be a held-out prompt, or stand in a test set."""
+    plain = open_run(file=moaa_file)
+    turn = plain.context().prompts("test").filter(pl.col("prompt").list.len() == 1).row(0)
+    named = plain.context().prompts("d1").filter(pl.col("prompt").list.len() == 1)["prompt"][0]
+    test_set = moaa_file.parent / "t.jsonl"
+    test_set.write_text(json.dumps({"prompt": named[0]["content"]}) + "\n")
+    rows = [
+        {"prompt": [*first, {"role": "assistant", "content": "x"}, {"role": "user", "content": q}],
+         "chosen": "a", "rejected": "b"}
+        for q, first in (("And then?", turn[1]), ("And now?", list(named)))
+    ]  # fmt: skip
+    talks = moaa_file.parent / "talks.jsonl"
+    talks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = moaa_file.parent / "held.jsonl"
+    held.write_text(json.dumps({"prompt": turn[1], "chosen": "a", "rejected": "b"}) + "\n")
+    data = f"data={{source: pairs, d1: {{path: {talks}}}, d2: {{path: {talks}}}, "
+    data += f"overlap: true, test: {{path: {held}}}}}"
+    run = open_run(
+        data,
+        f"select.test_sets=[{test_set}]",
+        "select.on_filter=count",
+        "select.ngram=99",
+        file=moaa_file,
+    )
+    run.make("gen", 0)
+    pairs, dropped = dataset(run, 0), dataset(run, 0, "dropped")
+    assert pairs["prompt"].list.len().to_list() == [3, 3]
+    assert {"prompt_in_test", "in_test_set"} <= set(dropped["reason"])
+
+
+def test_what_bars_prompts_is_identity(open_run: OpenRun, moaa_file: Path) -> None:
+    """Also what a reward model of the run's own was made from, where it judges."""
+
+    def names(*sets: str) -> list[str]:
+        plan = open_run(*sets, file=moaa_file).plan
+        return [plan.name(step) for step in plan.steps]
+
+    plain = names()
+    assert names("select.ngram=9", "reward.epochs=2") == plain
+    assert not set(names("select.near_duplicates=0.9")) & set(plain)
+    own = "judge={kind: reward, reward: trained}"
+    one, other = names(own), names(own, "reward.epochs=2")
+    assert one[:2] == other[:2] and not set(one[2:]) & set(other[2:])  # round 0 asks no judge
+    assert names("judge={kind: reward, reward: org/m}", "reward.epochs=2") == names(
+        "judge={kind: reward, reward: org/m}"
+    )
+
+
 def test_an_agent_twice_in_a_layer_draws_twice(open_run: OpenRun, moaa_file: Path) -> None:
     run = open_run("mixture.layers=[[one, one], [sum]]", file=moaa_file)
     assert run.recipe.mixture is not None

@@ -102,6 +102,26 @@ def test_first_needs_no_score() -> None:
     assert got["selected"].to_list() == [False, True]
 
 
+def test_no_setting_keeps_a_test_prompt() -> None:
+    frame = select.competing(samples([{"prompt_id": "a", "response": "x"}]), KEEP_ALL)
+    for reason in ("in_test_set", "overlaps_test_set", "near_duplicate"):
+        barred = pl.DataFrame({"prompt_id": ["a"], "reason": [reason]})
+        assert not select.usable(select.exclude(frame, barred), KEEP_ALL).any()
+
+
+def test_who_was_never_judged_is_not_rejected() -> None:
+    """Of three the last has no score; with one judged answer there is nothing to compare."""
+    rows = [{"prompt_id": p, "response": r, "draw": r} for p in "ab" for r in "xyz"]
+    frame = samples([{**row, "draw": n} for n, row in enumerate(rows)])
+    ranked = select.competing(frame, Select()).with_columns(
+        rank=pl.Series([1, 2, 3] * 2), score=pl.Series([1.0, 0.5, None, 1.0, None, None])
+    )
+    ends = select.best_and_worst(ranked)
+    assert ends["rejected"].to_list() == [False, True, False, False, False, False]
+    assert ends["selected"].to_list() == [True, False, False, False, False, False]
+    assert set(ends["reason"][3:]) == {"only_answer"}
+
+
 def test_pair_keeps_order_and_says_what_fell_out() -> None:
     frame = samples(
         [

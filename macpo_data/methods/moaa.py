@@ -25,7 +25,8 @@ def plan(recipe: Recipe) -> list[Step]:
     mine = f"agents.{student}.lr_scale"
     asked = judges.policies(recipe.judge)
     writers = mixtures.policies(recipe.mixture)
-    reads: tuple[str, ...] = ("seed", "engine", "mixture", *FILTER_READS)
+    filters = ("select",) if recipe.select.excludes else FILTER_READS
+    reads: tuple[str, ...] = ("seed", "engine", "mixture", *filters)
     if recipe.mixture and recipe.mixture.keep == "best":
         writers, reads = (*writers, *asked), (*reads, "judge")
     start = Policy(student)
@@ -43,7 +44,7 @@ def plan(recipe: Recipe) -> list[Step]:
     ]
     for t in range(1, recipe.rounds + 1):
         before = Policy(student, "positive", t - 1)
-        reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *FILTER_READS)
+        reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *filters)
         steps += [
             Step("gen", t, 0, student, policies=(before, *asked), reads=reads),
             Step(
@@ -87,7 +88,9 @@ def _fine_tuning(ctx: Context) -> RoundData:
     barred = ctx.barred("d1")
     prompts = ctx.prompts("d1").join(barred, on="prompt_id", how="anti", maintain_order="left")
     turns, answers = mixtures.write(ctx, mixture, prompts)
+    held_out = ctx.barred("d1", turns)
     used = answers.filter(pl.col("layer") == mixtures.taken(mixture))
+    used = used.join(held_out, on="prompt_id", how="anti", maintain_order="left")
     candidates = select.competing(used, settings)
     orders: dict[str, ranking.Order] = {"best": "judge", "random": "random"}
     order = orders.get(mixture.keep, "first")
@@ -95,7 +98,8 @@ def _fine_tuning(ctx: Context) -> RoundData:
     candidates = select.top(ranked, len(mixture.layers[0]) if mixture.keep == "all" else 1)
     pairs, dropped = select.targets(turns, candidates)
     candidates = check(candidates, CANDIDATES, "candidates")
-    return RoundData(pairs, candidates, pl.concat([dropped, select.left_out(barred)]), judged)
+    left_out = select.left_out(pl.concat([barred, held_out]))
+    return RoundData(pairs, candidates, pl.concat([dropped, left_out]), judged)
 
 
 def _preferences(step: Step, ctx: Context) -> RoundData:
