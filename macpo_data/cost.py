@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data import ranking, sources
-from macpo_data.models import Base
+from macpo_data.models import WORLD, Base, is_folder
 from macpo_data.plan import Plan
 from macpo_data.prompts import read
 from macpo_data.recipe import Endpoint, Mixture, Recipe, Sampling
@@ -163,7 +163,8 @@ def _counter(recipe: Recipe) -> tuple[Callable[[str], float], str]:
 
     base = recipe.agents[recipe.students[0]].base
     file = Path(Base(base, None).source) / "tokenizer.json"
-    if not file.is_file() and (cached := try_to_load_from_cache(base, "tokenizer.json")):
+    on_hub = not base.startswith(WORLD) and not is_folder(base)
+    if on_hub and (cached := try_to_load_from_cache(base, "tokenizer.json")):
         file = Path(str(cached))
     if not file.is_file():
         return lambda text: len(text) / CHARS_PER_TOKEN, f"{CHARS_PER_TOKEN:.0f} characters a token"

@@ -206,6 +206,8 @@ class Endpoint(Section):
     max_failed: Annotated[Share, KNOB] = 0.02  # stop where a larger share fails for good
     price_in: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
     price_out: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
+    # local: what is trained on the base speaks here. load: vLLM's server loads it from our folder.
+    adapters: Annotated[Literal["local", "load"], KNOB] = "local"
     # Laid over each request's body, such as top_k: null for a server that refuses it.
     extra: dict[str, Any] = {}
 
