@@ -100,6 +100,15 @@ def rank(
     if order == "judge":
         assert judge is not None
         seen = usable.join(prompts, on="prompt_id", maintain_order="left")
+        if judge.kind == "reward" and judge.reward is not None:
+            # What the model cannot read is out, and not beaten.
+            mute = _reward(ctx, judge.reward, seen).is_null()
+            out = pl.col("index").is_in(seen.filter(mute)["index"].implode())
+            frame = frame.with_columns(
+                reason=pl.when(out).then(pl.lit("no_score")).otherwise("reason")
+            )
+            usable, seen = usable.filter(~out), seen.filter(~mute)
+            answers = usable.select("prompt_id", "index")
         verdicts = _tournament(ctx, judge, answers, seen)
         score = ranking.scores(answers, verdicts, judge.merge)
         usable = usable.with_columns(score=score)
@@ -256,9 +265,11 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series]) -> pl.DataFrame:
-    """Verdicts of a judge that scores each answer by itself."""
-    scored = rows.select("at").with_columns(a=score(rows, "a"), b=score(rows, "b"))
+def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame], pl.Series]) -> pl.DataFrame:
+    """Verdicts of a judge that scores each answer by itself, all of them at once."""
+    sides = pl.concat(rows.select("prompt_id", "prompt", response=side) for side in ("a", "b"))
+    scores = score(sides)
+    scored = rows.select("at").with_columns(a=scores[: len(rows)], b=scores[len(rows) :])
     better = (
         pl.when(pl.col("a") > pl.col("b")).then(pl.lit("a"))
         .when(pl.col("a") < pl.col("b")).then(pl.lit("b"))
@@ -267,8 +278,8 @@ def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series
     return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
 
 
-def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
-    pairs = rows.select("prompt", side).iter_rows()
+def _gold(rows: pl.DataFrame) -> pl.Series:
+    pairs = rows.select("prompt", "response").iter_rows()
     try:
         return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
     except KeyError as error:
@@ -278,9 +289,8 @@ def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
         ) from None
 
 
-def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame, side: str) -> pl.Series:
-    answers = rows.select("prompt_id", "prompt", response=side, finish_reason=pl.lit("stop"))
-    return ctx.rewards(answers, model)
+def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame) -> pl.Series:
+    return ctx.rewards(rows.with_columns(finish_reason=pl.lit("stop")), model)
 
 
 def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:

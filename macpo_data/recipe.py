@@ -699,9 +699,22 @@ def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Rec
         loaded = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(source, _explain(error) + _misfits(values)) from None
-    if problems := _misfits(values):
+    if problems := _misfits(values) + _unfilled(loaded):
         raise RecipeError(source, problems)
     return loaded
+
+
+def _unfilled(recipe: Recipe) -> list[str]:
+    """Prompts that would be asked without what they are about."""
+    named = [("mixture.prompt", "aggregate", recipe.mixture.prompt)] if recipe.mixture else []
+    for path, judge in (("judge", recipe.judge), ("eval.judge", recipe.eval.judge)):
+        texts = judge.prompts.model_dump() if judge else {}
+        named += [(f"{path}.prompts.{kind}", kind, text) for kind, text in texts.items()]
+    return [
+        f"{path}: {text} lacks {', '.join('$' + name for name in names)}"
+        for path, kind, text in named
+        if (names := prompts.lacking(kind, text))
+    ]
 
 
 def _misfits(values: dict[str, Any]) -> list[str]:

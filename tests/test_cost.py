@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_layers_and_money() -> None:
     money = [found[0].money(server, out) for out in (found[0].tokens_out, found[0].most_out)]
     assert money == pytest.approx([0.0028, 0.12388])
     assert Ask("", "", 1, 1, 1, 1, 1).money(None, 1) is None
+
+
+def test_the_best_of_each_turn() -> None:
+    """Three turns, a pair each, in both orders; the judge reads what the mixture's limit allows."""
+    sets = ["mixture.layers=[[wizardlm_8x22b, qwen15_110b]]", "mixture.keep=best"]
+    sets += ["judge.kind=llm", "sampling.max_new_tokens=4", "mixture.sampling.max_new_tokens=1000"]
+    recipe = load_recipe("moaa_llama", sets)
+    sizes = replace(SIZES, turns=3.0, answer=None)
+    *_, ask = method(recipe).asks(make_plan(recipe).steps[0], recipe, sizes)
+    assert ask.what == "judge: verdict" and ask.calls == 3 * 2 and ask.tokens_in > 2 * 500
 
 
 @pytest.mark.parametrize("name", shipped())
