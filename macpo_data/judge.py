@@ -223,16 +223,16 @@ def check(found: dict[str, Any], judge: Judge) -> None:
     asked = found["verdicts"] + found["unparseable"]
     if asked < MINIMUM:
         return
-    who = judge.agent or judge.kind
+    reads = judge.kind in ("llm", "mixture")
+    who = judge.agent if reads else judge.kind
+    other = "judge.agent" if reads else "judge.kind"
     if found["verdicts"] == 0:
         raise ModelError(
             f"judge {who}: none of {asked} verdicts could be read; look at its answers under "
             "runs/<run>/answers, then change judge.agent, judge.prompts or judge.sampling"
         )
     if found["ties"] == found["verdicts"]:
-        raise ModelError(
-            f"judge {who} never varies: all {asked} verdicts are ties; change judge.agent"
-        )
+        raise ModelError(f"judge {who} never varies: all {asked} verdicts are ties; change {other}")
     first = found["shown_first_wins"]
     if max(first, 1 - first) > judge.max_position_bias:
         position = "first" if first > 0.5 else "second"
@@ -339,14 +339,19 @@ def _read_both_orders(
 def _ask(
     ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str
 ) -> list[list[str | None]]:
-    """What each agent says to each of these texts; equal texts are asked once."""
+    """What each agent says to each of these texts; equal texts are asked once.
+
+    Verdicts and criteria stand at the end, so that a text which was cut holds none.
+    """
     prompts: list[list[Message]] = [[{"role": "user", "content": text}] for text in asked]
     rows = pl.DataFrame(
         {"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts},
         schema={"prompt_id": pl.String, "prompt": MESSAGES},
     )
     wanted = [(Policy(agent), rows) for agent in agents]
-    return [a["response"].to_list() for a in ctx.ask(wanted, judge.sampling, f"judge-{what}")]
+    whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
+    said = ctx.ask(wanted, judge.sampling, f"judge-{what}")
+    return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]
 
 
 def parse_verdict(text: str | None) -> str | None:

@@ -736,6 +736,8 @@ def _misfits(values: dict[str, Any]) -> list[str]:
             for section in ("mixture", "judge")
             if not values.get(section)
         ]
+        if _raw(values, "select", "by", "perplexity") != "perplexity":
+            problems.append("select.by: method moaa goes by its judge; leave it out")
         if _raw(values, "sampling", "n", 1) == 1:
             problems.append("sampling.n: method moaa compares answers of the student, so 2 or more")
     if len(students) != 1:

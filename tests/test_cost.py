@@ -91,4 +91,8 @@ def test_prices_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
     found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
     last = next(line for line in found.stdout.splitlines() if line.startswith("all"))
-    assert float(last.split()[-2]) > 0
+    assert float(last.split()[-2]) > 0 and "the money is without" not in found.stdout
+    values["agents"]["teacher2"]["endpoint"] = {"base_url": "http://127.0.0.1:9", "model": "m"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
+    assert "the money is without" in found.stdout
