@@ -174,7 +174,7 @@ def train(
         from macpo_data.show import progress
         from standalone import train_on
 
-        if base is None or out is None:
+        if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
         made = train_on(
             dataset, base, out, config=config, revision=revision, init=init, sets=sets,

@@ -20,11 +20,12 @@ from macpo_data.generate import versions
 from macpo_data.recipe import Agent, TrainSettings, load_settings
 from macpo_data.schema import SCORES
 from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
-from macpo_data.tables import read_table
+from macpo_data.tables import default_config, read_table
 from macpo_data.worker import Workers
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORED = ("sum_logprob", "num_tokens", "eot_logprob")
 
 
@@ -60,10 +61,12 @@ def train_on(
     """
     from macpo_train.train import Job
 
-    settings = load_settings(sets)
+    settings, out = load_settings(sets), out.resolve()
+    if init and "lora" in settings.model_fields_set:
+        raise MacpoError("lora.*: the adapter of --init keeps its shape; leave out one of them")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MacpoError(f"{out} exists already; choose another folder with --out")
-    raw, scored_under = _with_scores(dataset, config, revision)
+    raw = read_table(dataset, config, revision)
     pairs, counts = usable_pairs(raw, settings, dataset)
     for reason, count in counts.items():
         say(f"left out {count} rows: {reason}")
@@ -78,12 +81,13 @@ def train_on(
     if found.is_world and not fake:
         _pretrain(found, progress)
     start = None if init is None else _adapter(init)
+    scored_under = scores_depend_on(dataset, config) or {}
     reference = "the starting adapter" if start and settings.dpo.reference == "previous" else base
     if settings.objective == "dpo":
         say(f"starting from {init or base}; the reference is {reference}")
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one keeps the books
-    with _workplace(out, first) as work:
+    with workplace(out, first) as work:
         table, made = work / "pairs.parquet", work / "adapter"
         write_parquet(table, pairs)
         made.mkdir(exist_ok=True)
@@ -99,7 +103,7 @@ def train_on(
             train=settings.train,
             seed=settings.seed,
             fake=fake,
-            scored_under=scored_under if (scored_under or {}).get("base") == base else None,
+            scored_under=scored_under if scored_under.get("base") == base else None,
             cache=work / "reference",
             logs=out.parent / "logs",
         )
@@ -119,7 +123,8 @@ def train_on(
             "start": init,
             "start_sha256": start and models.adapter_sha256(start),
             "reference": reference if settings.objective == "dpo" else None,
-            "settings": settings.model_dump(mode="json"),
+            # An adapter that is gone on with has its own shape.
+            "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
             "adapter_sha256": models.adapter_sha256(made),
             **versions(),
             **facts,
@@ -133,10 +138,11 @@ def train_on(
 
 
 @contextmanager
-def _workplace(out: Path, first: bool) -> Iterator[Path]:
+def workplace(out: Path, first: bool) -> Iterator[Path]:
     """The folder beside `out` in which a training that was killed goes on.
 
     What it keeps of other settings is not taken: checkpoints and log-probabilities know theirs.
+    A start that fails before there are any leaves nothing behind.
 
     Raises:
         MacpoError: another process is at work there.
@@ -147,29 +153,36 @@ def _workplace(out: Path, first: bool) -> Iterator[Path]:
     try:
         if first:
             lock.acquire(timeout=0)
-        yield work
     except Timeout:
         raise MacpoError(f"another process trains into {out}; choose another --out") from None
+    try:
+        yield work
+    except BaseException:
+        kept = [*work.glob("adapter/trainer/checkpoint-*"), *work.glob("reference/*")]
+        if first and not kept:
+            shutil.rmtree(work)
+        raise
     finally:
         lock.release()
 
 
-def _with_scores(
-    dataset: str, config: str | None, revision: str | None
-) -> tuple[pl.DataFrame, dict[str, Any] | None]:
-    """A dataset's rows and what their scores depend on, where macpo made both and they are here.
+def scores_depend_on(dataset: str, config: str | None) -> dict[str, Any] | None:
+    """What a dataset's scores depend on, where macpo made them and its manifest is here.
 
-    They stand beside the manifest of a run's or a pulled dataset, and in a published folder.
+    It stands beside the file of a run's or a pulled dataset, and inside a published folder.
     """
     place = Path(dataset).expanduser()
-    kept = list(place.glob(f"macpo/{config}/*/pairs.parquet")) if place.is_dir() and config else []
-    file = kept[0] if kept else place
+    found = [place.parent / MANIFEST]
+    if place.is_dir():
+        name = config or default_config(place / "README.md")
+        found = list(place.glob(f"macpo/{name}/data/*/{MANIFEST}"))
     try:
-        scored = json.loads(file.with_name(MANIFEST).read_text("utf-8"))["scored_under"]
-        (under,) = scored.values()
+        (manifest,) = found
+        under: dict[str, Any] | None
+        (under,) = json.loads(manifest.read_text("utf-8"))["scored_under"].values()
     except (OSError, ValueError, KeyError, AttributeError):
-        return read_table(dataset, config, revision), None
-    return read_table(str(file)), under
+        return None
+    return under
 
 
 def usable_pairs(
@@ -184,8 +197,13 @@ def usable_pairs(
     # What a dataset of macpo says of its answers: one that was cut does not teach to stop, and
     # scores may spare the reference pass.
     told = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}
-    named = {f"{side}_{name}": t for side in ("chosen", "rejected") for name, t in told.items()}
-    rows = rows.with_columns(raw[name] for name, t in named.items() if raw.schema.get(name) == t)
+    sides = {"chosen": settings.columns.chosen, "rejected": settings.columns.rejected}
+    rows = rows.with_columns(
+        raw[f"{column}_{name}"].alias(f"{side}_{name}")
+        for side, column in sides.items()
+        for name, t in told.items()
+        if raw.schema.get(f"{column}_{name}") == t
+    )
     good = pl.col("reason").is_null() | (pl.col("reason") == KEPT)
     wanted = ["chosen", *(["rejected"] if settings.objective == "dpo" else [])]
     good &= pl.all_horizontal(pl.col(name).is_not_null() for name in wanted)
@@ -227,8 +245,8 @@ def _adapter(init: str) -> Path:
     """The folder of an adapter, fetched from the Hub where it is not here."""
     folder = Path(init).expanduser()
     if folder.is_dir() or init.startswith((".", "/", "~")):
-        if not (folder / "adapter_config.json").is_file():
-            raise ModelError(f"no adapter in {init}: a folder with adapter_config.json is needed")
+        if not all((folder / name).is_file() for name in FILES):
+            raise ModelError(f"no adapter in {init}: a folder with {' and '.join(FILES)} is needed")
         return folder
     place, _, revision = init.partition("@")
     parts = place.split("/")
@@ -242,9 +260,9 @@ def _adapter(init: str) -> Path:
             snapshot_download,
             repo,
             revision=revision or None,
-            allow_patterns=[f"{prefix}adapter_config.json", f"{prefix}adapter_model.safetensors"],
+            allow_patterns=[f"{prefix}{name}" for name in FILES],
         )
     folder = Path(where) / prefix
-    if not (folder / "adapter_model.safetensors").is_file():
+    if not (folder / FILES[1]).is_file():
         raise ModelError(f"{init} holds no adapter in safetensors; name it as org/name/subfolder")
     return folder

@@ -205,7 +205,8 @@ class Context:
             voice = self._voice(policy)
             rows = rows.select("prompt_id", "prompt").unique("prompt_id", maintain_order=True)
             rows = rows.sort(_length("prompt"), "prompt_id")
-            made_from = [FORMAT, self.recipe.read("engine"), settings, self.recipe.seed, draw]
+            engine = self.plan.engine_identity(policy)
+            made_from = [FORMAT, engine, settings, self.recipe.seed, draw]
             content = digest([*made_from, voice.fingerprint, rows.rows()])
             name = f"answers/{policy}-{what}-{voice.fingerprint}-{content}"
             task = Task(

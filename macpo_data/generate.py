@@ -6,7 +6,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -55,7 +55,10 @@ def run_tasks(report: Report, settings: Settings, base: Base, tasks: list[Task])
     engine = open_engine(settings, base)
     writing = _places([t for t in tasks if t.sampling])
     scoring = _places([t for t in tasks if not t.sampling])
-    _collect(report, engine, "samples", writing, _write)
+    rows = Counter[str]()
+    for task in tasks:
+        rows[repr(task.voice.endpoint)] += len(task.rows)
+    _collect(report, engine, "samples", writing, partial(_write, rows))
     _collect(report, engine, "responses", scoring, _score)
     own = [
         _usage(t) if t.sampling else {"scored_under": engine.scored_under(t.voice)} for t in tasks
@@ -84,8 +87,8 @@ def _open_rows(task: Task) -> Iterator[tuple[int, pl.DataFrame]]:
             yield shard, rows.filter(pl.col("prompt_id").is_in(failed["prompt_id"].implode()))
 
 
-def _write(engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
-    """Ask for a response per place."""
+def _write(rows: Counter[str], engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
+    """Ask for a response per place. `rows` are those of each endpoint, in earlier runs too."""
     requests = [
         Request(
             task.voice,
@@ -93,6 +96,7 @@ def _write(engine: Engine, places: list[Place]) -> Iterator[tuple[int, Row]]:
             task.sampling,
             int(digest([task.seed, row["prompt_id"]]), 16),
             f"{id(task)}-{shard}",
+            rows[repr(task.voice.endpoint)],
         )
         for task, shard, row in places
         if task.sampling
@@ -166,8 +170,9 @@ def _write_shard(task: Task, shard: int, rows: dict[int, Row]) -> None:
     if task.voice.endpoint:
         if task.shards.has(shard):
             before = pl.read_parquet(task.shards.files[shard])
-            others = before.join(frame, on="prompt_id", how="anti")
-            frame = pl.concat([others, frame], how="diagonal")
+            both = pl.concat([before, frame], how="diagonal").group_by("prompt_id")
+            # The last attempt counts, but all were paid.
+            frame = both.agg(pl.exclude(*_BILLED).last(), pl.col("^.*_tokens$").sum())
         whole = task.rows[list(task.shards.spans[shard])].select("prompt_id")
         frame = whole.join(frame, on="prompt_id", how="left", maintain_order="left")
         frame = frame.with_columns(

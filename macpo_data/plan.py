@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from macpo_data.recipe import TRAINED, Agent, Recipe, digest
 
@@ -98,10 +98,16 @@ class Plan:
             return digest(["base", FORMAT, self.recipe.read(f"agents.{policy.agent}")])
         return self.fingerprint(maker)
 
+    def engine_identity(self, policy: Policy) -> dict[str, Any]:
+        """What of the engine's settings decides what a policy writes: a server heeds none."""
+        engine: dict[str, Any] = self.recipe.read("engine")
+        served = self.maker(policy) is None and self.recipe.agents[policy.agent].endpoint
+        return {"fake": engine["fake"]} if served else engine
+
     def sample_fingerprint(self, policy: Policy, part: str, draw: str) -> str:
         """Of what one policy wrote for one part of the data, whoever learns from it."""
         sampling = {k: v for k, v in self.recipe.read("sampling").items() if k != "n"}
-        reads = [sampling, self.recipe.read("engine"), self.recipe.seed]
+        reads = [sampling, self.engine_identity(policy), self.recipe.seed]
         made_from = [self.policy_fingerprint(policy), self.prompts_fingerprint, part, draw]
         return digest(["samples", FORMAT, reads, made_from])
 

@@ -32,6 +32,7 @@ KNOB = "knob"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # strict: yes is no number
 SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")  # losses with label_smoothing
 TRAINED = "trained"  # names the reward model that `macpo train --reward` makes
@@ -535,7 +536,7 @@ class Recipe(Section):
 
     run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
     method: Literal["macpo", "moaa"] = "macpo"
-    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    seed: Seed = 0
     rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
     data: Data
     agents: dict[Name, Agent]
@@ -599,7 +600,7 @@ class TrainSettings(Section):
     """How `macpo train --dataset` trains: what a recipe would say, and nothing about rounds."""
 
     objective: Literal["dpo", "sft"] = "dpo"  # sft: on the chosen answers alone
-    seed: int = 0
+    seed: Seed = 0
     chat_template: str = "tokenizer"
     trust_remote_code: bool = False
     columns: Columns = Columns()
@@ -619,11 +620,14 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
     values: dict[str, Any] = {"dpo": {"reference": "previous"}}
     problems = [p for setting in sets or [] if (p := _apply(values, setting))]
     if not problems:
+        problems = _untrainable(values, "sft" if values.get("objective") == "sft" else "dpo")
         try:
-            return TrainSettings.model_validate(values)
+            settings = TrainSettings.model_validate(values)
         except ValidationError as error:
-            problems = _explain(error)
-    raise RecipeError("--set", problems)
+            problems = _explain(error) + problems
+    if problems:
+        raise RecipeError("--set", problems)
+    return settings
 
 
 def shipped() -> list[str]:
@@ -746,14 +750,7 @@ def _misfits(values: dict[str, Any]) -> list[str]:
         problems.append(
             f"labeller: {labeller!r} is no teacher (those are: {', '.join(map(str, teachers))})"
         )
-    loss, smoothing = (
-        _raw(values, "dpo", "loss", "sigmoid"),
-        _raw(values, "dpo", "label_smoothing", 0),
-    )
-    if loss == "exo_pair" and smoothing == 0:
-        problems.append("dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3")
-    elif smoothing and loss not in SMOOTHED:
-        problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
+    problems += _untrainable(values, "sft", "negative", "dpo")
     problems += _misnamed(values, roles)
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     mixed = [
@@ -773,8 +770,25 @@ def _misfits(values: dict[str, Any]) -> list[str]:
         and keep > n * len(teachers)
     ):
         problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
+    for name in (*teachers, *students):
+        if agents[name].get("endpoint") and not agents[name].get("base"):
+            problems.append(f"agents.{name}: it is trained, so it needs a base of its own")
+    return problems
+
+
+def _untrainable(values: dict[str, Any], *sections: str) -> list[str]:
+    """Mistakes between fields that decide how the sections train."""
+    problems = []
+    loss, smoothing = (
+        _raw(values, "dpo", "loss", "sigmoid"),
+        _raw(values, "dpo", "label_smoothing", 0),
+    )
+    if loss == "exo_pair" and smoothing == 0:
+        problems.append("dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3")
+    elif smoothing and loss not in SMOOTHED:
+        problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
     micro = _raw(values, "train", "micro_batch_size", None)
-    for section in ("sft", "negative", "dpo"):
+    for section in sections:
         batch = _raw(values, section, "batch_size", Recipe.model_fields[section].default.batch_size)
         if (
             isinstance(micro, int)
@@ -783,9 +797,6 @@ def _misfits(values: dict[str, Any]) -> list[str]:
             and batch % micro
         ):
             problems.append(f"train.micro_batch_size: {micro} does not divide {section}'s {batch}")
-    for name in (*teachers, *students):
-        if agents[name].get("endpoint") and not agents[name].get("base"):
-            problems.append(f"agents.{name}: it is trained, so it needs a base of its own")
     return problems
 
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import Macpo, OpenRun, shared
+from conftest import Macpo, OpenRun, no_progress, shared
 
 from macpo_data import checks
 from macpo_data.compare import Version, compare, differences
-from macpo_data.errors import DataError
+from macpo_data.errors import DataError, MacpoError, ModelError, RecipeError
 from macpo_data.recipe import Columns, load_settings
 from macpo_data.show import pick
 from macpo_data.sources import preference_rows, read_file
 from macpo_data.tables import read_table
+from standalone import scores_depend_on, train_on, usable_pairs, workplace
 
 Row = dict[str, Any]
 
@@ -251,7 +252,7 @@ def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
     mistakes = {
         "exists already": [*base, "--out", "one"],
         "no adapter in ./none": [*base, "--out", "x", "--init", "./none"],
-        "needs a model": ["train", "--dataset", "rows.jsonl"],
+        "needs a model": ["train", "--dataset", "rows.jsonl", "--base", "", "--out", "x"],
         "dpo.bet: unknown key": [*base, "--out", "x", "--set", "dpo.bet=1"],
         "train what?": ["train"],
         "no column": [*base, "--out", "x", "--set", "columns.chosen=best"],
@@ -264,21 +265,123 @@ def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
     assert load_settings(None).dpo.reference == "previous"
 
 
+def alone(dataset: Path, out: Path, *sets: str, init: Path | None = None) -> Path:
+    """`macpo train --dataset` in this process, on the fake engine."""
+    return train_on(
+        str(dataset), "base", out, config=None, revision=None, init=str(init) if init else None,
+        sets=["engine.name=fake", *sets], progress=no_progress, say=lambda line: None,
+    )  # fmt: skip
+
+
+def test_an_adapter_keeps_its_shape(pairs_file: Path, tmp_path: Path) -> None:
+    first = alone(pairs_file, tmp_path / "one", "lora.r=4")
+    second = alone(pairs_file, tmp_path / "two", init=first)
+    told = [
+        json.loads((made / "manifest.json").read_text())["settings"] for made in (first, second)
+    ]
+    assert told[0]["lora"]["r"] == 4 and "lora" not in told[1]
+    with pytest.raises(MacpoError, match=r"lora\.\*: the adapter of --init"):
+        alone(pairs_file, tmp_path / "three", "lora.r=64", init=first)
+    (first / "adapter_model.safetensors").unlink()
+    with pytest.raises(MacpoError, match=r"no adapter in .* and adapter_model\.safetensors"):
+        alone(pairs_file, tmp_path / "three", init=first)
+
+
+def test_training_into_the_folder_where_one_is(
+    pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert alone(pairs_file, Path()) == tmp_path / "here"
+    assert (tmp_path / "here/adapter_config.json").is_file()
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Until there is a checkpoint."""
+    work = tmp_path / ".out.partial"
+    with pytest.raises(ModelError), workplace(tmp_path / "out", first=True) as place:
+        assert place == work and work.is_dir()
+        raise ModelError("no such layer")
+    assert not work.exists()
+    with pytest.raises(KeyboardInterrupt), workplace(tmp_path / "out", first=True):
+        (work / "adapter/trainer/checkpoint-3").mkdir(parents=True)
+        raise KeyboardInterrupt
+    assert (work / "adapter/trainer/checkpoint-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("seed=-1", "seed: input should be greater"),
+        ("dpo.loss=exo_pair", "exo_pair needs it above 0"),
+        ("dpo.label_smoothing=0.1 dpo.loss=ipo", "ipo knows none"),
+        ("train.micro_batch_size=3", "3 does not divide dpo's 16"),
+    ],
+)
+def test_settings_that_do_not_fit_together(setting: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_settings(setting.split())
+
+
+def test_what_is_told_of_an_answer_goes_with_its_column() -> None:
+    """Swapped sides swap their scores; the column of a published SFT dataset has its own name."""
+    raw = pl.DataFrame(
+        {
+            **{name: [value] for name, value in TEXT.items()},
+            "chosen_finish_reason": ["stop"],
+            "rejected_finish_reason": ["length"],
+            "chosen_sum_logprob": [-1.0],
+            "rejected_sum_logprob": [-2.0],
+        }
+    )
+    swapped = load_settings(["columns.chosen=rejected", "columns.rejected=chosen"])
+    row = usable_pairs(raw, swapped, "rows")[0].row(0, named=True)
+    assert row["chosen"] == TEXT["rejected"] and row["chosen_finish_reason"] == "length"
+    assert (row["chosen_sum_logprob"], row["rejected_sum_logprob"]) == (-2.0, -1.0)
+    sft = load_settings(["objective=sft", "columns.chosen=completion", "columns.rejected=null"])
+    told = {"prompt": ["q"], "completion": ["good"], "completion_finish_reason": ["length"]}
+    pairs, _ = usable_pairs(pl.DataFrame(told), sft, "rows")
+    assert pairs["chosen_finish_reason"].to_list() == ["length"]
+
+
+def test_scores_of_a_published_folder_are_found(
+    open_run: OpenRun, recipe_file: Path, macpo: Macpo, tmp_path: Path
+) -> None:
+    with open_run() as run:
+        run.finish_round(0)
+        run.make("gen", 1, "student")
+        (step,) = run.select("gen", 1, "student")
+        scored = run.store.manifest(run.plan.name(step)) or {}
+        file = run.path(step) / "pairs.parquet"
+    told = ["--round", "1", "--learner", "student", "--recipe", recipe_file]
+    done = macpo("push", *told, "--to", "tree", fake=True)
+    assert done.returncode == 0, done.stderr
+    (under,) = scored["scored_under"].values()
+    for config in ("round_1_student", None):
+        assert scores_depend_on(str(tmp_path / "tree"), config) == under
+    assert scores_depend_on(str(file), None) == under
+    raw = read_table(str(tmp_path / "tree"), "round_1_student")
+    pairs, _ = usable_pairs(raw, load_settings(None), "tree")
+    assert pairs["chosen_sum_logprob"].null_count() == 0
+    assert scores_depend_on(str(tmp_path / "tree"), "round_1_student_full") is None
+
+
 @pytest.mark.slow
 def test_scores_beside_a_dataset_spare_the_reference_pass(
     open_run: OpenRun, tiny_recipe: Path, macpo: Macpo, tmp_path: Path, tiny_base: Path
 ) -> None:
-    """A round's own file, trained on by hand from the policy that scored it."""
+    """A round as it is published, trained on by hand from the policy that scored it."""
     with open_run("train.save_steps=1", file=tiny_recipe, fake=False) as run:
         run.finish_round(0)
         run.make("gen", 1, "student")
-        (step,) = run.select("gen", 1, "student")
         (after,) = run.select("train", 1, "student")
         maker = run.plan.maker(after.policies[0])
         assert maker
         options = ["--init", run.path(maker), "--set", "train.dtype=float32", "--out", "out"]
-        dataset = run.path(step) / "pairs.parquet"
-    done = macpo("train", "--dataset", dataset, "--base", tiny_base, *options)
+    told = ["--round", "1", "--learner", "student", "--recipe", tiny_recipe]
+    assert macpo("push", *told, "--to", "tree").returncode == 0
+    dataset = ["--dataset", "tree", "--config", "round_1_student"]
+    done = macpo("train", *dataset, "--base", tiny_base, *options)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     known = manifest["reference_logprobs"]

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,100 @@ def test_a_cut_answer_says_so(open_run: OpenRun) -> None:
     with serve(faults={"length": 1.0}) as server:
         (frame,) = ask(context(open_run, server), questions(3))
     assert set(frame["finish_reason"]) == {"length"} and frame["response"].null_count() == 0
+
+
+def test_an_answer_of_thoughts_alone_is_asked_for_once(open_run: OpenRun) -> None:
+    """Half of one letter is nothing; the same request would think as long again."""
+    with serve(lambda model, messages: "x", faults={"length": 1.0}) as server:
+        ctx = context(open_run, server, max_failed=1)
+        (frame,) = ask(ctx, questions(3))
+    assert set(frame["finish_reason"]) == {"failed"} and len(server.seen) == 3
+    (facts,) = manifests(ctx)[0]["endpoints_with_others"].values()
+    (why,) = facts["failed"]
+    assert "max_new_tokens" in why and not facts["repeated"]
+
+
+def test_an_answer_that_fits_beside_no_prompt_stops(open_run: OpenRun) -> None:
+    """64 tokens are asked for, and the server has a window of 60."""
+    with (
+        serve(window=60) as server,
+        pytest.raises(ModelError, match=r"max_new_tokens 64 leaves no room .* 60 tokens of m0"),
+    ):
+        ask(context(open_run, server), questions(3, words=20))
+    said = {
+        "maximum context length is 4096 tokens and your request has 20 input tokens": "4096",
+        "maximum context length is 128000 tokens. However, you requested 65535 output": "128000",
+        "than the model's context length (32768 tokens)": "32768",
+    }
+    for text, tokens in said.items():
+        assert (found := openai._WINDOW.search(text)) and found[1] == tokens
+
+
+def test_what_was_interrupted_may_fail_as_much_in_all(open_run: OpenRun) -> None:
+    """1 of 50 fails for good, which is allowed; after a kill 1 of the 11 that are left does."""
+
+    @contextmanager
+    def killed(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        def report(done: int, total: int, note: str) -> None:
+            if done == 40:
+                raise KeyboardInterrupt
+
+        yield report
+
+    with serve(lambda m, said: "" if said[-1]["content"] == "Question 7?" else "fine") as server:
+        ctx = context(open_run, server, retries=0, concurrency=1, max_failed=0.02)
+        progress, ctx._progress = ctx._progress, killed
+        with pytest.raises(KeyboardInterrupt):
+            ask(ctx, questions(50))
+        ctx._progress = progress
+        (frame,) = ask(ctx, questions(50))
+    assert frame["finish_reason"].value_counts().sort("count")["count"].to_list() == [1, 49]
+    assert manifests(ctx)[0]["rows"] == 50
+
+
+def test_what_failed_before_was_paid_too(open_run: OpenRun) -> None:
+    """5 prompts of 2 words; one of them fails at first, so that 12 tokens are read."""
+    answers = {"Question 2?": ""}
+    with serve(lambda m, said: answers.get(said[-1]["content"], "fine")) as server:
+        ctx = context(open_run, server, retries=0, concurrency=1, max_failed=0)
+        with pytest.raises(ModelError, match="1 of 5"):
+            ask(ctx, questions(5))
+        answers.clear()
+        (frame,) = ask(ctx, questions(5))
+    assert frame["response"].to_list() == ["fine"] * 5
+    usage = manifests(ctx)[0]["usage"]
+    assert usage["prompt_tokens"] == 2 * len(server.seen) == 12
+
+
+def test_how_models_run_here_is_nothing_to_an_endpoint(open_run: OpenRun) -> None:
+    with serve() as server:
+        (frame,) = ask(context(open_run, server), questions(3))
+        other = partial(open_run, "engine.dtype=float32")
+        (again,) = ask(context(other, server), questions(3))
+        assert len(server.seen) == 3 and again.equals(frame)
+        names = [
+            context(run, server).plan.sample_name(Policy(who), "d2", "0")
+            for who in ("p0", "student")
+            for run in (open_run, other)
+        ]
+    assert names[0] == names[1] and names[2] != names[3]
+
+
+def test_endpoints_that_differ_in_extra_alone_are_told_apart(open_run: OpenRun) -> None:
+    with serve() as server:
+        at = {"base_url": server.url, "model": "m"}
+        spoken = [
+            f"agents.{effort}="
+            + json.dumps(
+                {"role": "proposer", "endpoint": {**at, "extra": {"reasoning_effort": effort}}}
+            )
+            for effort in ("low", "high")
+        ]
+        ctx = open_run(*spoken, fake=False).context()
+        ask(ctx, questions(3), "low", "high")
+    facts = manifests(ctx)[0]["endpoints_with_others"].values()
+    assert [each["extra"]["reasoning_effort"] for each in facts] == ["low", "high"]
+    assert [each["attempts"] for each in facts] == [3, 3]
 
 
 def test_the_key_is_sent_and_kept_nowhere(

@@ -41,6 +41,7 @@ class Request:
     sampling: Sampling
     seed: int
     group: str
+    of: int = 0  # rows that its endpoint is asked for in all, earlier runs included
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ SEEDS = 2**31  # some servers take 32 bits with a sign
 _PASSES = (408, 409, 425, 429)
 _REFUSED = {401: "does not take the key", 403: "forbids it", 404: "knows no such model or path"}
 _TOO_LONG = re.compile(r"context.{0,9}(length|window|size)|maximum model length|prompt is too long")
+_WINDOW = re.compile(r"context (?:length|window|size)\D{0,16}(\d+)")
 
 
 class _Message(BaseModel):
@@ -75,6 +76,7 @@ class _Line:
     client: AsyncOpenAI
     todo: deque[int] = field(default_factory=deque)
     total: int = 0
+    whole: int = 0  # with the rows of earlier runs, of which `max_failed` is a share
     done: int = 0
     attempts: int = 0
     tokens_in: int = 0
@@ -140,14 +142,17 @@ class OpenAIEngine:
 
     def facts(self) -> dict[str, Any]:
         """What became of the requests of this call, by endpoint."""
+        names = [str(line) for line in self._lines]
         lines = {
-            str(line): {
+            # Endpoints may differ in `extra` alone.
+            (name if names.count(name) == 1 else f"{name}, {n}"): {
+                **({"extra": line.endpoint.extra} if line.endpoint.extra else {}),
                 "attempts": line.attempts,
                 "repeated": dict(line.repeated),
                 "failed": dict(line.failed),
                 "seconds": round(line.seconds, 2),
             }
-            for line in self._lines
+            for n, (name, line) in enumerate(zip(names, self._lines, strict=True), start=1)
         }
         return {"engine": "openai", "endpoints_with_others": lines}
 
@@ -164,6 +169,7 @@ class OpenAIEngine:
                 lines[key] = _Line(endpoint, self._clients[key])
             lines[key].todo.append(i)
             lines[key].total += 1
+            lines[key].whole = max(lines[key].total, request.of)
         return list(lines.values())
 
     async def _ask_all(
@@ -193,10 +199,10 @@ async def _work(
         line.done += 1
         line.seconds = max(line.seconds, time.monotonic() - begun)
         answered((i, completion))
-        if line.failed.total() > line.endpoint.max_failed * line.total:
+        if line.failed.total() > line.endpoint.max_failed * line.whole:
             often, _ = line.failed.most_common(1)[0]
             raise ModelError(
-                f"{line.failed.total()} of {line.total} requests to {line} failed for good, more "
+                f"{line.failed.total()} of {line.whole} requests to {line} failed for good, more "
                 f"than max_failed {line.endpoint.max_failed:g} allows; most often: {often}. See to "
                 "the server, then run it again: what was answered stays"
             )
@@ -219,6 +225,9 @@ async def _ask(line: _Line, request: Request) -> Completion:
             if text := (choice.message.content or "").strip():
                 reason: FinishReason = "length" if choice.finish_reason == "length" else "stop"
                 return Completion(text, reason, usage.completion_tokens, (tokens_in, tokens_out))
+            if choice.finish_reason == "length":
+                why = "no answer within max_new_tokens, thinking included; raise it"
+                raise _Trouble(why, passes=False)
             spoilt += 1  # the same seed may well give the same again
             raise _Trouble("empty answer")
         except _Trouble as trouble:
@@ -243,12 +252,11 @@ async def _attempt(line: _Line, request: Request, spoilt: int) -> _Answer:
     from httpx2 import Response
     from openai import APIConnectionError, APIStatusError
 
+    body = _body(line.endpoint, request, spoilt)
     try:
         async with asyncio.timeout(line.endpoint.timeout):
             # `chat.completions.create` would walk through all its types at each request.
-            response = await line.client.post(
-                "/chat/completions", cast_to=Response, body=_body(line.endpoint, request, spoilt)
-            )
+            response = await line.client.post("/chat/completions", cast_to=Response, body=body)
         return _Answer.model_validate_json(response.content)
     except TimeoutError:
         raise _Trouble("timeout") from None
@@ -257,10 +265,10 @@ async def _attempt(line: _Line, request: Request, spoilt: int) -> _Answer:
     except ValidationError:
         raise _Trouble("not a chat completion") from None
     except APIStatusError as error:
-        raise _refusal(line, error) from None
+        raise _refusal(line, error, body) from None
 
 
-def _refusal(line: _Line, error: APIStatusError) -> _Trouble | ModelError:
+def _refusal(line: _Line, error: APIStatusError, body: dict[str, Any]) -> _Trouble | ModelError:
     """What an HTTP status means for the request, or for all of them."""
     status, named = error.status_code, line.endpoint.api_key_env
     if status in _REFUSED:
@@ -272,6 +280,13 @@ def _refusal(line: _Line, error: APIStatusError) -> _Trouble | ModelError:
     if status in _PASSES or status >= 500:
         return _Trouble(f"HTTP {status}", wait=_retry_after(error.response.headers))
     if _TOO_LONG.search(error.message):
+        room = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+        # Servers name the answer's tokens for a long prompt as well; these fit beside none.
+        if (window := _WINDOW.search(error.message)) and room >= int(window[1]):
+            return ModelError(
+                f"max_new_tokens {room} leaves no room for a prompt in the {window[1]} tokens of "
+                f"{line}; set it lower"
+            )
         return _Trouble("prompt_too_long", passes=False)
     said = error.message.replace(line.client.api_key, "***") if named else error.message
     return _Trouble(f"HTTP {status}: {plain(' '.join(said.split()))[:200]}", passes=False)
