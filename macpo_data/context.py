@@ -48,6 +48,7 @@ class RoundData:
     candidates: pl.DataFrame = field(default_factory=lambda: empty(CANDIDATES))
     dropped: pl.DataFrame = field(default_factory=lambda: empty(DROPPED))
     judged: Judged | None = None  # where a judge was asked
+    turns: pl.DataFrame | None = None  # prompt_id, prompt; where candidates answer no given prompt
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,15 @@ def rank(
     if order == "judge":
         assert judge is not None
         seen = usable.join(prompts, on="prompt_id", maintain_order="left")
+        if judge.kind == "reward" and judge.reward is not None:
+            # What the model cannot read is out, and not beaten.
+            mute = _reward(ctx, judge.reward, seen).is_null()
+            out = pl.col("index").is_in(seen.filter(mute)["index"].implode())
+            frame = frame.with_columns(
+                reason=pl.when(out).then(pl.lit("no_score")).otherwise("reason")
+            )
+            usable, seen = usable.filter(~out), seen.filter(~mute)
+            answers = usable.select("prompt_id", "index")
         verdicts = _tournament(ctx, judge, answers, seen)
         score = ranking.scores(answers, verdicts, judge.merge)
         usable = usable.with_columns(score=score)
@@ -214,16 +223,16 @@ def check(found: dict[str, Any], judge: Judge) -> None:
     asked = found["verdicts"] + found["unparseable"]
     if asked < MINIMUM:
         return
-    who = judge.agent or judge.kind
+    reads = judge.kind in ("llm", "mixture")
+    who = judge.agent if reads else judge.kind
+    other = "judge.agent" if reads else "judge.kind"
     if found["verdicts"] == 0:
         raise ModelError(
             f"judge {who}: none of {asked} verdicts could be read; look at its answers under "
             "runs/<run>/answers, then change judge.agent, judge.prompts or judge.sampling"
         )
     if found["ties"] == found["verdicts"]:
-        raise ModelError(
-            f"judge {who} never varies: all {asked} verdicts are ties; change judge.agent"
-        )
+        raise ModelError(f"judge {who} never varies: all {asked} verdicts are ties; change {other}")
     first = found["shown_first_wins"]
     if max(first, 1 - first) > judge.max_position_bias:
         position = "first" if first > 0.5 else "second"
@@ -256,9 +265,11 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series]) -> pl.DataFrame:
-    """Verdicts of a judge that scores each answer by itself."""
-    scored = rows.select("at").with_columns(a=score(rows, "a"), b=score(rows, "b"))
+def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame], pl.Series]) -> pl.DataFrame:
+    """Verdicts of a judge that scores each answer by itself, all of them at once."""
+    sides = pl.concat(rows.select("prompt_id", "prompt", response=side) for side in ("a", "b"))
+    scores = score(sides)
+    scored = rows.select("at").with_columns(a=scores[: len(rows)], b=scores[len(rows) :])
     better = (
         pl.when(pl.col("a") > pl.col("b")).then(pl.lit("a"))
         .when(pl.col("a") < pl.col("b")).then(pl.lit("b"))
@@ -267,8 +278,8 @@ def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series
     return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
 
 
-def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
-    pairs = rows.select("prompt", side).iter_rows()
+def _gold(rows: pl.DataFrame) -> pl.Series:
+    pairs = rows.select("prompt", "response").iter_rows()
     try:
         return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
     except KeyError as error:
@@ -278,9 +289,8 @@ def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
         ) from None
 
 
-def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame, side: str) -> pl.Series:
-    answers = rows.select("prompt_id", "prompt", response=side, finish_reason=pl.lit("stop"))
-    return ctx.rewards(answers, model)
+def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame) -> pl.Series:
+    return ctx.rewards(rows.with_columns(finish_reason=pl.lit("stop")), model)
 
 
 def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:
@@ -329,14 +339,19 @@ def _read_both_orders(
 def _ask(
     ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str
 ) -> list[list[str | None]]:
-    """What each agent says to each of these texts; equal texts are asked once."""
+    """What each agent says to each of these texts; equal texts are asked once.
+
+    Verdicts and criteria stand at the end, so that a text which was cut holds none.
+    """
     prompts: list[list[Message]] = [[{"role": "user", "content": text}] for text in asked]
     rows = pl.DataFrame(
         {"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts},
         schema={"prompt_id": pl.String, "prompt": MESSAGES},
     )
     wanted = [(Policy(agent), rows) for agent in agents]
-    return [a["response"].to_list() for a in ctx.ask(wanted, judge.sampling, f"judge-{what}")]
+    whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
+    said = ctx.ask(wanted, judge.sampling, f"judge-{what}")
+    return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]
 
 
 def parse_verdict(text: str | None) -> str | None:
