@@ -225,6 +225,8 @@ class Run:
         write_parquet(folder / "pairs.parquet", data.pairs)
         write_parquet(folder / "candidates.parquet", data.candidates)
         write_parquet(folder / "dropped.parquet", data.dropped)
+        if data.turns is not None:
+            write_parquet(folder / "turns.parquet", data.turns)
         facts = self._facts(step, made_from | context.used)
         if data.judged is not None:
             write_parquet(folder / "judgements.parquet", data.judged.judgements)
@@ -529,7 +531,9 @@ def summary(data: RoundData) -> dict[str, Any]:
 
     return {
         "pairs": len(pairs),
-        "prompts": pairs["prompt_id"].n_unique(),
+        "prompts": pl.concat(
+            frame["prompt_id"] for frame in (pairs, data.candidates, data.dropped)
+        ).n_unique(),
         "candidates": len(data.candidates),
         "caught_by_reason": counts(data.candidates, "reason"),
         "dropped_by_reason": counts(data.dropped, "reason"),

@@ -1,7 +1,8 @@
 """Score K responses to each prompt in one pass, against one sequence per response.
 
-Both run in turn on the same requests: real prompts of several turns, responses drawn from the same
-data. The scores have to agree.
+All run in turn on the same requests: real prompts of several turns, responses drawn from the same
+data. The scores have to agree. Where vLLM is installed, its prompt_logprobs are measured as well,
+the start of its engine left out.
 """
 
 from __future__ import annotations
@@ -10,14 +11,38 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.models import dialogues, save_base
 from benchmarks.rows import row
-from macpo_data.engines import ScoreRequest, Voice
+from macpo_data.engines import Score, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.models import Base
 from macpo_data.recipe import Engine
+
+Scorer = Callable[[list[ScoreRequest]], Iterable[tuple[int, Score | None]]]
+
+
+def vllm_scorer(base: Base) -> Scorer:
+    """Scores by vLLM's prompt_logprobs on the token ids that the forward passes read."""
+    from macpo_data.engines import vllm
+    from macpo_data.models import load_chat
+
+    vllm.set_environment()
+    writer = vllm.VLLMEngine(base, Engine(dtype="float32"))
+    engine = writer._started(vllm.Shape(base, 0, 0, True))
+    chat = load_chat(base, "tokenizer")
+
+    def score(requests: list[ScoreRequest]) -> Iterable[tuple[int, Score | None]]:
+        prompts = [chat.prompt_ids(r.prompt) for r in requests]
+        ids = [p + chat.response_ids(r.response, True) for p, r in zip(prompts, requests)]  # noqa: B905
+        asked = [(i, each, vllm._reading(), requests[i].voice) for i, each in enumerate(ids)]
+        for i, output in writer._run(engine, asked):
+            yield i, vllm._score(output, len(prompts[i]), True)
+
+    return score
 
 
 def main() -> None:
@@ -30,10 +55,14 @@ def main() -> None:
     texts = frame["chosen"].to_list() + frame["rejected"].to_list()
     with tempfile.TemporaryDirectory() as folder:
         base = Base(str(save_base(Path(folder))), None)
-        engines = [
-            TransformersEngine(base, Engine(batch_size=24, dtype="float32", shared_prompt=shared))
-            for shared in (True, False)
-        ]
+        scorers: dict[str, Scorer] = {
+            name: TransformersEngine(
+                base, Engine(batch_size=24, dtype="float32", shared_prompt=name == "shared prompt")
+            ).score
+            for name in ("shared prompt", "plain")
+        }
+        if find_spec("vllm"):
+            scorers["vLLM's prompt_logprobs"] = vllm_scorer(base)
         for answers in (3, 8):
             requests = [
                 ScoreRequest(
@@ -46,25 +75,27 @@ def main() -> None:
                 for n, prompt in enumerate(frame["prompt"].to_list())
                 for k in range(answers)
             ]
-            seconds: list[list[float]] = [[], []]
+            seconds: dict[str, list[float]] = {name: [] for name in scorers}
             for repeat in range(asked.repeats + 1):
-                found = []
-                for engine, times in zip(engines, seconds, strict=True):
+                found = {}
+                for name, score in scorers.items():
                     begun = time.perf_counter()
-                    found.append(dict(engine.score(requests)))
+                    found[name] = dict(score(requests))
                     if repeat:  # the first warms up
-                        times.append(time.perf_counter() - begun)
-            pairs = [(found[0][i], found[1][i]) for i in range(len(requests))]
-            apart = max(abs(a.sum_logprob - b.sum_logprob) for a, b in pairs if a and b)
-            ratios = [plain / shared for shared, plain in zip(*seconds, strict=True)]
-            row(
-                f"score {answers} responses to each of {asked.prompts} HH prompts of several "
-                f"turns, shared prompt against plain, median of {asked.repeats}",
-                f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}), "
-                f"{len(requests) / statistics.median(seconds[0]):.1f} responses/s, "
-                f"largest difference {apart:.1e} nats",
-                "python -m benchmarks.scoring",
-            )
+                        seconds[name].append(time.perf_counter() - begun)
+            ours, fast = found["shared prompt"], seconds["shared prompt"]
+            for name in [*scorers][1:]:
+                pairs = [(ours[i], found[name][i]) for i in range(len(requests))]
+                apart = max(abs(a.sum_logprob - b.sum_logprob) for a, b in pairs if a and b)
+                ratios = [other / shared for shared, other in zip(fast, seconds[name], strict=True)]
+                row(
+                    f"score {answers} responses to each of {asked.prompts} HH prompts of several "
+                    f"turns, shared prompt against {name}, median of {asked.repeats}",
+                    f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}), "
+                    f"{len(requests) / statistics.median(fast):.1f} responses/s, "
+                    f"largest difference {apart:.1e} nats",
+                    "python -m benchmarks.scoring",
+                )
 
 
 if __name__ == "__main__":

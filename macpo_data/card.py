@@ -171,7 +171,9 @@ def _facts(name: str, entry: Entry) -> str:
     manifest = facts["manifest"]
     summary, reads = manifest["summary"], manifest["reads"]
     data = facts["data"]
-    source = data.get("path") or f"the source `{data['source']}`"
+    named = facts.get("sources") or [data.get("path") or f"the source `{data['source']}`"]
+    source = ", ".join(dict.fromkeys(map(str, named)))
+    sampling = _section(reads, "sampling") or reads.get("mixture", {}).get("sampling")
     pins = ", ".join(f"{path} at {pin}" for path, pin in facts["pins"].items() if pin)
     lines = [
         f"## {name}\n",
@@ -187,8 +189,8 @@ def _facts(name: str, entry: Entry) -> str:
         f"- Dropped, by reason: {_counts(summary['dropped_by_reason'])}.",
         f"- Caught by a filter, by reason: {_counts(summary['caught_by_reason'])}.",
         f"- Chosen, by who wrote it: {_counts(summary['chosen_by_agent'])}.",
-        f"- Sampling: {_settings(reads.get('sampling'))}; seed {reads.get('seed')}.",
-        f"- Selection: {_settings(reads.get('select'))}.",
+        f"- Sampling: {_settings(sampling)}; seed {reads.get('seed')}.",
+        f"- Selection: {_settings(_section(reads, 'select'))}.",
         f"- Versions: {_settings(manifest['versions'])}, python {manifest['python']}.\n",
     ]
     if reads.get("engine", {}).get("fake"):
@@ -299,6 +301,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{n:,} {what}" for what, n in counts.items()) or "none"
+
+
+def _section(reads: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a step reads of a section of the recipe, as a whole or key by key."""
+    keys = {k.removeprefix(f"{name}."): v for k, v in reads.items() if k.startswith(f"{name}.")}
+    return {**reads.get(name, {}), **keys}
 
 
 def _settings(values: dict[str, Any] | None) -> str:

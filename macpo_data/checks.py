@@ -67,8 +67,43 @@ def kinds(table: pl.DataFrame) -> dict[str, Kind]:
     return {name: kind(dtype) for name, dtype in table.schema.items()}
 
 
+def fine_tuning(table: pl.DataFrame, columns: Columns) -> pl.DataFrame | None:
+    """A dataset without sides as prompt and chosen, which is what it teaches; None for pairs."""
+    if {columns.chosen, columns.rejected} & set(table.columns):
+        return None
+    if {columns.prompt, "completion"} <= set(table.columns):
+        return table.select(columns.prompt, pl.col("completion").alias("chosen"))
+    if kinds(table).get("messages") == "messages":
+        turns = pl.col("messages").list
+        return table.select(
+            turns.head(turns.len() - 1).alias(columns.prompt), turns.tail(1).alias("chosen")
+        )
+    return None
+
+
+def _sft_readings(table: pl.DataFrame, columns: Columns) -> list[Reading]:
+    whole = "completion" not in table.columns
+    wants = "wants whole conversations, as `messages`"
+    said = {
+        "trl": (True, "trl sft"),
+        "axolotl": (whole, "type: chat_template, field_messages: messages" if whole else wants),
+        "llama-factory": (whole, "stage: sft, formatting: sharegpt" if whole else wants),
+        "macpo": (
+            not whole,
+            "wants the prompt apart"
+            if whole
+            else "macpo train --dataset, --set objective=sft --set columns.chosen=completion "
+            "--set columns.rejected=null",
+        ),
+    }
+    unknown = (False, "how it reads data for fine-tuning is not known here")
+    return [Reading(trainer, *said.get(trainer, unknown)) for trainer in TRAINERS]
+
+
 def readings(table: pl.DataFrame, columns: Columns) -> list[Reading]:
     """How each trainer reads these columns, with the settings that it would need."""
+    if fine_tuning(table, columns) is not None:
+        return _sft_readings(table, columns)
     known = kinds(table)
     prompt = known.get(columns.prompt, "missing")
     chosen = known.get(columns.chosen or "", "missing")
@@ -149,7 +184,7 @@ def findings(
     chat: Any = None,
     max_length: int = 1024,
 ) -> list[Finding]:
-    """What is wrong, or worth knowing, about the rows.
+    """What is wrong, or worth knowing, about the rows of pairs, or of data for fine-tuning.
 
     Args:
         table: as it is.
@@ -162,6 +197,8 @@ def findings(
     Raises:
         DataError: the columns are no preference pairs at all.
     """
+    if (targets := fine_tuning(table, columns)) is not None:
+        table, columns = targets, Columns(prompt=columns.prompt, rejected=None)
     rows = sources.preference_rows(table, columns, place).with_row_index("at")
     if rows.is_empty():
         return [Finding("error", "there is no row", 0)]
@@ -169,7 +206,8 @@ def findings(
         _finding(rows, "error", text, pl.col("reason") == reason)
         for reason, text in REASONS.items()
     ]
-    nothing = pl.col("chosen").is_null() | pl.col("rejected").is_null()
+    sides = ("chosen", "rejected") if columns.rejected else ("chosen",)
+    nothing = pl.any_horizontal(pl.col(side).is_null() for side in sides)
     found.append(_finding(rows, "error", "a side is missing", nothing & pl.col("reason").is_null()))
     good = rows.filter(pl.col("prompt_id").is_not_null() & ~nothing)
     found += [
@@ -197,7 +235,8 @@ def findings(
             found.append(_finding(good, "error", text, pl.col("prompt_id").is_in(ids)))
     if chat is not None:
         found.append(_too_long(good, chat, max_length))
-    found += [each for each in [_length_bias(good)] if each]
+    if columns.rejected:
+        found += [each for each in [_length_bias(good)] if each]
     cut = [pl.col(n) == "length" for n in table.columns if n.endswith("chosen_finish_reason")]
     if cut:
         at = table.with_row_index("at")
@@ -250,7 +289,8 @@ def _spacing(table: pl.DataFrame, columns: Columns) -> list[Finding]:
 def _too_long(good: pl.DataFrame, chat: Any, max_length: int) -> Finding:
     over = []
     for row in good.iter_rows(named=True):
-        answers = [chat.response_ids(row[side], True) for side in ("chosen", "rejected")]
+        said = [row[side] for side in ("chosen", "rejected") if row[side] is not None]
+        answers = [chat.response_ids(text, True) for text in said]
         if len(chat.prompt_ids(row["prompt"])) + max(map(len, answers)) > max_length:
             over.append(row["at"])
     text = f"longer than {max_length} tokens: cut, or dropped, by the trainer"

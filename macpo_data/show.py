@@ -130,7 +130,7 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("money", "at most") if priced else ():
         table.add_column(column, justify="right", no_wrap=True)
-    sums, known = [0.0] * 6, set()
+    sums, known, unpriced = [0.0] * 6, set(), set()
     for step, asks in asked:
         table.add_row(plain(f"round {step.round}, {step.learner}"), style="bold")
         for ask in asks:
@@ -139,6 +139,8 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
             known.add(again)
             endpoint, calls = recipe.agents[ask.agent].endpoint, ask.prompts * ask.calls
             money = [ask.money(endpoint, out) for out in (ask.tokens_out, ask.most_out)]
+            if money[0] is None and endpoint is not None:
+                unpriced.add(ask.agent)
             tokens = [calls * each for each in (ask.tokens_in, ask.tokens_out, ask.most_out)]
             sums = [a + (b or 0.0) for a, b in zip(sums, [calls, *tokens, *money], strict=True)]
             cells = [*map(_short_number, [calls, *tokens]), *map(_money, money if priced else ())]
@@ -148,6 +150,8 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
     whole = [*map(_short_number, sums[:4]), *map(_money, sums[4:] if priced else ())]
     table.add_row("all", "", "", *whole, style="bold")
     Console().print(table)
+    if priced and unpriced:
+        note += f"; the money is without {', '.join(sorted(unpriced))}, who has no prices"
     print(f"estimated: {note}")
 
 

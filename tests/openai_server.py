@@ -83,6 +83,7 @@ class Scripted:
     window: int | None = None  # characters of messages that fit; more get 400
     log: Path | None = None  # every request as a line of JSON
     seen: list[Seen] = field(default_factory=list)
+    loads: list[dict[str, Any]] = field(default_factory=list)  # adapters that were asked for
     load: dict[str, Load] = field(default_factory=dict)
     url: str = ""
     _attempts: Counter[str] = field(default_factory=Counter)
@@ -105,6 +106,8 @@ class Scripted:
                 content = await reader.readexactly(int(headers.get("content-length", 0)))
                 if head.startswith("POST") and "/chat/completions " in head:
                     status, body = await self._chat(json.loads(content), headers, reader)
+                elif head.startswith("POST") and "/load_lora_adapter " in head:
+                    status, body = self._load(json.loads(content))
                 else:
                     shares = {model: load.share(self.slots) for model, load in self.load.items()}
                     status, body = 200, json.dumps(shares)
@@ -144,6 +147,14 @@ class Scripted:
                 return self._reply(model, messages, fault)
         finally:
             load.change(-1, self.slots)
+
+    def _load(self, body: dict[str, Any]) -> tuple[int, str]:
+        """As vLLM's server does it: an adapter that it sees becomes a model."""
+        self.loads.append(body)
+        if self.models is None or not (Path(body["lora_path"]) / "adapter_config.json").is_file():
+            return 400, json.dumps({"error": {"message": "no such adapter"}})
+        self.models.append(body["lora_name"])
+        return 200, "{}"
 
     def _fault(
         self, content: str, attempt: int, headers: dict[str, str], body: dict[str, Any]

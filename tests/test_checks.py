@@ -95,6 +95,22 @@ def test_what_is_wrong_with_rows() -> None:
     assert leaked == {"the prompt stands in a test set": 1}
 
 
+def test_data_for_fine_tuning() -> None:
+    """In both forms that macpo publishes; what is wrong with a row is found there too."""
+    apart = {"prompt": [user("q")], "completion": [answer("good")]}
+    whole = {"messages": [user("q"), answer("x"), user("r"), answer("good")]}
+    assert readers(apart) == {"trl"}
+    assert readers(whole) == {"trl", "axolotl", "llama-factory"}
+    for good in (apart, whole):
+        assert found([good]) == {}
+        read = checks.readings(pl.DataFrame([good]), Columns())
+        assert checks.verdict([], read, None) and not checks.verdict([], read, "torchtune")
+    assert found([apart, {**apart, "completion": [answer("")]}]) == {"chosen is empty": 1}
+    assert found([whole, {"messages": [answer("x"), user("q")]}]) == {
+        "roles are not in order: user, assistant, ..., user, and an answer": 1
+    }
+
+
 def test_length_bias_is_a_warning_only_where_it_is_strong() -> None:
     """Of ten pairs, seven have the longer chosen side: 70 %, above the bound of 65 %."""
     rows = [

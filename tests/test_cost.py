@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_layers_and_money() -> None:
     assert Ask("", "", 1, 1, 1, 1, 1).money(None, 1) is None
 
 
+def test_the_best_of_each_turn() -> None:
+    """Three turns, a pair each, in both orders; the judge reads what the mixture's limit allows."""
+    sets = ["mixture.layers=[[wizardlm_8x22b, qwen15_110b]]", "mixture.keep=best"]
+    sets += ["judge.kind=llm", "sampling.max_new_tokens=4", "mixture.sampling.max_new_tokens=1000"]
+    recipe = load_recipe("moaa_llama", sets)
+    sizes = replace(SIZES, turns=3.0, answer=None)
+    *_, ask = method(recipe).asks(make_plan(recipe).steps[0], recipe, sizes)
+    assert ask.what == "judge: verdict" and ask.calls == 3 * 2 and ask.tokens_in > 2 * 500
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_dry_run_of_a_shipped_recipe(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -80,4 +91,8 @@ def test_prices_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
     found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
     last = next(line for line in found.stdout.splitlines() if line.startswith("all"))
-    assert float(last.split()[-2]) > 0
+    assert float(last.split()[-2]) > 0 and "the money is without" not in found.stdout
+    values["agents"]["teacher2"]["endpoint"] = {"base_url": "http://127.0.0.1:9", "model": "m"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
+    found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
+    assert "the money is without" in found.stdout

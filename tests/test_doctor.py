@@ -110,3 +110,19 @@ def test_a_recipe_that_cannot_be_read_hides_nothing() -> None:
 
     found = list(doctor.examine(load, Path("runs")))
     assert found[-1].status == "problem" and {"torch", "disk"} <= {f.what for f in found}
+
+
+def test_only_what_is_loaded_here_has_to_be_here(recipe_file: Path) -> None:
+    """A server speaks for teacher1, who learns, and for a judge, who does not; besides the reward
+    model of the evaluation."""
+    server = "{base_url: 'http://127.0.0.1:9', model: m}"
+    recipe = load_recipe(
+        str(recipe_file),
+        [
+            f"agents.teacher1.endpoint={server}",
+            f"agents.far={{role: judge, base: org/far, endpoint: {server}}}",
+            "eval.reward=org/reward",
+        ],
+    )
+    bases = {agent.base for agent in doctor._loaded(recipe)}
+    assert bases == {"world:weak-a", "world:weak-b", "world:strong", "org/reward"}

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -26,10 +27,10 @@ from conftest import OpenRun
 from openai_server import Scripted, serve
 
 from macpo_data.context import Context
-from macpo_data.engines import openai
+from macpo_data.engines import Request, Voice, openai
 from macpo_data.errors import MacpoError, ModelError, RecipeError
 from macpo_data.plan import Policy
-from macpo_data.recipe import Sampling
+from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.schema import MESSAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -310,6 +311,30 @@ def test_what_was_interrupted_may_fail_as_much_in_all(open_run: OpenRun) -> None
         (frame,) = ask(ctx, questions(50))
     assert frame["finish_reason"].value_counts().sort("count")["count"].to_list() == [1, 49]
     assert manifests(ctx)[0]["rows"] == 50
+
+
+def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path) -> None:
+    """It is told of an adapter when it does not know it; forgotten at a restart, told again."""
+    made = tmp_path / "adapter"
+    made.mkdir()
+    (made / "adapter_config.json").write_text("{}")
+    with serve() as server:
+        server.models = ["m0"]
+        at = Endpoint(base_url=server.url, model="m0", adapters="load")
+        voice = Voice(str(made), "tokenizer", "0123abcd", at)
+        wanted = [
+            Request(voice, [{"role": "user", "content": f"Question {n}?"}], SAMPLING, n, "g")
+            for n in range(6)
+        ]
+        engine = openai.OpenAIEngine()
+        texts = {i: done.text for i, done in engine.generate(wanted[:3])}
+        server.models = ["m0"]
+        texts |= {3 + i: done.text for i, done in engine.generate(wanted[3:])}
+        assert texts == {n: f"macpo-0123abcd says: Question {n}?" for n in range(6)}
+        assert {load["lora_path"] for load in server.loads} == {str(made)}
+        gone = replace(voice, adapter=str(tmp_path / "gone"), fingerprint="4567")
+        with pytest.raises(ModelError, match=r"does not load the adapter .*RUNTIME_LORA"):
+            list(engine.generate([replace(wanted[0], voice=gone)]))
 
 
 def test_what_failed_before_was_paid_too(open_run: OpenRun) -> None:

@@ -44,6 +44,19 @@ def test_the_gold_judge(open_run: OpenRun) -> None:
     assert (said["shown_first_wins"], said["orders_agree"], said["win"]) == (0.5, 1.0, 0.5)
 
 
+def test_a_verdict_that_was_cut_is_none(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It names A on its way, and would have ended otherwise."""
+    context = open_run().context()
+
+    def ask(wanted: list[Any], *_: Any) -> list[pl.DataFrame]:
+        cut = {"response": "[[A]] is worse,", "finish_reason": "length"}
+        return [pl.DataFrame([cut] * len(rows)) for _, rows in wanted]
+
+    monkeypatch.setattr(context, "ask", ask)
+    found = judges.compare(context, Judge(kind="llm", agent="student"), pairs(open_run, ("+", "-")))
+    assert found.select("first", "second", "win").row(0) == (None, None, None)
+
+
 def test_nothing_to_compare(open_run: OpenRun) -> None:
     rows = pairs(open_run, ("+", "-")).clear()
     found = judges.compare(open_run().context(), GOLD, rows)

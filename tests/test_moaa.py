@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import yaml
 from conftest import RECIPE, Macpo, OpenRun
 
 from macpo_data import mixture as mixtures
+from macpo_data import render
 from macpo_data.errors import RecipeError
 from macpo_data.recipe import Mixture
-from macpo_data.schema import MESSAGES, Message
+from macpo_data.schema import MESSAGES, Message, prompt_id
 from rounds import Run
 
 
@@ -78,8 +80,8 @@ def test_the_best_and_the_worst_by_wins(open_run: OpenRun, moaa_file: Path) -> N
                 wins[key] = wins.get(key, 0) + (verdict == side)
     ranked = dataset(run, 1, "candidates").drop_nulls("rank")
     assert len(ranked)
-    for (prompt_id,), group in ranked.sort("rank").group_by("prompt_id"):
-        scores = [wins[str(prompt_id), draw] for draw in group["draw"]]
+    for (key,), group in ranked.sort("rank").group_by("prompt_id"):
+        scores = [wins[str(key), draw] for draw in group["draw"]]
         assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
 
 
@@ -226,6 +228,63 @@ def test_no_turn_of_a_test_prompt_is_learned(open_run: OpenRun, moaa_file: Path)
     pairs, dropped = dataset(run, 0), dataset(run, 0, "dropped")
     assert pairs["prompt"].list.len().to_list() == [3, 3]
     assert {"prompt_in_test", "in_test_set"} <= set(dropped["reason"])
+
+
+def test_a_prompt_of_ones_own_has_all_names(open_run: OpenRun, moaa_file: Path) -> None:
+    own = moaa_file.parent / "own.txt"
+    own.write_text("Which is better? $query $answer_a")
+    for path in ("judge", "eval.judge"):
+        judge = f"{path}={{kind: llm, agent: sum, prompts: {{verdict: {own}}}}}"
+        with pytest.raises(RecipeError, match=rf"{path}\.prompts\.verdict: .* lacks \$answer_b"):
+            open_run(judge, file=moaa_file)
+    with pytest.raises(RecipeError, match=r"select\.by: method moaa goes by its judge"):
+        open_run("select.by=random", file=moaa_file)
+    with pytest.raises(RecipeError, match=r"mixture\.prompt: .* lacks \$answers"):
+        open_run(f"mixture.prompt={own}", file=moaa_file)
+
+
+def test_what_was_dropped_is_no_turn_of_a_published_conversation() -> None:
+    """Of two conversations one goes on from an answer that a filter took out."""
+    first: Message = {"role": "user", "content": "First?"}
+    rows = [
+        [first, {"role": "assistant", "content": said}, {"role": "user", "content": "Second?"}]
+        for said in ("good", "bad")
+    ]
+    pairs = pl.DataFrame(
+        {"prompt": rows, "chosen": ["x", "y"]}, schema_overrides={"prompt": MESSAGES}
+    )
+    nobody = pl.Series([], dtype=pl.UInt64)
+    row = {"prompt_id": prompt_id([first]), "response": "bad", "reason": "repetition"}
+
+    def kept(**how: str | None) -> list[str]:
+        out = render._left_out(
+            pl.DataFrame([{**row, **how}], schema_overrides={"response": pl.String})
+        )
+        whole = render._conversations(pairs, nobody, out)["messages"].to_list()
+        return [messages[1]["content"] for messages in whole]
+
+    assert kept() == ["good"]
+    assert kept(reason="duplicate_answer") == ["good", "bad"]  # its twin may be learned
+    assert kept(response=None, reason="in_test_set") == []
+
+
+def test_the_card_says_how_it_was_made(moaa_file: Path, macpo: Macpo) -> None:
+    """Sampling is the mixture's in round 0 and the student's later; a filter's prompts count; and
+    the candidates of prompts without a pair have their prompt."""
+    sets = ["--recipe", moaa_file, "--set", "engine.name=fake"]
+    sets += ["--set", "select={on_filter: drop, min_chars: 120}"]
+    assert macpo("gen", "--round", "0", *sets).returncode == 0
+    said = macpo("push", "--round", "0", "--to", "hub", "--candidates", *sets)
+    assert said.returncode == 0, said.stderr
+    card = (moaa_file.parent / "hub" / "README.md").read_text()
+    assert re.search("- Sampling: .*temperature 0.7", card)
+    assert re.search("- Selection: .*min_chars 120, on_filter drop", card)
+    folder = moaa_file.parent / "hub" / "data" / "round_0_student_candidates"
+    candidates = pl.read_parquet(folder / "*.parquet")
+    lost = candidates.filter(~pl.col("selected"))
+    assert 0 < len(lost) < len(candidates) and candidates["prompt"].null_count() == 0
+    asked = candidates["prompt_id"].n_unique()
+    assert f"{candidates['selected'].sum()} of {asked} prompts" in card
 
 
 def test_what_bars_prompts_is_identity(open_run: OpenRun, moaa_file: Path) -> None:

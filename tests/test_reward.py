@@ -22,7 +22,7 @@ from macpo_data.errors import ModelError, RecipeError
 from macpo_data.models import Base, load_classifier
 from macpo_data.recipe import Engine, Judge, RewardModel, load_recipe
 from macpo_data.reward import Scorer, accuracy, one_reward, rewards, score
-from macpo_data.schema import MESSAGES
+from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store import Shards
 from rounds import Run, unreachable
 
@@ -119,7 +119,7 @@ def test_a_judge_by_reward_reads_how_answers_ended(open_run: OpenRun) -> None:
     by = Judge(kind="reward", reward=RewardModel(model="org/m"))
     rows = answers(3).rename({"response": "a", "finish_reason": "a_finish_reason"})
     judge.compare(ctx, by, rows.with_columns(b=pl.lit("Bad.")))
-    assert seen == [["stop", "stop", "length"], ["stop"] * 3]
+    assert seen == [["stop", "stop", "length", *["stop"] * 3]]
 
 
 def test_a_language_model_is_no_reward_model(tiny_base: Path) -> None:
@@ -154,6 +154,29 @@ def test_equal_answers_are_scored_once_and_stored(open_run: OpenRun) -> None:
     assert run.store.verify(name)["created"] == created
     other = run.context().rewards(rows, RewardModel(model="org/model", head=1))
     assert not other.equals(found)
+
+
+def test_what_the_judge_cannot_read_is_out(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three answers one does not fit the model: it has no rank, and is not the worst."""
+    from macpo_data import judge, select
+
+    context = open_run("judge={kind: reward, reward: org/m}").context()
+    prompts = context.prompts("d2").head(1)
+    known = {"one": 1.0, "two": 2.0, "long": None}
+    monkeypatch.setattr(
+        context,
+        "rewards",
+        lambda rows, _: pl.Series([known[r] for r in rows["response"]], dtype=pl.Float64),
+    )
+    written = [[prompts["prompt_id"][0], "a", "p", n, r, "stop", 0.0] for n, r in enumerate(known)]
+    samples = pl.DataFrame(written, schema=SAMPLES, orient="row")
+    candidates = select.competing(samples, context.recipe.select)
+    ranked, _ = judge.rank(context, "judge", prompts, candidates)
+    assert ranked["rank"].to_list() == [2, 1, None]
+    assert ranked["reason"].to_list() == [None, None, "no_score"]
+    assert select.best_and_worst(ranked)["rejected"].to_list() == [True, False, False]
 
 
 def test_a_reward_model_by_its_name_alone(recipe_file: Path) -> None:

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,7 @@ class _Line:
 
     endpoint: Endpoint
     client: AsyncOpenAI
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one adapter after another
     todo: deque[int] = field(default_factory=deque)
     total: int = 0
     whole: int = 0  # with the rows of earlier runs, of which `max_failed` is a share
@@ -265,7 +267,41 @@ async def _attempt(line: _Line, request: Request, spoilt: int) -> _Answer:
     except ValidationError:
         raise _Trouble("not a chat completion") from None
     except APIStatusError as error:
+        if error.status_code == 404 and request.voice.adapter:
+            await _load(line, request.voice)
+            raise _Trouble("adapter not loaded yet") from None
         raise _refusal(line, error, body) from None
+
+
+def _adapter_name(voice: Voice) -> str:
+    """What a server calls an adapter that was trained here."""
+    return f"macpo-{voice.fingerprint}"
+
+
+async def _load(line: _Line, voice: Voice) -> None:
+    """Have vLLM's server load an adapter; also anew, where the server was started anew.
+
+    Raises:
+        ModelError: it will not.
+    """
+    from httpx2 import Response
+    from openai import APIConnectionError, APIStatusError
+
+    body = {"lora_name": _adapter_name(voice), "lora_path": str(Path(str(voice.adapter)).resolve())}
+    try:
+        async with line.loading, asyncio.timeout(line.endpoint.timeout):
+            await line.client.post("/load_lora_adapter", cast_to=Response, body=body)
+    except (TimeoutError, APIConnectionError):
+        return  # the request is asked again in any case
+    except APIStatusError as error:
+        if "already" in error.message or error.status_code >= 500:
+            return
+        said = plain(" ".join(error.message.split()))[:200]
+        raise ModelError(
+            f"{line} does not load the adapter {voice.adapter}: {said}; start it by `vllm serve "
+            "--enable-lora` with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True where it sees that folder, "
+            "or set endpoint.adapters=local"
+        ) from None
 
 
 def _refusal(line: _Line, error: APIStatusError, body: dict[str, Any]) -> _Trouble | ModelError:
@@ -308,7 +344,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 def _body(endpoint: Endpoint, request: Request, spoilt: int) -> dict[str, Any]:
     """A request as it is sent. OpenAI's own API knows no top_k: 0 leaves it out."""
     body = {
-        "model": endpoint.model,
+        "model": _adapter_name(request.voice) if request.voice.adapter else endpoint.model,
         "messages": request.prompt,
         "temperature": request.sampling.temperature,
         "top_p": request.sampling.top_p,

@@ -76,9 +76,11 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
             scoring(student, prompts["d2"], 2, recipe, sizes),
         ]
     assert mixture is not None
-    return mixing(mixture, prompts["d1"], sizes.turns, sizes) + (
-        judging(recipe, sizes, "d1", len(mixture.layers[0])) if mixture.keep == "best" else []
-    )
+    asked = mixing(mixture, prompts["d1"], sizes.turns, sizes)
+    if mixture.keep == "best":
+        n, turns = len(mixture.layers[0]), sizes.turns if mixture.turns == "all" else 1.0
+        asked += judging(recipe, sizes, "d1", n, mixture.sampling, turns)
+    return asked
 
 
 def _fine_tuning(ctx: Context) -> RoundData:
@@ -99,7 +101,7 @@ def _fine_tuning(ctx: Context) -> RoundData:
     pairs, dropped = select.targets(turns, candidates)
     candidates = check(candidates, CANDIDATES, "candidates")
     left_out = select.left_out(pl.concat([barred, held_out]))
-    return RoundData(pairs, candidates, pl.concat([dropped, left_out]), judged)
+    return RoundData(pairs, candidates, pl.concat([dropped, left_out]), judged, turns)
 
 
 def _preferences(step: Step, ctx: Context) -> RoundData:

@@ -38,6 +38,12 @@ def read(prompt: str) -> str:
         ) from None
 
 
+def lacking(kind: str, prompt: str) -> list[str]:
+    """The $names of the package's own prompt of a kind that another text does not have."""
+    own, given = (set(Template(read(text)).get_identifiers()) for text in (kind, prompt))
+    return sorted(own - given)
+
+
 def fill(prompt: str, **values: Any) -> str:
     """A prompt with its $names filled in; what is filled in is never read for names itself.
 
