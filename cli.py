@@ -176,11 +176,11 @@ def train(
 
         if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
-        made = train_on(
+        train_on(
             dataset, base, out, config=config, revision=revision, init=init, sets=sets,
             progress=progress, say=_say_aside,
         )  # fmt: skip
-        return _say(f"wrote    {made}")
+        return _say(f"wrote    {out}")
     if reward:
         with _open(recipe, runs, sets) as run:
             made = run.train_reward(redo)
