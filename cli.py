@@ -176,11 +176,11 @@ def train(
 
         if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
-        made = train_on(
+        train_on(
             dataset, base, out, config=config, revision=revision, init=init, sets=sets,
             progress=progress, say=_say_aside,
         )  # fmt: skip
-        return _say(f"wrote    {made}")
+        return _say(f"wrote    {out}")
     if reward:
         if round_ is not None or learner is not None:
             raise MacpoError("--reward is of no round or learner; leave --round and --learner out")
