@@ -96,21 +96,24 @@ const ROUND = { field: "at", type: "ordinal", title: "round", axis: { labelAngle
 function colour(field, domain, more = {}) {
   return { field, type: "nominal", scale: { domain, range: cycle(colours(), domain.length) }, ...more };
 }
-const shape = (field, domain) =>
-  ({ field, type: "nominal", scale: { domain, range: cycle(SHAPES, domain.length) } });
+// One colour and shape per agent on the whole page, whichever of them a chart shows.
+const agentsOf = (recipe) =>
+  unique([...recipe.agents, ...recipe.scores.map((s) => s.agent), ...recipe.winners.map((w) => w.agent)]);
+const ranged = (list, all, names) => names.map((name) => list[all.indexOf(name) % list.length]);
 
 // ---- scores: did it get better ----
 
 const MEASURES = { gold: "Gold score", reward: "Reward", win: "Win rate", win_lc: "Length-controlled win rate" };
 const at = (row) => (row.round == null ? "base" : String(row.round));
 
-function scoreSpec(series, rows) {
+function scoreSpec(series, rows, all) {
   const y = (field) => axis(field, null, { scale: { zero: false } });
   const student = { condition: { test: { field: "series", equal: series[0] }, value: 2.5 }, value: 1.25 };
   const tooltip = Object.entries(SCORE_COLUMNS).map(([field, title]) => ({ field, title }));
+  const scale = (list) => ({ field: "series", type: "nominal", scale: { domain: series, range: ranged(list, all, series) } });
   return () => ({
     height: 260,
-    encoding: { x: ROUND, xOffset: { field: "series", sort: series }, color: colour("series", series) },
+    encoding: { x: ROUND, xOffset: { field: "series", sort: series }, color: scale(colours()) },
     layer: [
       { transform: [{ filter: "datum.behavior === 'positive'" }], mark: { type: "line", opacity: 0.7 },
         encoding: { y: y("mean"), strokeWidth: student } },
@@ -118,7 +121,7 @@ function scoreSpec(series, rows) {
       ...(rows.some((row) => row.behavior === "negative") ? [true, false] : [true]).map((filled) => ({
         transform: [{ filter: `datum.behavior === '${filled ? "positive" : "negative"}'` }],
         mark: { type: "point", size: 75, opacity: 1, strokeWidth: 1.75, filled, ...(filled ? {} : { fill: css("--paper") }) },
-        encoding: { y: y("mean"), shape: shape("series", series), tooltip } })),
+        encoding: { y: y("mean"), shape: scale(SHAPES), tooltip } })),
       ...(rows.some((row) => row.against) ? [{ mark: { type: "rule", strokeDash: [2, 3], color: css("--quiet") },
         encoding: { y: { datum: 0.5 }, x: null, xOffset: null, color: null } }] : []),
     ],
@@ -139,20 +142,19 @@ function scores(recipe) {
     : [];
   const own = recipe.scores.map((s) => ({ ...s, series: s.agent }));
   for (const rows of [all, own]) {
-    for (const group of unique(rows.map((s) => `${s.measure}\n${s.against ?? ""}`))) {
-      const [measure, against] = group.split("\n");
-      const part = rows.filter((s) => s.measure === measure && (s.against ?? "") === against)
-        .map((s) => ({ ...s, at: at(s) }));
+    // What unlike judges say of unlike recipes is no comparison.
+    const key = (s) => [s.measure, s.against, rows === all ? s.by : ""].join("\n");
+    for (const group of unique(rows.map(key))) {
+      const part = rows.filter((s) => key(s) === group).map((s) => ({ ...s, at: at(s) }));
+      const { measure, against } = part[0];
       part.sort((a, b) => (a.round ?? -1) - (b.round ?? -1));
-      const series = rows === own
-        ? unique([...recipe.agents, ...part.map((s) => s.series)])
-          .filter((name) => part.some((s) => s.series === name))
-        : report.recipes.map((r) => r.name);
+      const names = rows === own ? agentsOf(recipe) : report.recipes.map((r) => r.name);
+      const series = names.filter((name) => part.some((s) => s.series === name));
       const title = MEASURES[measure] + (against ? ` against ${against}` : "")
         + (compared ? (rows === own ? ` in ${recipe.name}` : ", the student of each recipe") : "");
       const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: negative twin" : "";
       figure(place, title, `Held-out prompts, by ${part[0].by}; mean and 95 % interval${hollow}.`, part,
-        SCORE_COLUMNS, scoreSpec(series, part));
+        SCORE_COLUMNS, scoreSpec(series, part, names));
     }
   }
   if (recipe.winners.length) winners(place, recipe);
@@ -160,9 +162,9 @@ function scores(recipe) {
 
 function winners(place, recipe) {
   const rows = recipe.winners.map((w) => ({ ...w, at: at(w) }));
-  const agents = unique([...recipe.agents, ...rows.map((w) => w.agent)])
-    .filter((a) => rows.some((w) => w.agent === a));
-  const range = () => agents.map((a) => colours()[Math.max(0, recipe.agents.indexOf(a)) % 6]);
+  const all = agentsOf(recipe);
+  const agents = all.filter((a) => rows.some((w) => w.agent === a));
+  const range = () => ranged(colours(), all, agents);
   figure(place, "Who wins the selection", "Share of the student's chosen answers by writer.", rows,
     { at: "round", agent: "writer", pairs: "pairs", share: "share" }, () => ({
       height: 260,
@@ -242,7 +244,7 @@ function data(recipe) {
           { mark: { type: "rule", strokeWidth: 1.5 }, encoding: { y: y("low"), y2: { field: "high" } } },
           { mark: { type: "bar", size: 9 }, encoding: { y: y("lower"), y2: { field: "upper" } } },
           { mark: { type: "point", filled: true, size: 60, opacity: 1, stroke: css("--paper"), strokeWidth: 1.5 },
-            encoding: { y: y("middle"), shape: shape("kind", KINDS), tooltip: [
+            encoding: { y: y("middle"), shape: { field: "kind", type: "nominal", scale: { domain: KINDS, range: SHAPES.slice(0, 3) } }, tooltip: [
               { field: "kind" }, { field: "at", title: "round" }, { field: "middle", title: "median" },
               { field: "low", title: "5 %" }, { field: "high", title: "95 %" }, { field: "rows" }] } },
         ],
