@@ -22,10 +22,10 @@ from macpo_data.schema import SCORES
 from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
 from macpo_data.tables import default_config, read_table
 from macpo_data.worker import Workers
+from macpo_train.train import ADAPTER_FILES
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 SCORED = ("sum_logprob", "num_tokens", "eot_logprob")
 
 
@@ -106,6 +106,7 @@ def train_on(
             scored_under=scored_under if scored_under.get("base") == base else None,
             cache=work / "reference",
             logs=out.parent / "logs",
+            name=out.name,
         )
         with progress(f"training {out.name} on {len(pairs)} pairs") as report:
             facts = _train(report, job)
@@ -245,8 +246,10 @@ def _adapter(init: str) -> Path:
     """The folder of an adapter, fetched from the Hub where it is not here."""
     folder = Path(init).expanduser()
     if folder.is_dir() or init.startswith((".", "/", "~")):
-        if not all((folder / name).is_file() for name in FILES):
-            raise ModelError(f"no adapter in {init}: a folder with {' and '.join(FILES)} is needed")
+        if not all((folder / name).is_file() for name in ADAPTER_FILES):
+            raise ModelError(
+                f"no adapter in {init}: a folder with {' and '.join(ADAPTER_FILES)} is needed"
+            )
         return folder
     place, _, revision = init.partition("@")
     parts = place.split("/")
@@ -260,9 +263,9 @@ def _adapter(init: str) -> Path:
             snapshot_download,
             repo,
             revision=revision or None,
-            allow_patterns=[f"{prefix}{name}" for name in FILES],
+            allow_patterns=[f"{prefix}{name}" for name in ADAPTER_FILES],
         )
     folder = Path(where) / prefix
-    if not (folder / FILES[1]).is_file():
+    if not (folder / ADAPTER_FILES[1]).is_file():
         raise ModelError(f"{init} holds no adapter in safetensors; name it as org/name/subfolder")
     return folder

@@ -6,7 +6,6 @@ import shutil
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
 from trl import RewardConfig, RewardTrainer
 
 from macpo_data.chat import Chat
@@ -15,7 +14,7 @@ from macpo_data.models import load_classifier
 from macpo_data.recipe import RewardTraining
 from macpo_train.encode import Encoded
 from macpo_train.loop import run, training_arguments
-from macpo_train.train import Job, Report, save_adapter, sharded
+from macpo_train.train import Job, Report, save_adapter, sharded, with_adapter
 
 METRICS = {
     "loss": "loss",
@@ -39,18 +38,8 @@ def classifier(job: Job) -> Any:
     model = load_classifier(job.base, dtype, new_head=True)
     if job.settings.full:
         return model
-    config = LoraConfig(
-        r=job.lora.r,
-        lora_alpha=job.lora.alpha,
-        lora_dropout=job.lora.dropout,
-        target_modules=sorted(job.lora.targets),
-        use_rslora=job.lora.rslora,
-        task_type="SEQ_CLS",  # trains the head as well, and saves it with the adapter
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"lora.targets: {str(error).split('.')[0]} ({job.base.id})") from None
+    # Of this task peft trains the head as well, and saves it with the adapter.
+    return with_adapter(model, job, "SEQ_CLS")
 
 
 def train_reward(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:

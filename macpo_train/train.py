@@ -138,7 +138,7 @@ def policy(job: Job) -> Any:
     Raises:
         ModelError: the starting adapter does not belong to this base.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel
     from safetensors import SafetensorError
 
     model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
@@ -151,13 +151,24 @@ def policy(job: Job) -> Any:
             raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {first}") from None
         _check_whole(job.start, job.base, model)
         return model
+    return with_adapter(model, job, "CAUSAL_LM")
+
+
+def with_adapter(model: Any, job: Job, task: str) -> Any:
+    """A model with a new adapter of the job's shape; task is one of peft's.
+
+    Raises:
+        ModelError: it has no matrix of `lora.targets`.
+    """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=job.lora.r,
         lora_alpha=job.lora.alpha,
         lora_dropout=job.lora.dropout,
         target_modules=sorted(job.lora.targets),
         use_rslora=job.lora.rslora,
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     try:
         return get_peft_model(model, config)
