@@ -61,6 +61,7 @@ class Run:
         self.plan: Plan = make_plan(recipe)
         self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
+        self._shown = progress
         self.progress = noted(progress, self.store.root / NOTES)
         self.say = say
         self._keep = recipe.engine.keep_loaded > 1
@@ -73,8 +74,19 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give all memory back; after Ctrl-C, at once."""
-        self._writers.close(kill=kind is Interrupted)
-        self._trainers.close(kill=kind is Interrupted)
+        self.close(kill=kind is Interrupted)
+
+    def close(self, kill: bool = False) -> None:
+        """End the processes; the next step starts new ones."""
+        self._writers.close(kill)
+        self._trainers.close(kill)
+
+    def beside(self, recipe: Recipe) -> Run:
+        """The run of a variant in the same folder, by the same processes where they fit it."""
+        other = Run(recipe, self.store.root.parent, self._shown, self.say)
+        if recipe.engine == self.recipe.engine:
+            other._writers, other._trainers = self._writers, self._trainers
+        return other
 
     @cached_property
     def lock(self) -> Lock:
@@ -161,8 +173,7 @@ class Run:
         for step in todo:
             outcome.waiting[step] = self.waits_for(step, found) or [STALE]
         if not self._keep:
-            self._writers.close()
-            self._trainers.close()
+            self.close()
         return outcome
 
     def _may(self, step: Step, found: dict[Step, State], redo: bool) -> bool:
@@ -232,6 +243,7 @@ class Run:
             write_parquet(folder / "judgements.parquet", data.judged.judgements)
             facts["judged"] = data.judged.report
         facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        facts["seconds"] = context.seconds
         self.store.finish(name, facts)
 
     def _train(self, step: Step) -> None:

@@ -76,6 +76,12 @@ class Context:
         self._progress = progress
         self._redo = redo
         self._pins: dict[str, str | None] | None = None
+        self._opened = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was opened: each step and each evaluation has a context of its own."""
+        return round(time.monotonic() - self._opened, 2)
 
     def prompts(self, part: Part) -> pl.DataFrame:
         """The prompts of a part, as PROMPTS.

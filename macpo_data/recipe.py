@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -626,7 +627,7 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
         try:
             settings = TrainSettings.model_validate(values)
         except ValidationError as error:
-            problems = _explain(error) + problems
+            problems = explain(error) + problems
     if problems:
         raise RecipeError("--set", problems)
     return settings
@@ -681,14 +682,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Recipe:
-    """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
+def read_yaml(source: str, text: str) -> dict[str, Any]:
+    """Parse a file that is a mapping of keys.
 
     Raises:
-        RecipeError: anything is wrong; all mistakes at once, with dotted paths.
-        MacpoError: there is no such recipe.
+        RecipeError: it is none, or a key stands twice.
     """
-    source, text = recipe_text(recipe)
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -698,13 +697,37 @@ def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Rec
         raise RecipeError(source, [f"not valid YAML{line}{why}"]) from None
     if not isinstance(values, dict):
         raise RecipeError(source, ["a recipe is a mapping of keys, see `macpo init quickstart`"])
-    problems = [p for setting in sets or [] if (p := _apply(values, setting))]
+    return values
+
+
+def load_recipe(
+    recipe: str | None = None,
+    sets: list[str] | None = None,
+    over: Sequence[tuple[str, Any]] = (),
+) -> Recipe:
+    """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
+
+    Args:
+        recipe: as a person names it.
+        sets: settings from the command line; they have the last word.
+        over: (dotted path, value) of a study, laid over the file before them.
+
+    Raises:
+        RecipeError: anything is wrong; all mistakes at once, with dotted paths.
+        MacpoError: there is no such recipe.
+    """
+    source, text = recipe_text(recipe)
+    values = read_yaml(source, text)
+    problems = [p for path, value in over if (p := _lay(values, path, value))]
+    problems += [p for setting in sets or [] if (p := _apply(values, setting))]
     if problems:
         raise RecipeError(source, problems)
+    if isinstance(values.get("agents"), dict):  # null takes one out
+        values["agents"] = {k: v for k, v in values["agents"].items() if v is not None}
     try:
         loaded = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(source, _explain(error) + _misfits(values)) from None
+        raise RecipeError(source, explain(error) + _misfits(values)) from None
     if problems := _misfits(values) + _unfilled(loaded):
         raise RecipeError(source, problems)
     return loaded
@@ -842,25 +865,31 @@ def _raw(values: dict[str, Any], section: str, key: str, default: Any) -> Any:
 def _apply(values: dict[str, Any], setting: str) -> str | None:
     """Lay `a.b=c` over nested `values`; return what is wrong with it, or None."""
     path, equals, text = setting.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.split(".")):
         return f"--set {setting}: write it as key.key=value"
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return f"--set {setting}: the value is not valid YAML"
+    return _lay(values, path, value)
+
+
+def _lay(values: dict[str, Any], path: str, value: Any) -> str | None:
+    """Lay a value over nested `values` at a dotted path; return what is wrong, or None."""
+    *keys, last = path.split(".")
     at = values
-    for key in keys[:-1]:
+    for key in keys:
         child = at.setdefault(key, {})
         if child is None:
             child = at[key] = {}
         if not isinstance(child, dict):
-            return f"--set {setting}: {key} is not a section"
+            return f"{path}: {key} is not a section"
         at = child
-    try:
-        at[keys[-1]] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return f"--set {setting}: the value is not valid YAML"
+    at[last] = deepcopy(value)
     return None
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
     """Say each mistake in one phrase that begins with its dotted path."""
     said = []
     for problem in error.errors():

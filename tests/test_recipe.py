@@ -272,7 +272,7 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
         ("dpo.beta=[", "not valid YAML"),
         ("dpo.betta=1", "dpo.betta: unknown key"),
         ("dpo.beta=strong", "dpo.beta: "),
-        ("agents.t=null", "agents.t: "),
+        ("agents.t=null", "agents: no agent with role teacher"),
     ],
 )
 def test_a_wrong_setting(setting: str, expected: str, tmp_path: Path) -> None:
