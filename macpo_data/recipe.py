@@ -652,6 +652,7 @@ class TrainSettings(Section):
     columns: Columns = Columns()
     dpo: DPO = DPO(reference="previous")
     sft: SFT = SFT()
+    confidence: Confidence | None = None  # of sft
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
@@ -666,7 +667,10 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
     values: dict[str, Any] = {"dpo": {"reference": "previous"}}
     problems = [p for setting in sets or [] if (p := _apply(values, setting))]
     if not problems:
-        problems = _untrainable(values, "sft" if values.get("objective") == "sft" else "dpo")
+        objective = "sft" if values.get("objective") == "sft" else "dpo"
+        problems = _untrainable(values, objective)
+        if values.get("confidence") and objective == "dpo":
+            problems.append("confidence: only objective=sft reads it")
         try:
             settings = TrainSettings.model_validate(values)
         except ValidationError as error:
