@@ -225,9 +225,12 @@ def run_(
             return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
-            if outcome.waiting or each == wanted[-1]:
+            why = None if outcome.waiting else run.converged(each)
+            if outcome.waiting or why or each == wanted[-1]:
                 break
             _print_outcome(outcome)
+        if why:
+            run.say(why)
         if not outcome.waiting:
             _print_results(run, each)
         _finish(run, outcome, whole=True)
@@ -695,13 +698,14 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 def _print_costs(run: Run, steps: list[Step]) -> None:
     """What the gen steps that are not done will ask of their models."""
     from macpo_data.cost import measure
+    from macpo_data.methods import method
     from macpo_data.show import print_costs
 
     found = run.states()
     todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
     if todo:
         sizes = measure(run.plan, run.store)
-        asked = [(step, run.method.asks(step, run.recipe, sizes)) for step in todo]
+        asked = [(step, method(run.recipe, step).asks(step, run.recipe, sizes)) for step in todo]
         print_costs(asked, run.recipe, sizes.note)
 
 

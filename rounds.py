@@ -25,7 +25,7 @@ from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, St
 from macpo_data.generate import versions
 from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
-from macpo_data.methods import Method, make_plan, method
+from macpo_data.methods import make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.store import Manifest, State, Store, inputs, states, write_parquet
@@ -59,7 +59,6 @@ class Run:
         self.label = recipe.run  # its name on a page of several
         self.said = ""  # the options that made this run, for the next command
         self.plan: Plan = make_plan(recipe)
-        self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
         self._shown = progress
         self.progress = noted(progress, self.store.root / NOTES)
@@ -198,6 +197,24 @@ class Run:
                 whole.waiting[step] = self.waits_for(step, found) or [STALE]
         return whole
 
+    def converged(self, round_: int) -> str | None:
+        """Why a run that stops at convergence ends after a round; None where it goes on."""
+        if self.recipe.stop == "rounds" or round_ < 2:
+            return None
+        (student,) = self.recipe.students
+        found = []
+        for each in (round_ - 1, round_):
+            (step,) = self.select("gen", each, student)
+            manifest = self.store.manifest(self.plan.name(step)) or {}
+            found.append(manifest.get("summary", {}).get("chosen_perplexity"))
+        before, now = found
+        if not before or not now or (before - now) / before >= self.recipe.stop_below:
+            return None
+        return (
+            f"converged: the student's perplexity of what it learns was {before:.2f} in round "
+            f"{round_ - 1} and is {now:.2f} in round {round_} (stop_below {self.recipe.stop_below})"
+        )
+
     def _loaded(self, step: Step) -> bool:
         return self._writers.has(self.recipe.agents[step.learner].base)
 
@@ -225,7 +242,7 @@ class Run:
         name, context = self.plan.name(step), self.context(redo)
         context.prompts("d1")
         made_from = inputs(self.plan, self.store, step)
-        data = self.method.build(step, context)
+        data = method(self.recipe, step).build(step, context)
         if data.pairs.is_empty():
             raise DataError(
                 f"{step}: no pair is left, dropped by reason: "
@@ -433,7 +450,7 @@ class Run:
         return {
             "kind": step.kind,
             "format": FORMAT,
-            "method": self.recipe.method,
+            "method": step.method or self.recipe.method,
             "round": step.round,
             "learner": step.learner,
             "behavior": step.behavior,
