@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from macpo_data import remote
+from macpo_data import remote, sources
 from macpo_data.errors import HubError, MacpoError, StoreError, plain
 from macpo_data.methods import make_plan
 from macpo_data.models import adapter_sha256
@@ -71,6 +71,7 @@ def pull_round(
     learner: str | None,
     revision: str | None,
     say: Say,
+    local_paths: bool = False,
 ) -> list[str]:
     """Bring a published round into a store.
 
@@ -82,6 +83,7 @@ def pull_round(
         learner: only this one's dataset.
         revision: tag or commit; by default the round's tag.
         say: prints what takes a while.
+        local_paths: whether its recipe may name files and folders of this machine.
 
     Returns:
         What was brought, one line each, and what is missing.
@@ -89,13 +91,12 @@ def pull_round(
     Raises:
         HubError: it is not there, or not what its manifests say.
     """
-    source: Source
+    told = place, round_, runs, recipe_to, learner, say, local_paths
     if Path(place).is_dir():
-        source = Folder(Path(place))
-        return _pull(source, place, round_, runs, recipe_to, learner, say)
+        return _pull(Folder(Path(place)), *told)
     with remote.one_line("pull from", remote.check_repo(place)):
         source = Repository(place, "dataset", revision or _tag(place, round_, learner))
-        return _pull(source, place, round_, runs, recipe_to, learner, say)
+        return _pull(source, *told)
 
 
 def _tag(repo: str, round_: int, learner: str | None) -> str:
@@ -119,6 +120,7 @@ def _pull(
     recipe_to: Path,
     learner: str | None,
     say: Say,
+    local_paths: bool,
 ) -> list[str]:
     # 1. What is there.
     content = source.read(INDEX)
@@ -148,6 +150,11 @@ def _pull(
     recipe_to.write_text(text, "utf-8")
     try:
         recipe = load_recipe(str(recipe_to.absolute()))
+        if not local_paths and (own := _local_paths(recipe)):
+            raise HubError(
+                f"{place}: its recipe reads {', '.join(map(plain, own))} of this machine; say "
+                "--local-paths if it may, or train without it: `macpo train --dataset`"
+            )
         plan = make_plan(recipe)
         store = Store(runs / recipe.run, say)
         steps = _steps(plan, entries, place)
@@ -176,6 +183,7 @@ def _recipe(source: Source, place: str, name: str, to: Path) -> tuple[str, dict[
         values: dict[str, Any] = yaml.safe_load(text)
         agents = list(values["agents"].values())
         named = list(text_files(values))
+        values["train"]["launcher"] = None  # a file of another machine
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         raise HubError(f"{place}: its recipe is damaged; ask who published it") from None
     templates: dict[Path, str] = {}
@@ -197,6 +205,15 @@ def _recipe(source: Source, place: str, name: str, to: Path) -> tuple[str, dict[
         if isinstance(agent.get("endpoint"), dict):
             agent["endpoint"]["api_key_env"] = None
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True), templates
+
+
+def _local_paths(recipe: Recipe) -> list[str]:
+    """The data and models of a recipe that are read from this machine's disk."""
+    judges = [judge.reward for judge in (recipe.judge, recipe.eval.judge) if judge]
+    rewards = [reward.model for reward in (recipe.eval.reward, *judges) if reward]
+    named = [*sources.all_paths(recipe.data), *recipe.select.test_sets, recipe.reward.base or ""]
+    named += [*rewards, *(agent.base for agent in recipe.agents.values())]
+    return [path for path in dict.fromkeys(named) if path and sources.is_local(path)]
 
 
 def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:
