@@ -246,6 +246,7 @@ class Run:
             settings=settings.get(str(step.objective), recipe.dpo),
             lora=recipe.lora,
             train=recipe.train,
+            confidence=recipe.confidence if "confidence" in step.reads else None,
             lr_scale=agent.lr_scale,
             seed=recipe.seed,
             fake=fake,

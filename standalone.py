@@ -100,6 +100,7 @@ def train_on(
             settings=settings.dpo if settings.objective == "dpo" else settings.sft,
             lora=settings.lora,
             train=settings.train,
+            confidence=settings.confidence,
             seed=settings.seed,
             fake=fake,
             scored_under=scored_under if scored_under.get("base") == base else None,

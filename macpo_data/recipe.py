@@ -310,6 +310,13 @@ class SFT(Section):
     packing: Annotated[bool, KNOB] = False  # lay several end to end in place of padding
 
 
+class Confidence(Section):
+    """Fine-tuning that trusts the student's own predictions beside its weak labels."""
+
+    weight: Share = 0.5  # of the student's own predictions, once it is there
+    ramp: Share = 0.2  # share of the steps in which it rises from 0
+
+
 class Negative(SFT):
     """Fine-tuning on rejected responses, which goes on from the positive policy."""
 
@@ -548,6 +555,7 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()
+    confidence: Confidence | None = None  # of the student's fine-tuning; null: cross-entropy
     negative: Negative = Negative()
     dpo: DPO = DPO()
     lora: Lora = Lora()
@@ -561,7 +569,8 @@ class Recipe(Section):
 
     def identity(self) -> dict[str, Any]:
         """What is not there is no part of it, so that older results keep their names."""
-        absent = [name for name in ("mixture", "judge") if getattr(self, name) is None]
+        optional = ("mixture", "judge", "confidence")
+        absent = [name for name in optional if getattr(self, name) is None]
         return {k: v for k, v in super().identity().items() if k not in absent}
 
     @property
@@ -608,6 +617,7 @@ class TrainSettings(Section):
     columns: Columns = Columns()
     dpo: DPO = DPO(reference="previous")
     sft: SFT = SFT()
+    confidence: Confidence | None = None  # of sft
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
@@ -622,7 +632,10 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
     values: dict[str, Any] = {"dpo": {"reference": "previous"}}
     problems = [p for setting in sets or [] if (p := _apply(values, setting))]
     if not problems:
-        problems = _untrainable(values, "sft" if values.get("objective") == "sft" else "dpo")
+        objective = "sft" if values.get("objective") == "sft" else "dpo"
+        problems = _untrainable(values, objective)
+        if values.get("confidence") and objective == "dpo":
+            problems.append("confidence: only objective=sft reads it")
         try:
             settings = TrainSettings.model_validate(values)
         except ValidationError as error:

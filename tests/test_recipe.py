@@ -82,10 +82,10 @@ def test_every_switch_is_visible(name: str) -> None:
     """A shipped recipe names each field of its sections, so that none has to be guessed.
 
     What may be left out says something by its absence: paths of parts, revisions of local bases,
-    an endpoint, a mixture, a judge.
+    an endpoint, a mixture, a judge, confidence.
     """
     optional = {"path", "split", "revision", "trust_remote_code", "columns"}
-    optional |= {"endpoint", "mixture", "judge", "more", "overlap"}
+    optional |= {"endpoint", "mixture", "judge", "more", "overlap", "confidence"}
     if load_recipe(name).method == "moaa":  # what it does not read
         optional |= {"labeller", "schedule", "negatives", "negative", "keep", "max_perplexity"}
         optional |= {"same_as_rejected", "reward", "by"}
