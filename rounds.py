@@ -25,7 +25,7 @@ from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, St
 from macpo_data.generate import versions
 from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
-from macpo_data.methods import Method, make_plan, method
+from macpo_data.methods import make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.store import Manifest, State, Store, inputs, states, write_parquet
@@ -59,8 +59,8 @@ class Run:
         self.label = recipe.run  # its name on a page of several
         self.said = ""  # the options that made this run, for the next command
         self.plan: Plan = make_plan(recipe)
-        self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
+        self._shown = progress
         self.progress = noted(progress, self.store.root / NOTES)
         self.say = say
         self._keep = recipe.engine.keep_loaded > 1
@@ -73,8 +73,19 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give all memory back; after Ctrl-C, at once."""
-        self._writers.close(kill=kind is Interrupted)
-        self._trainers.close(kill=kind is Interrupted)
+        self.close(kill=kind is Interrupted)
+
+    def close(self, kill: bool = False) -> None:
+        """End the processes; the next step starts new ones."""
+        self._writers.close(kill)
+        self._trainers.close(kill)
+
+    def beside(self, recipe: Recipe) -> Run:
+        """The run of a variant in the same folder, by the same processes where they fit it."""
+        other = Run(recipe, self.store.root.parent, self._shown, self.say)
+        if recipe.engine == self.recipe.engine:
+            other._writers, other._trainers = self._writers, self._trainers
+        return other
 
     @cached_property
     def lock(self) -> Lock:
@@ -161,8 +172,7 @@ class Run:
         for step in todo:
             outcome.waiting[step] = self.waits_for(step, found) or [STALE]
         if not self._keep:
-            self._writers.close()
-            self._trainers.close()
+            self.close()
         return outcome
 
     def _may(self, step: Step, found: dict[Step, State], redo: bool) -> bool:
@@ -187,6 +197,24 @@ class Run:
                 whole.waiting[step] = self.waits_for(step, found) or [STALE]
         return whole
 
+    def converged(self, round_: int) -> str | None:
+        """Why a run that stops at convergence ends after a round; None where it goes on."""
+        if self.recipe.stop == "rounds" or round_ < 2:
+            return None
+        (student,) = self.recipe.students
+        found = []
+        for each in (round_ - 1, round_):
+            (step,) = self.select("gen", each, student)
+            manifest = self.store.manifest(self.plan.name(step)) or {}
+            found.append(manifest.get("summary", {}).get("chosen_perplexity"))
+        before, now = found
+        if not before or not now or (before - now) / before >= self.recipe.stop_below:
+            return None
+        return (
+            f"converged: the student's perplexity of what it learns was {before:.2f} in round "
+            f"{round_ - 1} and is {now:.2f} in round {round_} (stop_below {self.recipe.stop_below})"
+        )
+
     def _loaded(self, step: Step) -> bool:
         return self._writers.has(self.recipe.agents[step.learner].base)
 
@@ -201,7 +229,7 @@ class Run:
         name, context = self.plan.name(step), self.context(redo)
         context.prompts("d1")
         made_from = inputs(self.plan, self.store, step)
-        data = self.method.build(step, context)
+        data = method(self.recipe, step).build(step, context)
         if data.pairs.is_empty():
             raise DataError(
                 f"{step}: no pair is left, dropped by reason: "
@@ -219,6 +247,7 @@ class Run:
             write_parquet(folder / "judgements.parquet", data.judged.judgements)
             facts["judged"] = data.judged.report
         facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        facts["seconds"] = context.seconds
         self.store.finish(name, facts)
 
     def _train(self, step: Step) -> None:
@@ -397,7 +426,7 @@ class Run:
         return {
             "kind": step.kind,
             "format": FORMAT,
-            "method": self.recipe.method,
+            "method": step.method or self.recipe.method,
             "round": step.round,
             "learner": step.learner,
             "behavior": step.behavior,

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from macpo_data.doctor import Health
     from macpo_data.evaluate import Evaluation
     from macpo_data.recipe import Recipe
+    from macpo_data.standings import Standings
+    from sweeps import Outline
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -57,8 +59,11 @@ def print_health(findings: Sequence[Health]) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """A bar on stderr with counts, rate and time left; plain lines where there is no terminal."""
+def progress(title: str, leave: bool = True) -> Iterator[Report]:
+    """A bar on stderr with counts, rate and time left; plain lines where there is no terminal.
+
+    `leave`: a line stays that says how long it took.
+    """
     console = Console(stderr=True)
     started = time.monotonic()
     said = started
@@ -78,7 +83,8 @@ def progress(title: str) -> Iterator[Report]:
                 )
 
         yield lines
-        print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        if leave:
+            print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -97,7 +103,8 @@ def progress(title: str) -> Iterator[Report]:
             bars.update(task, completed=done, total=total, note=f"{note} {rate:.1f}/s")
 
         yield bar
-    print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+    if leave:
+        print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr)
 
 
 def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) -> None:
@@ -302,6 +309,38 @@ def print_summary(found: dict[str, Any]) -> None:
         console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
     for warning in found["warnings"]:
         console.print(Text("! ", "yellow"), plain(warning), sep="")
+
+
+def print_sweep(found: Outline) -> None:
+    """Which steps a sweep has, how many of them are made once for several, and the time left."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("variant")
+    for column in ("steps", "not above", "to make"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, *counts in found.variants:
+        table.add_row(plain(name), *map(str, counts))
+    Console().print(table)
+    named = sum(steps for _, steps, _, _ in found.variants)
+    print(f"{found.root}: {len(found.variants)} variants, seeds {str(found.seeds)[1:-1]}")
+    print(f"{named} steps, of which {found.distinct} are distinct: {found.todo} to make")
+    print(found.left if found.todo else "nothing is left to make")
+
+
+def print_standings(found: Standings) -> None:
+    """The table of a sweep, and below it what it shows and what failed."""
+    from macpo_data.standings import SHOWN, cells, known_rounds, notes
+
+    head, *rows = cells(found, known_rounds(found, SHOWN))
+    table = Table(box=None, pad_edge=False)
+    table.add_column(head[0], overflow="fold")
+    for column in head[1:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console = Console()
+    console.print(table)
+    for note in notes(found):
+        console.print(plain(note), soft_wrap=True)
 
 
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}
