@@ -109,6 +109,8 @@ def judging(
     judge = recipe.judge
     if judge is None or judge.kind in ("gold", "reward"):
         return []
+    if judge.kind == "likelihood":
+        return [scoring(str(judge.agent), sizes.prompts[part], n * turns, recipe, sizes)]
     met = turns * {"all": n * (n - 1) / 2, "first_vs_rest": n - 1}.get(
         judge.pairs, ranking.swiss_rounds(n) * (n // 2)
     )
@@ -164,8 +166,8 @@ def measure(plan: Plan, store: Store) -> Sizes:
 
 def _count(recipe: Recipe, part: Part) -> int:
     spec, limit = getattr(recipe.data, part), recipe.data.limit
-    counts = [spec.count or UNKNOWN_ROWS, *([spec.more.count] if spec.more else [])]
-    return sum(min(count, limit or count) for count in counts)
+    count = (spec.count or UNKNOWN_ROWS) + (spec.more.count if spec.more else 0)
+    return min(count, limit or count)
 
 
 def _counter(recipe: Recipe) -> tuple[Callable[[str], float], str]:

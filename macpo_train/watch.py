@@ -17,7 +17,7 @@ from macpo_data.errors import ModelError
 
 Report = Callable[[int, int, str], None]
 History = list[dict[str, float]]
-SHOWN = ("loss", "dpo", "sft", "margin", "chosen_logprob", "rejected_logprob")
+SHOWN = ("loss", "dpo", "sft", "weak", "own", "margin", "chosen_logprob", "rejected_logprob")
 WINDOW = 5  # steps whose mean is looked at, so that one batch raises no alarm
 FALL = -1.5  # nats that the chosen responses may lose against the start
 COLLAPSE = -15.0  # likewise the rejected ones
