@@ -516,11 +516,14 @@ def pull(
         "macpo.yaml"
     ),
     runs: RunsOption = RUNS,
+    local_paths: Annotated[
+        bool, typer.Option("--local-paths", help="Its recipe may read files of this machine.")
+    ] = False,
 ) -> None:
     """Bring a published round here, checked against its manifests, to train on it."""
     from macpo_data.pull import pull_round
 
-    pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside)
+    pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside, local_paths)
     for line in pulled:
         _say(line)
     where = "" if to == Path("macpo.yaml") else f" --recipe {to}"

@@ -222,20 +222,7 @@ class Run:
         """Pretrain the embedded world's bases where they are missing: all of the recipe at once."""
         if self.recipe.engine.name == "fake" or (step.kind == "gen" and not step.policies):
             return
-        self._pretrain([agent.base for agent in self.recipe.agents.values()])
-
-    def _pretrain(self, bases: list[str]) -> None:
-        """Make those of the embedded world that are missing."""
-        bases = [base for base in bases if base.startswith(models.WORLD)]
-        for base in bases:
-            models.check_world_base(base)
-        names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
-        missing = [name for name in names if not world.is_ready(name)]
-        if not missing:
-            return
-        title = f"pretraining {', '.join(missing)} (once, then cached)"
-        with self.progress(title) as report:
-            pretrain_bases(missing, report)
+        pretrain([agent.base for agent in self.recipe.agents.values()], self.progress)
 
     def _gen(self, step: Step, redo: bool) -> None:
         """Write the dataset of one gen step: build it as the method says, write it, seal it."""
@@ -296,7 +283,7 @@ class Run:
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
         )
-        facts = self._fit(job, f"training {step.makes}")
+        facts = fit(job, f"training {step.makes}", self.progress, self._trainers, self._keep)
         if not _first():
             while not self.store.is_done(name):
                 time.sleep(0.1)
@@ -320,7 +307,7 @@ class Run:
     ) -> Evaluation:
         """Measure policies on the test prompts, as the recipe's `eval` says."""
         if self.recipe.engine.name != "fake":
-            self._pretrain([self.recipe.agents[policy.agent].base for policy in policies])
+            pretrain([self.recipe.agents[policy.agent].base for policy in policies], self.progress)
         return evaluate.evaluate(self.context(redo), policies, against)
 
     def export(
@@ -386,7 +373,7 @@ class Run:
             pairs = context.human_pairs("d1").pairs
             write_parquet(self.store.path(name) / "pairs.parquet", pairs)
             if not fake:
-                self._pretrain([agent.base])
+                pretrain([agent.base], self.progress)
             job = Job(
                 dataset=self.store.path(name) / "pairs.parquet",
                 column="chosen",
@@ -401,7 +388,7 @@ class Run:
                 fake=fake,
                 logs=self.store.path("logs"),
             )
-            facts = self._fit(job, "training the reward model")
+            facts = fit(job, "training the reward model", self.progress, self._trainers, self._keep)
             facts |= self._held_out(context.prompts("test"))
             facts |= {"kind": "reward", "format": FORMAT, "base": job.base.id}
             facts |= {"base_revision": job.base.revision, "recipe": recipe.model_dump(mode="json")}
@@ -427,17 +414,6 @@ class Run:
                 worker = self._writers.get(f"the reward model {scorer.base.id}")
                 found = worker.call("macpo_data.reward:rewards", *told, report=report)
         return reward.accuracy(found[: len(pairs)], found[len(pairs) :])
-
-    def _fit(self, job: Job, title: str) -> dict[str, Any]:
-        """Train in a process of its own; the fake engine needs none."""
-        from macpo_train.train import train
-
-        with self.progress(title) as report:
-            if job.fake:
-                return train(report, job)
-            worker = self._trainers.get("training" if self._keep else job.base.id)
-            facts: dict[str, Any] = worker.call("macpo_train.train:train", job, report=report)
-            return facts
 
     def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:
         """What the scores of a dataset depend on, where they are those of one policy, `start`."""
@@ -469,6 +445,33 @@ def _first() -> bool:
 
 def _several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def fit(
+    job: Job, title: str, progress: Progress, workers: Workers, shared: bool = False
+) -> dict[str, Any]:
+    """Train in a process of its own, or one that all bases share; the fake engine needs none."""
+    from macpo_train.train import train
+
+    with progress(title) as report:
+        if job.fake:
+            return train(report, job)
+        worker = workers.get("training" if shared else job.base.id)
+        facts: dict[str, Any] = worker.call("macpo_train.train:train", job, report=report)
+        return facts
+
+
+def pretrain(bases: list[str], progress: Progress) -> None:
+    """Make those of the embedded world's bases that are missing."""
+    bases = [base for base in bases if base.startswith(models.WORLD)]
+    for base in bases:
+        models.check_world_base(base)
+    names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
+    missing = [name for name in names if not world.is_ready(name)]
+    if not missing:
+        return
+    with progress(f"pretraining {', '.join(missing)} (once, then cached)") as report:
+        pretrain_bases(missing, report)
 
 
 def pretrain_bases(names: list[str], report: Report) -> None:
