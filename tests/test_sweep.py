@@ -140,6 +140,12 @@ def test_who_is_measured(open_sweep: OpenSweep) -> None:
         open_sweep(agents=["x"], seeds=2)
 
 
+def test_the_runs_own_reward_model_is_trained_first(open_sweep: OpenSweep) -> None:
+    found = open_sweep(seeds=2, rounds=0, set={"eval.reward": "trained"}).make()
+    assert set(found.results["measure"]) == {"gold", "reward"}
+    assert not any(m.problem for m in found.measured)
+
+
 def test_variants_that_come_out_the_same(open_sweep: OpenSweep) -> None:
     sweep = open_sweep(grid={"engine.batch_size": [4, 8], "dpo.beta": [0.1, 0.2]}, seeds=2)
     assert sweep.twins() == [
@@ -177,6 +183,8 @@ def test_the_time_left(open_sweep: OpenSweep) -> None:
     elsewhere.make()
     seconds, untimed = sweep.seconds_left()
     assert seconds > 0 and not untimed
+    other = open_sweep(variants={"spin": {"method": "spin"}}, run="spin")
+    assert other.seconds_left()[1] == 0  # another method's datasets tell about how long
     sweep.make()
     assert sweep.seconds_left() == (0, 0)
 
@@ -186,7 +194,7 @@ def test_the_time_left(open_sweep: OpenSweep) -> None:
     [
         ((40, 0), "about 40 s left"),
         ((600, 0), "about 10 min left"),
-        ((9000, 2), "about 2.5 h left, and 2 steps like none that was timed"),
+        ((9000, 2), "about 2.5 h left, without 2 of a kind that was never timed"),
     ],
 )
 def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
@@ -207,6 +215,10 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--grid", "run=a,b"], "run: all variants share one folder"),
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
         (["--seeds", "0"], "sweep: seeds"),
+        (
+            ["-r", "hh_helpful", "--seeds", "2"],
+            "nothing would measure the answers: set eval.reward",
+        ),
         (["baselinez"], "no study named 'baselinez'; shipped are .*noise"),
         (["./none.yaml"], "cannot read study ./none.yaml"),
         (["./bad.yaml"], "study ./bad.yaml: grid.dpo.beta: list should have.*; grids: unknown"),
