@@ -340,8 +340,8 @@ class Run:
             return [f"wrote  {to}", f"wrote  {key}, which keeps who is who: not for annotators"]
         if prompts is None:
             raise MacpoError(f"name the prompts of {form} with --prompts FILE")
-        count = exports.export(self.context(redo), positive[0], form, prompts, to)
-        return [f"wrote  {to}: {count} answers of {positive[0]}"]
+        count, empty = exports.export(self.context(redo), positive[0], form, prompts, to)
+        return [f"wrote  {to}: {count} answers of {positive[0]}, {empty} of them empty"]
 
     def train_reward(self, redo: bool = False) -> Path:
         """Train the run's own reward model on D1's human pairs, and return its folder.

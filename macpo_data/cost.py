@@ -164,8 +164,8 @@ def measure(plan: Plan, store: Store) -> Sizes:
 
 def _count(recipe: Recipe, part: Part) -> int:
     spec, limit = getattr(recipe.data, part), recipe.data.limit
-    counts = [spec.count or UNKNOWN_ROWS, *([spec.more.count] if spec.more else [])]
-    return sum(min(count, limit or count) for count in counts)
+    count = (spec.count or UNKNOWN_ROWS) + (spec.more.count if spec.more else 0)
+    return min(count, limit or count)
 
 
 def _counter(recipe: Recipe) -> tuple[Callable[[str], float], str]:

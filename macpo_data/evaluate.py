@@ -162,9 +162,8 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
     found = []
     for path in sorted(store.root.glob("eval/*/manifest.json")):
         name = str(path.parent.relative_to(store.root))
-        manifest = _fresh(plan, store, name)
-        if manifest is not None:
-            found.append((path.stat().st_mtime_ns, _read(store, name), manifest["by"]))
+        if fresh := _fresh(plan, store, name):
+            found.append((path.stat().st_mtime_ns, *fresh))
     if not found:
         return None
     found.sort(key=lambda each: each[0], reverse=True)
@@ -229,15 +228,15 @@ def trained(plan: Plan, store: Store, last: int | None = None) -> list[Policy]:
     ]
 
 
-def _fresh(plan: Plan, store: Store, name: str) -> Manifest | None:
-    """An evaluation's manifest, unless it is damaged, another recipe's, or something changed."""
+def _fresh(plan: Plan, store: Store, name: str) -> tuple[Evaluation, dict[str, Any]] | None:
+    """An evaluation and who judged, unless damaged, another recipe's, or something changed."""
     try:
         manifest = store.manifest(name)
         if manifest is None or not is_of(plan, manifest):
             return None
         same = all(store.content(n) in (c, None) for n, c in manifest["inputs"].items())
-        _read(store, name)  # an earlier version may have had other columns
-        return store.verify(name) if same and "by" in manifest else None
+        # An earlier version may have had other columns.
+        return (_read(store, name), manifest["by"]) if same and "by" in manifest else None
     except (DataError, StoreError):
         return None
 

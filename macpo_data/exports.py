@@ -40,8 +40,10 @@ class Question:
         return self.opening[-1]["content"]
 
 
-def export(ctx: Context, policy: Policy, form: str, prompts: Path, to: Path) -> int:
-    """Answer an evaluator's prompts and write the answers in its form; how many.
+def export(ctx: Context, policy: Policy, form: str, prompts: Path, to: Path) -> tuple[int, int]:
+    """Answer an evaluator's prompts and write the answers in its form; how many, how many empty.
+
+    An answer that could not be written, such as to a prompt that is too long, is an empty one.
 
     Raises:
         DataError: the prompts cannot be read.
@@ -52,7 +54,7 @@ def export(ctx: Context, policy: Policy, form: str, prompts: Path, to: Path) -> 
     text = FORMS[form](name, asked, answers)
     with atomic(to) as temporary:
         temporary.write_text(text, "utf-8")
-    return len(asked)
+    return len(asked), sum(not all(turns) for turns in answers)
 
 
 def questions(path: Path) -> list[Question]:

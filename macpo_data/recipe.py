@@ -121,7 +121,7 @@ class DataBase(Section):
     d1: PartSpec = PartSpec()  # initialises the teachers: human answers are used
     d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts are used
     test: PartSpec = PartSpec()  # held out for evaluation
-    limit: Count | None = None  # at most this many rows of each part, for a quick look
+    limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
     overlap: bool = False  # d2 may be drawn from the prompts of d1

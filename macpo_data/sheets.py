@@ -34,8 +34,11 @@ def write_sheet(ctx: Context, policy: Policy, against: str, to: Path) -> Path:
     """Write a sheet, and return where its key is.
 
     Raises:
-        MacpoError: there is no such baseline, it is not trained yet, or a key is in the way.
+        MacpoError: there is no such baseline, it is not trained yet or the policy itself, or a
+            key is in the way.
     """
+    if against == str(policy):
+        raise DataError(f"{policy} beside itself tells nothing; name another with --against")
     where = to.with_suffix(".key.json")
     if where.exists():
         raise DataError(f"{where} is another sheet's key; move it away, or choose another --to")

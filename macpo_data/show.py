@@ -253,7 +253,7 @@ def print_evaluation(found: Evaluation) -> None:
             str(Policy(str(agent), behavior, round_)),
             f"{first['chars']:.0f}",
             *([f"{first['truncated']:.0%}"] if cut else []),
-            *(_interval(cells[column]) if column in cells else "" for column in columns),
+            *(Text(_interval(cells[c]) if c in cells else "") for c in columns),
         )
     console = Console()
     console.print(shown)
@@ -266,9 +266,9 @@ def print_evaluation(found: Evaluation) -> None:
 
 
 def _interval(found: dict[str, Any]) -> str:
-    """An estimate with its 95 % interval, where there is one."""
+    """An estimate with its 95 % interval; that of a single row has none."""
     if found["low"] is None:
-        return f"{found['mean']:.3f}"
+        return f"{found['mean']:.3f} [none]"
     low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{found[k]:.2f}") for k in ("low", "high"))
     return f"{found['mean']:.3f} [{low},{high}]"
 

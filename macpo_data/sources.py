@@ -12,14 +12,14 @@ import hashlib
 import io
 import random
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import polars as pl
 
 from macpo_data import models, schema, world
 from macpo_data.errors import DataError
-from macpo_data.recipe import Columns, Data, FileData, More, PairsData, PKUData, WorldData
+from macpo_data.recipe import Columns, Data, FileData, More, PairsData, PartSpec, PKUData, WorldData
 from macpo_data.schema import MESSAGES, PROMPTS, UNUSABLE, Part
 
 # The order in which parts are settled: what is held out must stay clean whatever is trained on.
@@ -54,73 +54,49 @@ def read_parts(
     Raises:
         DataError: a dataset cannot be read, or holds too few usable rows.
     """
-    files = {path: _read_file(path) for path in all_paths(data) if is_local(path)}
-    places = _places(data, files)
-    pools: dict[Place, pl.DataFrame] = {}  # usable rows, shuffled; each part takes from the top
-    whole: dict[Place, pl.DataFrame] = {}  # the same before anybody took
-    aside: dict[Place, pl.DataFrame] = {}
+    files = {path: read_file(path) for path in all_paths(data) if is_local(path)}
+    pools: dict[tuple[str, Place], pl.DataFrame] = {}  # usable rows, shuffled; taken from the top
+    aside: dict[tuple[str, Place], pl.DataFrame] = {}
     taken: dict[str, Part] = {}
-    parts: dict[Part, pl.DataFrame] = {}
-    for part, place in places.items():
+    parts = {part: schema.empty(PROMPTS) for part in PARTS}
+    for part, form, count, place in _draws(data, files):
+        name = part if form is data else f"{part}.more"
+        room = data.limit and data.limit - len(parts[part])
+        if room == 0:
+            continue
         # 1. The first part that names a place opens it.
-        if place not in pools:
-            rows = [_read(data, origin, seed, files, revisions) for origin in place]
+        key = (name if form is not data else "", place)
+        if key not in pools:
+            rows = [_read(form, origin, seed, files, revisions) for origin in place]
             judged = _judge(pl.concat(rows), data.max_prompt_chars)
-            pools[place] = _shuffle(judged.filter(pl.col("reason").is_null()), seed)
-            whole[place] = pools[place]
-            aside[place] = _put_aside(judged, part)
+            pools[key], aside[key] = _shuffle(_usable(judged), seed), _put_aside(judged, part)
         # 2. What an earlier part took from another place is not drawn again.
-        pool = _unless_taken(pools[place], taken)
-        if part == "d2" and data.overlap:
-            held_out = {id_: by for id_, by in taken.items() if by == "test"}
-            pool = _unless_taken(whole[place], held_out)
-        free = pool.filter(pl.col("reason").is_null())
-        aside[place] = pl.concat([aside[place], _put_aside(pool, part)])
+        barred = taken
+        if name == "d2" and data.overlap:
+            barred = {id_: by for id_, by in taken.items() if by == "test"}
+        pool = _unless_taken(pools[key], barred)
+        free = _usable(pool)
+        aside[key] = pl.concat([aside[key], _put_aside(pool, part)])
         # 3. Take from the top. A limit alone asks for no more than there are.
-        count = getattr(data, part).count or len(free)
-        asked = min(count, data.limit or count)
+        count = count or len(free)
+        asked = min(count, room or count)
         if free.is_empty() or len(free) < asked:
-            raise DataError(_too_few(data, part, place, asked, len(free), aside[place]))
-        drawn, pools[place] = free.head(asked), free.slice(asked)
+            raise DataError(_too_few(data, name, place, asked, len(free), aside[key]))
+        drawn = schema.check(free.head(asked), PROMPTS, f"data.{name}")
+        pools[key] = free if name == "d1" and data.overlap else free.slice(asked)
         taken = dict.fromkeys(drawn["prompt_id"], part) | taken
-        if more := getattr(data, part).more:
-            rest = _more(data, more, part, seed, files, revisions, taken)
-            drawn = pl.concat([drawn, rest])
-            taken = dict.fromkeys(rest["prompt_id"], part) | taken
-        parts[part] = schema.check(drawn, PROMPTS, f"data.{part}")
+        parts[part] = parts[part].vstack(drawn)
     return parts, schema.check(pl.concat(aside.values()), UNUSABLE, "unusable rows")
+
+
+def _usable(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.filter(pl.col("reason").is_null())
 
 
 def _unless_taken(pool: pl.DataFrame, taken: Mapping[str, Part]) -> pl.DataFrame:
     """Give those that another part has drawn a reason."""
     owner = pl.col("prompt_id").replace_strict(taken, default=None, return_dtype=pl.String)
     return pool.with_columns(reason="prompt_in_" + owner)
-
-
-def _more(
-    data: Data,
-    more: More,
-    part: Part,
-    seed: int,
-    files: Frames,
-    revisions: Mapping[str, str | None],
-    taken: Mapping[str, Part],
-) -> pl.DataFrame:
-    """What a part draws from its second dataset.
-
-    Raises:
-        DataError: it holds too few usable rows.
-    """
-    whole = more.path in files and files[more.path].schema.get("split") != pl.String
-    origin = (more.path, None if whole else more.split or "train")
-    judged = _judge(_read(more, origin, seed, files, revisions), data.max_prompt_chars)
-    usable = _unless_taken(judged.filter(pl.col("reason").is_null()), taken)
-    free = _shuffle(usable.filter(pl.col("reason").is_null()), seed)
-    asked = min(more.count, data.limit or more.count)
-    if len(free) < asked:
-        there = _put_aside(judged, part)
-        raise DataError(_too_few(data, f"{part}.more", (origin,), asked, len(free), there))
-    return free.head(asked)
 
 
 def mores(data: Data) -> list[More]:
@@ -182,15 +158,6 @@ def preference_rows(raw: pl.DataFrame, columns: Columns, path: str) -> pl.DataFr
     return _judge(_pairs(raw, columns, path), None)
 
 
-def read_file(path: str) -> pl.DataFrame:
-    """A parquet or JSONL file as it is.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    return _read_file(path)
-
-
 def _part_paths(data: FileData, part: Part) -> list[str]:
     named = getattr(data, part).path or data.path
     return [named] if isinstance(named, str) else list(named or [])
@@ -204,7 +171,14 @@ def _places(data: Data, files: Frames) -> dict[Part, Place]:
             raise DataError(f"{', '.join(odd)}: source world has no path or split; leave them out")
         places: dict[Part, Place] = dict.fromkeys(PARTS, ((WORLD, None),))
     else:
-        places = {part: _origins(data, part, files) for part in PARTS}
+        places = {
+            part: tuple(
+                _origin(path, getattr(data, part).split, files) for path in _part_paths(data, part)
+            )
+            for part in PARTS
+        }
+        if bare := [part for part, place in places.items() if not place]:
+            raise DataError(f"data.{bare[0]}.path is an empty list; name a file or a Hub dataset")
     drawn = {part: place for part, place in places.items() if part != "d2" or not data.overlap}
     shared = [part for part in drawn if list(drawn.values()).count(drawn[part]) > 1]
     if open_ends := [f"data.{part}.count" for part in shared if not getattr(data, part).count]:
@@ -215,17 +189,21 @@ def _places(data: Data, files: Frames) -> dict[Part, Place]:
     return places
 
 
-def _origins(data: FileData, part: Part, files: Frames) -> Place:
-    """A part's files and Hub datasets, each with the split that counts for it."""
-    split = getattr(data, part).split
-    place: list[Origin] = []
-    for path in _part_paths(data, part):
-        # A file without a text column `split` is one split, whatever the recipe calls it.
-        whole = path in files and files[path].schema.get("split") != pl.String
-        place.append((path, None if whole else split if path in files else split or "train"))
-    if not place:
-        raise DataError(f"data.{part}.path is an empty list; name a file or a Hub dataset")
-    return tuple(place)
+def _draws(data: Data, files: Frames) -> Iterator[tuple[Part, Data | More, int | None, Place]]:
+    """What is drawn, in order: of each part its rows, then those of its second dataset."""
+    for part, place in _places(data, files).items():
+        spec: PartSpec = getattr(data, part)
+        yield part, data, spec.count, place
+        if more := spec.more:
+            yield part, more, more.count, (_origin(more.path, more.split or "train", files),)
+
+
+def _origin(path: str, split: str | None, files: Frames) -> Origin:
+    """A file or Hub dataset, and the split that counts for it."""
+    if path not in files:
+        return path, split or "train"
+    # A file without a text column `split` is one split, whatever the recipe calls it.
+    return path, split if files[path].schema.get("split") == pl.String else None
 
 
 def _shuffle(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -305,7 +283,12 @@ def _read_bytes(path: str) -> bytes:
         raise DataError(f"cannot read {path}: {error.strerror}; check the file") from None
 
 
-def _read_file(path: str) -> pl.DataFrame:
+def read_file(path: str) -> pl.DataFrame:
+    """A parquet or JSONL file as it is.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     content = _read_bytes(path)
     try:
         if path.endswith(".gz"):

@@ -47,21 +47,24 @@ def verdict(student: str, scores: Rows, responses: pl.DataFrame) -> dict[str, st
         text = "macpo eval scores the answers to the held-out prompts."
         return {"state": "unknown", "title": "Not evaluated yet", "text": text}
     mine = [s for s in mine if s["measure"] == measure]
-    (first, *_, last) = (mine[0], *mine)
+    if measure not in BY_PROMPT:
+        return _against(list({s["against"]: s for s in mine}.values()), measure)
+    first, last = mine[0], mine[-1]
     rounds = first["round"], last["round"]
-    moved = None
-    if measure in BY_PROMPT and first is not last:
-        moved = change(responses, student, measure, *rounds)
+    moved = None if first is last else change(responses, student, measure, *rounds)
     if moved is None:
-        return _alone(last, measure)
+        interval = _interval(last["low"], last["high"])
+        title = f"The student's {measure} in round {last['round']}: {last['mean']:.3f}"
+        text = f"One round is no trend: {interval}, {last['responses']:,} held-out prompts."
+        return {"state": "unknown", "title": title, "text": text}
     state = _state(moved.low, moved.high, 0.0)
     said = {"better": "got better", "worse": "got worse"}.get(state, "did not clearly change")
     return {
         "state": state,
         "title": f"The student {said}: {measure} {first['mean']:.3f} to {last['mean']:.3f}",
         "text": f"From round {rounds[0]} to round {rounds[1]} its mean score on the held-out "
-        f"prompts changed by {moved.mean:+.3f} (95 % interval {moved.low:+.3f} to "
-        f"{moved.high:+.3f}, {last['responses']:,} prompts).",
+        f"prompts changed by {moved.mean:+.3f} ({_interval(moved.low, moved.high, '+')}, "
+        f"{last['responses']:,} prompts).",
     }
 
 
@@ -77,19 +80,25 @@ def _state(low: float | None, high: float | None, level: float) -> str:
     return "better" if low > level else "worse" if high < level else "same"
 
 
-def _alone(last: dict[str, Any], measure: str) -> dict[str, str]:
-    """What one score says: a win rate against its baseline, or one round's mean."""
-    low, high = last["low"], last["high"]
-    interval = "" if low is None else f"95 % interval {low:.3f} to {high:.3f}, "
-    interval = f"{interval}{last['responses']:,} held-out prompts."
-    if last["against"] is None:
-        title = f"The student's {measure} in round {last['round']}: {last['mean']:.3f}"
-        return {"state": "unknown", "title": title, "text": f"One round is no trend: {interval}"}
-    state = _state(low, high, 0.5)
-    said = {"better": "beats", "worse": "loses to"}.get(state, "is level with")
+def _interval(low: float | None, high: float | None, sign: str = "-") -> str:
+    if low is None or high is None or low != low:
+        return "one prompt has no interval"
+    return f"95 % interval {low:{sign}.3f} to {high:{sign}.3f}"
+
+
+def _against(scores: Rows, measure: str) -> dict[str, str]:
+    """What the last win rate against each baseline says."""
+    states = [_state(s["low"], s["high"], 0.5) for s in scores]
+    said = {"better": "beats", "worse": "loses to"}
     kind = "Length-controlled win rate" if measure == "win_lc" else "Win rate"
-    return {
-        "state": state,
-        "title": f"The student {said} {last['against']}: {last['mean']:.0%}",
-        "text": f"{kind} of round {last['round']}: {interval}",
-    }
+    title = ", ".join(
+        f"{said.get(state, 'is level with')} {s['against']}: {s['mean']:.0%}"
+        for s, state in zip(scores, states, strict=True)
+    )
+    text = " ".join(
+        f"{kind} of round {s['round']} against {s['against']}: {_interval(s['low'], s['high'])}, "
+        f"{s['responses']:,} held-out prompts."
+        for s in scores
+    )
+    state = states[0] if len(set(states)) == 1 else "unknown"
+    return {"state": state, "title": f"The student {title}", "text": text}

@@ -215,6 +215,15 @@ def test_an_interval_in_the_terminal(low: float, high: float, shown: str) -> Non
     assert show._interval({"mean": 1.0, "low": low, "high": high}) == f"1.000 {shown}"
 
 
+def test_of_one_prompt_there_is_no_interval(
+    open_run: OpenRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = everything(open_run("rounds=0", "data.test.count=1"))
+    show.print_evaluation(run.evaluate([Policy("student", "positive", 0)], "chosen"))
+    said = capsys.readouterr().out
+    assert said.count("[none]") == 3 and "nan" not in said  # gold, win, LC win
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

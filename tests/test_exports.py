@@ -12,6 +12,7 @@ import pytest
 from conftest import Macpo, OpenRun, shared
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_server import serve
 
 import cli
 from macpo_data import sheets, stats
@@ -62,6 +63,23 @@ def test_arena_hard_on_its_own_questions(run: Run, tmp_path: Path) -> None:
     assert rows[0]["uid"] == "328c149ed45a41c0b9d6f14659e63599"
     user, assistant = rows[0]["messages"]
     assert user["role"] == "user" and assistant["content"]["answer"]
+
+
+def test_an_empty_answer_is_there_and_told(tmp_path: Path, open_run: OpenRun) -> None:
+    """A server that has nothing to say to one of two questions."""
+
+    def reply(model: str, messages: list[dict[str, str]]) -> str:
+        return "" if messages[-1]["content"] == "Two?" else "Yes."
+
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"instruction": "One?"}\n{"instruction": "Two?"}\n')
+    with serve(reply) as server:
+        endpoint = json.dumps({"base_url": server.url, "model": "m", "retries": 0, "max_failed": 1})
+        run = open_run(f"agents.student.endpoint={endpoint}", fake=False)
+        (said,) = run.export("alpaca_eval", [Policy("student")], None, prompts, tmp_path / "a")
+    assert said.endswith("2 answers of student-base, 1 of them empty")
+    rows = json.loads((tmp_path / "a").read_text())
+    assert [row["output"] for row in rows] == ["Yes.", ""]
 
 
 def test_the_second_turn_is_answered_after_the_first(run: Run, tmp_path: Path) -> None:
@@ -186,6 +204,8 @@ def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
     run.export("human", [STUDENT], "chosen", None, sheet)
     with pytest.raises(MacpoError, match="exists already"):
         run.export("human", [STUDENT], "chosen", None, sheet)
+    with pytest.raises(DataError, match="beside itself tells nothing"):
+        run.export("human", [STUDENT], str(STUDENT), None, tmp_path / "self.csv")
     with pytest.raises(DataError, match="cannot read the key"):
         sheets.read_sheets(run.context(), [sheet], tmp_path / "none.json")
     other = tmp_path / "other.csv"

@@ -98,6 +98,25 @@ def test_a_win_rate_is_held_against_one_half() -> None:
     assert verdict("s", level, answers({}))["state"] == "same"
 
 
+def test_every_baseline_has_its_say() -> None:
+    """The newest stands first; of each the last round counts."""
+    base: dict[str, object] = {"measure": "win", "against": "student-base"}
+    human = base | {"against": "chosen"}
+    rows = [score(1, 0.8, low=0.7, high=0.9, **base), score(1, 0.2, low=0.1, high=0.3, **human)]
+    found = verdict("s", [*rows, score(0, 0.5, low=0.4, high=0.6, **human)], answers({}))
+    assert found["state"] == "unknown"
+    assert found["title"] == "The student loses to chosen: 20%, beats student-base: 80%"
+    assert "against chosen: 95 % interval 0.100 to 0.300" in found["text"]
+
+
+def test_one_prompt_has_no_interval() -> None:
+    """A change from 0 to 1 on a single prompt: no trend."""
+    responses = pl.concat([answers({0: [0.0], 1: [1.0]}, agent) for agent in ("s", "t")])
+    scores = [score(0, 0.0), score(1, 1.0)]
+    found = verdict("s", scores, responses)
+    assert found["state"] == "unknown" and "(one prompt has no interval" in found["text"]
+
+
 def test_quantiles_and_margins_by_hand() -> None:
     """Candidates of perplexity 1, 2, 4, rejected 4: margins ln 4, ln 2, 0; chosen is the first."""
     candidates = pl.DataFrame(

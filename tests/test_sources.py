@@ -226,6 +226,39 @@ def test_ultrachat_beside_another(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+def test_a_second_dataset_has_the_rights_of_the_first(tmp_path: Path) -> None:
+    """The second holds rows 5-14, of which test took 5 and d1 6 and 7, and one without a prompt: 7
+    are left. A limit bounds both together: of 4 rows 3 are the first's, of 2 all."""
+    first = jsonl(tmp_path / "first.jsonl", plain(3, 6)[:2] + plain(1, 50))
+    second = jsonl(tmp_path / "second.jsonl", [*plain(10, 5), plain(1)[0] | {"prompt": ""}])
+    files: dict[str, Any] = {
+        "test": {"path": jsonl(tmp_path / "test.jsonl", plain(1, 5))},
+        "d1": {"path": first, "more": {"source": "pairs", "path": second, "count": 7}},
+        "d2": {"path": jsonl(tmp_path / "d2.jsonl", plain(1, 99))},
+    }
+    parts, unusable = read(source="pairs", **files)
+    assert len(parts["d1"]) == 3 + 7
+    told = {"prompt_in_test": 1, "prompt_in_d1": 2, "empty_prompt": 1}
+    assert counts(unusable) == told and set(unusable["part"]) == {"d1"}
+    for limit in (4, 2):
+        some, _ = read(source="pairs", limit=limit, **files)
+        assert some["d1"].equals(parts["d1"].head(limit))
+
+
+def test_with_overlap_nobody_is_put_aside_for_what_was_drawn(tmp_path: Path) -> None:
+    """One file for all three parts: test's 4 rows are used, so that they are not unusable; a twin
+    of a test row in d2's own file is."""
+    path = jsonl(tmp_path / "all.jsonl", plain(12))
+    parts, unusable = read(source="pairs", path=path, overlap=True, test={"count": 4},
+                           d1={"count": 8})  # fmt: skip
+    assert len(parts["d1"]) == 8 and ids(parts["d2"]) == ids(parts["d1"])
+    assert unusable.is_empty()
+    twin = jsonl(tmp_path / "twin.jsonl", plain(3, 10))
+    one = {"path": jsonl(tmp_path / "one.jsonl", plain(1, 10))}
+    _, unusable = read(source="pairs", d1={"path": path}, d2={"path": twin}, test=one, overlap=True)
+    assert counts(unusable) == {"prompt_in_test": 2}
+
+
 # ---------------------------------------------------------------------------- forms
 
 
