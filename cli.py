@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -224,12 +225,64 @@ def run_(
             return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
-            if outcome.waiting or each == wanted[-1]:
+            why = None if outcome.waiting else run.converged(each)
+            if outcome.waiting or why or each == wanted[-1]:
                 break
             _print_outcome(outcome)
+        if why:
+            run.say(why)
         if not outcome.waiting:
             _print_results(run, each)
         _finish(run, outcome, whole=True)
+
+
+@app.command()
+def sweep(
+    study: Annotated[
+        str | None, typer.Argument(help="A shipped study's name, or a YAML file.")
+    ] = None,
+    recipe: RecipeOption = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B,C", help="Values to compare; repeatable, then all together."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="So many (3), or these (3,4,5).", show_default="1")
+    ] = None,
+    until: Annotated[int | None, typer.Option(min=0, help="The last round.")] = None,
+    agents: Annotated[
+        str | None, typer.Option(help="Measure these, as student,teacher_1. Default: the student.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Folder under runs/ that all share.")] = None,
+    runs: RunsOption = RUNS,
+    sets: SetOption = None,
+    dry_run: DryOption = False,
+) -> None:
+    """Make a family of recipes in one run folder, each shared step once, and compare them.
+
+    `macpo sweep --grid dpo.beta=0.05,0.1 --seeds 3`, or `macpo sweep baselines`.
+    """
+    from macpo_data.show import print_standings, print_sweep, progress
+    from macpo_data.study import load_study, parse_grid, parse_seeds, variants
+    from sweeps import Sweep, write
+
+    said = {
+        "recipe": recipe, "grid": parse_grid(grid or []) or None, "rounds": until, "run": run,
+        "seeds": parse_seeds(seeds) if seeds else None,
+        "agents": [name.strip() for name in agents.split(",")] if agents else None,
+    }  # fmt: skip
+    loaded = load_study(study, {k: v for k, v in said.items() if v is not None})
+    family = Sweep(loaded, variants(loaded, sets), runs, partial(progress, leave=False), _say_aside)
+    for one, other in family.twins():
+        _say_aside(f"{one} and {other} come out the same: nothing that they differ in is read")
+    if dry_run:
+        return print_sweep(family.outline())
+    found = family.make()
+    print_standings(found)
+    for path in write(found, family.folder, Path(study).stem if study else family.home.recipe.run):
+        _say(f"wrote    {path}")
+    if any(m.problem for m in found.measured):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -472,11 +525,14 @@ def pull(
         "macpo.yaml"
     ),
     runs: RunsOption = RUNS,
+    local_paths: Annotated[
+        bool, typer.Option("--local-paths", help="Its recipe may read files of this machine.")
+    ] = False,
 ) -> None:
     """Bring a published round here, checked against its manifests, to train on it."""
     from macpo_data.pull import pull_round
 
-    pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside)
+    pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside, local_paths)
     for line in pulled:
         _say(line)
     where = "" if to == Path("macpo.yaml") else f" --recipe {to}"
@@ -578,10 +634,14 @@ def clean(
     A folder that several recipes share needs all of them named.
     """
     from rounds import remove, unreachable
+    from sweeps import recorded
 
     opened = [_open(name, runs, sets) for name in recipe or (None,)]
     if len({run.store.root for run in opened}) > 1:
         raise MacpoError("these recipes have different runs; clean one run at a time")
+    for path, variants in recorded(opened[0]):
+        _say_aside(f"kept: what the sweep in {path} reaches; without that file it is listed")
+        opened += variants
     names = unreachable(opened)
     store = opened[0].store
     for name in names:
@@ -665,13 +725,14 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 def _print_costs(run: Run, steps: list[Step]) -> None:
     """What the gen steps that are not done will ask of their models."""
     from macpo_data.cost import measure
+    from macpo_data.methods import method
     from macpo_data.show import print_costs
 
     found = run.states()
     todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
     if todo:
         sizes = measure(run.plan, run.store)
-        asked = [(step, run.method.asks(step, run.recipe, sizes)) for step in todo]
+        asked = [(step, method(run.recipe, step).asks(step, run.recipe, sizes)) for step in todo]
         print_costs(asked, run.recipe, sizes.note)
 
 

@@ -25,7 +25,7 @@ from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, St
 from macpo_data.generate import versions
 from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
-from macpo_data.methods import Method, make_plan, method
+from macpo_data.methods import make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.store import Manifest, State, Store, inputs, states, write_parquet
@@ -59,8 +59,8 @@ class Run:
         self.label = recipe.run  # its name on a page of several
         self.said = ""  # the options that made this run, for the next command
         self.plan: Plan = make_plan(recipe)
-        self.method: Method = method(recipe)
         self.store = Store(runs / recipe.run, say)
+        self._shown = progress
         self.progress = noted(progress, self.store.root / NOTES)
         self.say = say
         self._keep = recipe.engine.keep_loaded > 1
@@ -73,8 +73,19 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give all memory back; after Ctrl-C, at once."""
-        self._writers.close(kill=kind is Interrupted)
-        self._trainers.close(kill=kind is Interrupted)
+        self.close(kill=kind is Interrupted)
+
+    def close(self, kill: bool = False) -> None:
+        """End the processes; the next step starts new ones."""
+        self._writers.close(kill)
+        self._trainers.close(kill)
+
+    def beside(self, recipe: Recipe) -> Run:
+        """The run of a variant in the same folder, by the same processes where they fit it."""
+        other = Run(recipe, self.store.root.parent, self._shown, self.say)
+        if recipe.engine == self.recipe.engine:
+            other._writers, other._trainers = self._writers, self._trainers
+        return other
 
     @cached_property
     def lock(self) -> Lock:
@@ -161,8 +172,7 @@ class Run:
         for step in todo:
             outcome.waiting[step] = self.waits_for(step, found) or [STALE]
         if not self._keep:
-            self._writers.close()
-            self._trainers.close()
+            self.close()
         return outcome
 
     def _may(self, step: Step, found: dict[Step, State], redo: bool) -> bool:
@@ -187,6 +197,24 @@ class Run:
                 whole.waiting[step] = self.waits_for(step, found) or [STALE]
         return whole
 
+    def converged(self, round_: int) -> str | None:
+        """Why a run that stops at convergence ends after a round; None where it goes on."""
+        if self.recipe.stop == "rounds" or round_ < 2:
+            return None
+        (student,) = self.recipe.students
+        found = []
+        for each in (round_ - 1, round_):
+            (step,) = self.select("gen", each, student)
+            manifest = self.store.manifest(self.plan.name(step)) or {}
+            found.append(manifest.get("summary", {}).get("chosen_perplexity"))
+        before, now = found
+        if not before or not now or (before - now) / before >= self.recipe.stop_below:
+            return None
+        return (
+            f"converged: the student's perplexity of what it learns was {before:.2f} in round "
+            f"{round_ - 1} and is {now:.2f} in round {round_} (stop_below {self.recipe.stop_below})"
+        )
+
     def _loaded(self, step: Step) -> bool:
         return self._writers.has(self.recipe.agents[step.learner].base)
 
@@ -194,27 +222,14 @@ class Run:
         """Pretrain the embedded world's bases where they are missing: all of the recipe at once."""
         if self.recipe.engine.name == "fake" or (step.kind == "gen" and not step.policies):
             return
-        self._pretrain([agent.base for agent in self.recipe.agents.values()])
-
-    def _pretrain(self, bases: list[str]) -> None:
-        """Make those of the embedded world that are missing."""
-        bases = [base for base in bases if base.startswith(models.WORLD)]
-        for base in bases:
-            models.check_world_base(base)
-        names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
-        missing = [name for name in names if not world.is_ready(name)]
-        if not missing:
-            return
-        title = f"pretraining {', '.join(missing)} (once, then cached)"
-        with self.progress(title) as report:
-            pretrain_bases(missing, report)
+        pretrain([agent.base for agent in self.recipe.agents.values()], self.progress)
 
     def _gen(self, step: Step, redo: bool) -> None:
         """Write the dataset of one gen step: build it as the method says, write it, seal it."""
         name, context = self.plan.name(step), self.context(redo)
         context.prompts("d1")
         made_from = inputs(self.plan, self.store, step)
-        data = self.method.build(step, context)
+        data = method(self.recipe, step).build(step, context)
         if data.pairs.is_empty():
             raise DataError(
                 f"{step}: no pair is left, dropped by reason: "
@@ -235,6 +250,7 @@ class Run:
         facts["signs"] = signs.of_dataset(
             data.pairs, data.candidates, self._signs(step, step.round - 1), self._signs(step, 1)
         )
+        facts["seconds"] = context.seconds
         self.store.finish(name, facts)
 
     def _signs(self, step: Step, round_: int) -> signs.Signs:
@@ -269,6 +285,7 @@ class Run:
             settings=settings.get(str(step.objective), recipe.dpo),
             lora=recipe.lora,
             train=recipe.train,
+            confidence=recipe.confidence if "confidence" in step.reads else None,
             lr_scale=agent.lr_scale,
             seed=recipe.seed,
             fake=fake,
@@ -276,7 +293,7 @@ class Run:
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
         )
-        facts = self._fit(job, f"training {step.makes}")
+        facts = fit(job, f"training {step.makes}", self.progress, self._trainers, self._keep)
         if not _first():
             while not self.store.is_done(name):
                 time.sleep(0.1)
@@ -300,7 +317,7 @@ class Run:
     ) -> Evaluation:
         """Measure policies on the test prompts, as the recipe's `eval` says."""
         if self.recipe.engine.name != "fake":
-            self._pretrain([self.recipe.agents[policy.agent].base for policy in policies])
+            pretrain([self.recipe.agents[policy.agent].base for policy in policies], self.progress)
         return evaluate.evaluate(self.context(redo), policies, against)
 
     def export(
@@ -366,7 +383,7 @@ class Run:
             pairs = context.human_pairs("d1").pairs
             write_parquet(self.store.path(name) / "pairs.parquet", pairs)
             if not fake:
-                self._pretrain([agent.base])
+                pretrain([agent.base], self.progress)
             job = Job(
                 dataset=self.store.path(name) / "pairs.parquet",
                 column="chosen",
@@ -381,7 +398,7 @@ class Run:
                 fake=fake,
                 logs=self.store.path("logs"),
             )
-            facts = self._fit(job, "training the reward model")
+            facts = fit(job, "training the reward model", self.progress, self._trainers, self._keep)
             facts |= self._held_out(context.prompts("test"))
             facts |= {"kind": "reward", "format": FORMAT, "base": job.base.id}
             facts |= {"base_revision": job.base.revision, "recipe": recipe.model_dump(mode="json")}
@@ -408,17 +425,6 @@ class Run:
                 found = worker.call("macpo_data.reward:rewards", *told, report=report)
         return reward.accuracy(found[: len(pairs)], found[len(pairs) :])
 
-    def _fit(self, job: Job, title: str) -> dict[str, Any]:
-        """Train in a process of its own; the fake engine needs none."""
-        from macpo_train.train import train
-
-        with self.progress(title) as report:
-            if job.fake:
-                return train(report, job)
-            worker = self._trainers.get("training" if self._keep else job.base.id)
-            facts: dict[str, Any] = worker.call("macpo_train.train:train", job, report=report)
-            return facts
-
     def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:
         """What the scores of a dataset depend on, where they are those of one policy, `start`."""
         manifest = self.store.manifest(dataset) or {}
@@ -430,7 +436,7 @@ class Run:
         return {
             "kind": step.kind,
             "format": FORMAT,
-            "method": self.recipe.method,
+            "method": step.method or self.recipe.method,
             "round": step.round,
             "learner": step.learner,
             "behavior": step.behavior,
@@ -449,6 +455,33 @@ def _first() -> bool:
 
 def _several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def fit(
+    job: Job, title: str, progress: Progress, workers: Workers, shared: bool = False
+) -> dict[str, Any]:
+    """Train in a process of its own, or one that all bases share; the fake engine needs none."""
+    from macpo_train.train import train
+
+    with progress(title) as report:
+        if job.fake:
+            return train(report, job)
+        worker = workers.get("training" if shared else job.base.id)
+        facts: dict[str, Any] = worker.call("macpo_train.train:train", job, report=report)
+        return facts
+
+
+def pretrain(bases: list[str], progress: Progress) -> None:
+    """Make those of the embedded world's bases that are missing."""
+    bases = [base for base in bases if base.startswith(models.WORLD)]
+    for base in bases:
+        models.check_world_base(base)
+    names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
+    missing = [name for name in names if not world.is_ready(name)]
+    if not missing:
+        return
+    with progress(f"pretraining {', '.join(missing)} (once, then cached)") as report:
+        pretrain_bases(missing, report)
 
 
 def pretrain_bases(names: list[str], report: Report) -> None:

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macpo_data import models, remote, sources, world
+from macpo_data import models, remote, sources
 from macpo_data.context import Progress
 from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.generate import versions
@@ -22,7 +22,8 @@ from macpo_data.schema import SCORES
 from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
 from macpo_data.tables import default_config, read_table
 from macpo_data.worker import Workers
-from macpo_train.train import ADAPTER_FILES
+from macpo_train.train import ADAPTER_FILES, Job
+from rounds import fit, pretrain
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"
@@ -59,8 +60,6 @@ def train_on(
     Raises:
         MacpoError: anything that a person can mend.
     """
-    from macpo_train.train import Job
-
     settings, out = load_settings(sets), out.resolve()
     if init and "lora" in settings.model_fields_set:
         raise MacpoError("lora.*: the adapter of --init keeps its shape; leave out one of them")
@@ -78,8 +77,8 @@ def train_on(
     )
     fake = settings.engine.name == "fake"
     found = models.Base(base, None if fake else models.resolve(agent), agent.trust_remote_code)
-    if found.is_world and not fake:
-        _pretrain(found, progress)
+    if not fake:
+        pretrain([base], progress)
     start = None if init is None else _adapter(init)
     scored_under = scores_depend_on(dataset, config) or {}
     reference = "the starting adapter" if start and settings.dpo.reference == "previous" else base
@@ -101,6 +100,7 @@ def train_on(
             settings=settings.dpo if settings.objective == "dpo" else settings.sft,
             lora=settings.lora,
             train=settings.train,
+            confidence=settings.confidence,
             seed=settings.seed,
             fake=fake,
             scored_under=scored_under if scored_under.get("base") == base else None,
@@ -108,8 +108,8 @@ def train_on(
             logs=out.parent / "logs",
             name=out.name,
         )
-        with progress(f"training {out.name} on {len(pairs)} pairs") as report:
-            facts = _train(report, job)
+        with closing(Workers(1)) as workers:
+            facts = fit(job, f"training {out.name} on {len(pairs)} pairs", progress, workers)
         if not first:
             return out
         manifest = {
@@ -214,32 +214,6 @@ def usable_pairs(
     if pairs.is_empty():
         raise DataError(f"{place}: no usable pair among {len(raw)} rows ({counts}); `macpo check`")
     return pairs, counts
-
-
-def _train(report: Any, job: Any) -> dict[str, Any]:
-    if job.fake:
-        from macpo_train.train import train
-
-        return train(report, job)
-    workers = Workers(1)
-    try:
-        facts: dict[str, Any] = workers.get(job.base.id).call(
-            "macpo_train.train:train", job, report=report
-        )
-        return facts
-    finally:
-        workers.close()
-
-
-def _pretrain(base: models.Base, progress: Progress) -> None:
-    """Make a base of the embedded world, where it is missing."""
-    name = base.id.removeprefix(models.WORLD)
-    if world.is_ready(name):
-        return
-    from rounds import pretrain_bases
-
-    with progress(f"pretraining {name} (once, then cached)") as report:
-        pretrain_bases([name], report)
 
 
 def _adapter(init: str) -> Path:

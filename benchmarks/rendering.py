@@ -133,7 +133,7 @@ def selecting(folder: Path) -> None:
     from macpo_data.store import write_parquet
 
     prompts, candidates, rejected = frames()
-    ranked = select.lowest_perplexity(candidates, rejected, Select())
+    ranked = select.by_perplexity(candidates, rejected, Select())
     write_parquet(folder / "selected.parquet", select.pair(prompts, ranked, rejected)[0])
 
 

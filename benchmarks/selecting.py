@@ -63,7 +63,7 @@ def main() -> None:
     settings = Select(max_perplexity=30.0, max_chars=4000, max_repetition=0.9)
 
     def work() -> tuple[pl.DataFrame, pl.DataFrame]:
-        ranked = select.lowest_perplexity(candidates, rejected, settings)
+        ranked = select.by_perplexity(candidates, rejected, settings)
         assert set(ranked.columns) == set(CANDIDATES)
         return select.pair(prompts, ranked, rejected)
 

@@ -119,14 +119,13 @@ def _preferences(entry: Entry) -> bool:
 
 def _metadata(index: Index, newest: str, suffix: str) -> str:
     licence = index[newest]["facts"]["licence"]
-    rows = index[newest]["configs"][newest]["rows"]
-    names = [name for entry in index.values() for name in entry["configs"]]
-    default = f"{newest}{suffix}" if f"{newest}{suffix}" in names else newest
+    known = {name: config for e in index.values() for name, config in e["configs"].items()}
+    rows = known[newest]["rows"]
+    default = f"{newest}{suffix}" if f"{newest}{suffix}" in known else newest
     configs = []
     infos = []
-    for name in sorted(names, key=lambda n: (n != default, n)):
-        entry = next(e for e in index.values() if name in e["configs"])
-        config = entry["configs"][name]
+    for name in sorted(known, key=lambda n: (n != default, n)):
+        config = known[name]
         configs.append(
             {"config_name": name}
             | ({"default": True} if name == default else {})
@@ -265,12 +264,11 @@ def _snippets(name: str, place: str, tagged: bool, entry: Entry) -> str:
         f"  subset: {name}\n  split: train\n  prompt_key: prompt\n  chosen_key: chosen_text\n"
         "  rejected_key: rejected_text",
     }
-    blocks = [f"{trainer}:\n\n```\n{text}\n```\n" for trainer, text in snippets.items()]
     note = (
         "The SFT term's weight does not carry over: TRL takes the mean over all chosen tokens of a "
         "batch, LLaMA-Factory and OpenRLHF the mean of each answer's mean.\n"
     )
-    return "\n".join([*blocks, note])
+    return f"{_blocks(snippets)}\n{note}"
 
 
 def _sft_snippets(name: str, place: str, tagged: bool, entry: Entry) -> str:
@@ -285,6 +283,10 @@ def _sft_snippets(name: str, place: str, tagged: bool, entry: Entry) -> str:
         "LLaMA-Factory": f"stage: sft\ndataset_dir: REMOTE:{place}\ndataset: {name}\n"
         f"# a copy on disk: dataset_dir: FOLDER, dataset: {name}_local",
     }
+    return _blocks(snippets)
+
+
+def _blocks(snippets: dict[str, str]) -> str:
     return "\n".join(f"{trainer}:\n\n```\n{text}\n```\n" for trainer, text in snippets.items())
 
 

@@ -66,6 +66,7 @@ class Context:
         self, plan: Plan, store: Store, workers: Workers, progress: Progress, redo: bool = False
     ) -> None:
         """Nothing is read or started yet. `redo` makes damaged parts anew."""
+        self.speakers: dict[str, Policy] = {}  # who speaks as a judge; else the agent's bare base
         self.used: dict[str, str] = {}  # content of every sample and score set that was read
         self.plan = plan
         self.recipe: Recipe = plan.recipe
@@ -76,6 +77,12 @@ class Context:
         self._progress = progress
         self._redo = redo
         self._pins: dict[str, str | None] | None = None
+        self._opened = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was opened: each step and each evaluation has a context of its own."""
+        return round(time.monotonic() - self._opened, 2)
 
     def prompts(self, part: Part) -> pl.DataFrame:
         """The prompts of a part, as PROMPTS.
@@ -118,24 +125,15 @@ class Context:
                 f"data.{part} needs human answers, chosen and rejected: round 0 trains the "
                 f"teachers on them; set data.columns or data.{part}.path"
             )
-        swap = self.recipe.data.noise if noise_for else 0.0
-        swapped = [
-            int(digest([self.recipe.seed, "noise", noise_for, i]), 16) < swap * 16**8
-            for i in prompts["prompt_id"]
-        ]
-        flip = pl.Series(swapped, dtype=pl.Boolean)
-        sides = prompts.select(
-            "prompt_id",
-            "prompt",
-            chosen=pl.when(flip).then("rejected").otherwise("chosen"),
-            rejected=pl.when(flip).then("chosen").otherwise("rejected"),
-        )
+        sides = prompts.select("prompt_id", "prompt", "chosen", "rejected")
         for side in ("chosen", "rejected"):
             human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
             sides = sides.with_columns(
                 **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
+        if noise_for:
+            sides = self._swapped(sides, self.recipe.data.noise, noise_for)
         barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
@@ -145,6 +143,24 @@ class Context:
         return RoundData(
             check(sides, PAIRS, "human pairs"), dropped=check(dropped, DROPPED, "dropped rows")
         )
+
+    def weak_labels(self, data: RoundData) -> RoundData:
+        """Pairs for the student's round 0, of which `data.label_noise` are swapped."""
+        noise = self.recipe.data.label_noise
+        return replace(data, pairs=self._swapped(data.pairs, noise, "labels"))
+
+    def _swapped(self, pairs: pl.DataFrame, share: float, whose: str) -> pl.DataFrame:
+        """Swap the sides of a share of the pairs, drawn for each of whom it is for."""
+        drawn = [int(digest([self.recipe.seed, "noise", whose, i]), 16) for i in pairs["prompt_id"]]
+        flip = pl.Series([n < share * 16**8 for n in drawn], dtype=pl.Boolean)
+        other = {"chosen": "rejected", "rejected": "chosen"}
+        sides = {
+            name: pl.when(flip).then(name.replace(side, other[side])).otherwise(name)
+            for side in other
+            for name in pairs.columns
+            if name.startswith(side)
+        }
+        return pairs.with_columns(**sides)
 
     def generate(
         self, policies: Sequence[Policy], part: Part, n: int = 1, draw: str = ""
@@ -231,16 +247,16 @@ class Context:
         ]
 
     def score(self, samples: pl.DataFrame, under: Policy) -> pl.DataFrame:
-        """Add SCORES under a policy to SAMPLES of D2 or the test prompts.
+        """Add SCORES under a policy to SAMPLES of D2 or the test prompts, or that bring a `prompt`.
 
         A response that was not written, or does not fit the model, has no score.
         """
         prompts = pl.concat([self.prompts("d2"), self.prompts("test")]).select(
             "prompt_id", "prompt"
         )
-        rows = samples.join(
-            prompts, on="prompt_id", how="left", maintain_order="left"
-        ).with_row_index()
+        rows = samples.with_row_index()
+        if "prompt" not in rows.columns:
+            rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
         rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
         # All responses to a prompt together, so that it is read once; like lengths together.

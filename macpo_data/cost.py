@@ -109,6 +109,8 @@ def judging(
     judge = recipe.judge
     if judge is None or judge.kind in ("gold", "reward"):
         return []
+    if judge.kind == "likelihood":
+        return [scoring(str(judge.agent), sizes.prompts[part], n * turns, recipe, sizes)]
     met = turns * {"all": n * (n - 1) / 2, "first_vs_rest": n - 1}.get(
         judge.pairs, ranking.swiss_rounds(n) * (n // 2)
     )

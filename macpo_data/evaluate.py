@@ -90,7 +90,9 @@ def write(
                 write_parquet(folder / f"{file}.parquet", frame)
             facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
             facts["signs"] = signs.of_evaluation(responses, ctx.recipe.teachers)
-            ctx.store.finish(name, {**facts, "judge": habits, "inputs": ctx.used})
+            facts |= {"method": ctx.recipe.method, "recipe": ctx.recipe.model_dump(mode="json")}
+            facts |= {"judge": habits, "inputs": ctx.used, "seconds": ctx.seconds}
+            ctx.store.finish(name, facts)
         os.utime(ctx.store.path(name) / MANIFEST)  # the one asked for last is the newest
     return _read(ctx.store, name)
 

@@ -259,6 +259,9 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
         return _by_score(rows, _gold)
     if (model := judge.reward) is not None and judge.kind == "reward":
         return _by_score(rows, lambda answers: ctx.rewards(answers, model))
+    if judge.kind == "likelihood":
+        who = ctx.speakers.get(str(judge.agent), Policy(str(judge.agent)))
+        return _by_score(rows, lambda answers: _likelihood(ctx, who, answers))
     criteria: list[str | None] = [None] * len(rows)
     if judge.kind == "mixture" and judge.criteria:
         criteria = _choose_criteria(ctx, judge, rows)
@@ -283,6 +286,15 @@ def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame], pl.Series]) ->
         .when(pl.col("a") == pl.col("b")).then(pl.lit("tie"))
     )  # fmt: skip
     return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
+
+
+def _likelihood(ctx: Context, who: Policy, answers: pl.DataFrame) -> pl.Series:
+    """The mean log-probability of an answer's tokens under a policy; null where it has none."""
+    key = ["prompt_id", "response", "finish_reason"]
+    scored = ctx.score(answers.select(*key, "prompt").unique(key, maintain_order=True), under=who)
+    known = scored.select(*key, likelihood=-pl.col("perplexity").log())
+    found = answers.join(known, on=key, how="left", maintain_order="left")
+    return found["likelihood"]
 
 
 def _gold(rows: pl.DataFrame) -> pl.Series:
@@ -351,7 +363,7 @@ def _ask(
         {"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts},
         schema={"prompt_id": pl.String, "prompt": MESSAGES},
     )
-    wanted = [(Policy(agent), rows) for agent in agents]
+    wanted = [(ctx.speakers.get(agent, Policy(agent)), rows) for agent in agents]
     whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
     said = ctx.ask(wanted, judge.sampling, f"judge-{what}")
     return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]

@@ -122,9 +122,13 @@ def _told(mixture: Mixture, prompt: list[Message], said: list[str]) -> list[Mess
     if not said:
         return prompt
     numbered = "\n\n".join(f"{n}. {text}" for n, text in enumerate(said, start=1))
-    text = fill(mixture.prompt, answers=numbered)
+    return tell(prompt, fill(mixture.prompt, answers=numbered), mixture.insert)
+
+
+def tell(prompt: list[Message], text: str, insert: str) -> list[Message]:
+    """Put a text before a conversation: into its system message, or before the first turn."""
     head, rest = _head(prompt)
-    if mixture.insert == "user":
+    if insert == "user":
         first: Message = {"role": "user", "content": f"{text}\n\n{rest[0]['content']}"}
         return [*head, first, *rest[1:]]
     system = "\n\n".join([*(m["content"] for m in head), text])

@@ -41,6 +41,7 @@ class Step:
     objective: Objective | None = None  # train: what is minimised
     policies: tuple[Policy, ...] = ()  # gen: who writes and scores; train: where it starts
     reads: tuple[str, ...] = ()  # dotted recipe paths that decide the result
+    method: str = ""  # whose rule it is, where several methods share it; empty: the recipe's
 
     def __str__(self) -> str:
         """As a person would call it: gen round 2 student."""
@@ -91,8 +92,9 @@ class Plan:
 
     @cached_property
     def prompts_fingerprint(self) -> str:
-        """Of the three parts of the data. Noise is no part of it: it is laid over D1 later."""
-        data = {k: v for k, v in self.recipe.read("data").items() if k != "noise"}
+        """Of the three parts of the data. Noise is no part of it: it is laid over them later."""
+        noise = ("noise", "label_noise")
+        data = {k: v for k, v in self.recipe.read("data").items() if k not in noise}
         return digest(["prompts", FORMAT, data, self.recipe.seed])
 
     def policy_fingerprint(self, policy: Policy) -> str:
@@ -130,7 +132,8 @@ class Plan:
                 if step.kind == "train"
                 else self.prompts_fingerprint
             )
-            who = [step.kind, self.recipe.method, step.round, step.learner, step.behavior]
+            method = step.method or self.recipe.method
+            who = [step.kind, method, step.round, step.learner, step.behavior]
             self._fingerprints[step] = digest([FORMAT, who, step.objective, fields, parents])
         return self._fingerprints[step]
 

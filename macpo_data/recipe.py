@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,11 +125,13 @@ class DataBase(Section):
     limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
+    label_noise: Share = 0.0  # share of the student's weak labels whose sides are swapped
     overlap: bool = False  # d2 may be drawn from the prompts of d1
 
     def identity(self) -> dict[str, Any]:
         """What is switched off is no part of it, so that older results keep their names."""
-        return {k: v for k, v in super().identity().items() if v or k != "overlap"}
+        off = ("label_noise", "overlap")
+        return {k: v for k, v in super().identity().items() if v or k not in off}
 
 
 class WorldData(DataBase):
@@ -270,7 +273,10 @@ class Select(Section):
     """Which candidates become chosen responses."""
 
     by: Literal["perplexity", "judge", "reward", "random"] = "perplexity"  # who is best
+    # Where perplexity selects: which is best.
+    order: Literal["lowest", "highest", "middle", "random"] = "lowest"
     keep: Count = 1  # pairs per prompt, the best first
+    pool: Annotated[Share | None, Field(gt=0.0)] = None  # share kept of all of these, the best
     max_perplexity: Positive | None = None  # where perplexity selects, none above it is chosen
     on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
     min_chars: Annotated[int, Field(ge=0)] = 1
@@ -291,8 +297,9 @@ class Select(Section):
     def identity(self) -> dict[str, Any]:
         """What is switched off is no part of it, so that older results keep their names."""
         values = super().identity()
-        if self.by == "perplexity":
-            del values["by"]
+        for name in ("by", "order", "pool"):
+            if values[name] == type(self).model_fields[name].default:
+                del values[name]
         if not self.test_sets:
             for name in ("test_sets", "ngram", "ngram_share"):
                 del values[name]
@@ -308,6 +315,13 @@ class SFT(Section):
     learning_rate: Positive = 5e-5
     batch_size: Count = 32  # sequences per optimiser step
     packing: Annotated[bool, KNOB] = False  # lay several end to end in place of padding
+
+
+class Confidence(Section):
+    """Fine-tuning that trusts the student's own predictions beside its weak labels."""
+
+    weight: Share = 0.5  # of the student's own predictions, once it is there
+    ramp: Share = 0.2  # share of the steps in which it rises from 0
 
 
 class Negative(SFT):
@@ -395,7 +409,8 @@ class JudgePrompts(Section):
 class Judge(Section):
     """Who compares two answers, and how its verdicts become a ranking."""
 
-    kind: Literal["gold", "llm", "mixture", "reward"]  # gold: the embedded world's own, in code
+    # gold: the embedded world's own, in code. likelihood: how probable the agent finds an answer.
+    kind: Literal["gold", "llm", "mixture", "reward", "likelihood"]
     reward: RewardModel | None = None  # kind reward: a classifier, whose higher score wins
     agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
     proposers: list[str] = []  # kind mixture: who write critiques
@@ -409,7 +424,7 @@ class Judge(Section):
 
     @model_validator(mode="after")
     def _has_agents(self) -> Judge:
-        if self.kind in ("llm", "mixture") and not self.agent:
+        if self.kind in ("llm", "mixture", "likelihood") and not self.agent:
             raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
         if self.kind == "reward" and self.reward is None:
             raise ValueError("kind reward needs a reward model")
@@ -461,6 +476,19 @@ class Mixture(Section):
     def identity(self) -> dict[str, Any]:
         """A prompt counts by its text."""
         return super().identity() | {"prompt": digest(prompts.read(self.prompt))}
+
+
+class Framing(Section):
+    """What leads one model to good and to bad answers: names of the package's texts, or files."""
+
+    positive: str = "good"
+    negative: str = "bad"
+    insert: Literal["system", "user"] = "system"  # user: before the first turn
+
+    def identity(self) -> dict[str, Any]:
+        """A text counts by what it says."""
+        sides = {side: getattr(self, side) for side in ("positive", "negative")}
+        return super().identity() | {k: digest(prompts.read(v)) for k, v in sides.items()}
 
 
 class Train(Section):
@@ -537,17 +565,31 @@ class Recipe(Section):
     """One experiment, from data to trained rounds."""
 
     run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
-    method: Literal["macpo", "moaa"] = "macpo"
+    method: Literal["macpo", "moaa", "weak_labels", "spin", "self_rewarding", "rlaif", "rlcd"] = (
+        "macpo"
+    )
     seed: Seed = 0
     rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
     data: Data
     agents: dict[Name, Agent]
     labeller: str | None = None  # teacher who labels D2 for the student; null: the first
     schedule: Literal["alternating", "simultaneous"] = "alternating"
+    positives: Literal["mutual", "own"] = "mutual"  # own: each agent's are its own answers
     negatives: Literal["once", "every_round"] = "once"
+    # Who writes them: the negative twins; the bare base; the positive policies, framed to be bad;
+    # or nobody: the words of the chosen answer shuffled, or the chosen answer of another prompt.
+    negatives_by: Literal["fine_tuning", "base", "framing", "corruption", "mismatch"] = (
+        "fine_tuning"
+    )
+    frozen_teachers: bool = False  # after round 0 the student alone learns
+    # converged: `run` ends once the student's perplexity of what it learns hardly falls.
+    stop: Annotated[Literal["rounds", "converged"], KNOB] = "rounds"
+    stop_below: Annotated[Share, KNOB] = 0.01  # converged: less than this share, in one round
+    framing: Framing = Framing()
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()
+    confidence: Confidence | None = None  # of the student's fine-tuning; null: cross-entropy
     negative: Negative = Negative()
     dpo: DPO = DPO()
     lora: Lora = Lora()
@@ -561,7 +603,8 @@ class Recipe(Section):
 
     def identity(self) -> dict[str, Any]:
         """What is not there is no part of it, so that older results keep their names."""
-        absent = [name for name in ("mixture", "judge") if getattr(self, name) is None]
+        optional = ("mixture", "judge", "confidence")
+        absent = [name for name in optional if getattr(self, name) is None]
         return {k: v for k, v in super().identity().items() if k not in absent}
 
     @property
@@ -593,6 +636,8 @@ def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
             yield speaker, "chat_template"
     asked = [judge.get("prompts") or {} for judge in judges]
     texts = [(section, key) for section in asked for key in section]
+    frames = values.get("framing") or {}
+    texts += [(frames, side) for side in ("positive", "negative")]
     for section, key in [(values.get("mixture") or {}, "prompt"), *texts]:
         if key in section and not prompts.is_own(section[key]):
             yield section, key
@@ -608,6 +653,7 @@ class TrainSettings(Section):
     columns: Columns = Columns()
     dpo: DPO = DPO(reference="previous")
     sft: SFT = SFT()
+    confidence: Confidence | None = None  # of sft
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
@@ -622,11 +668,14 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
     values: dict[str, Any] = {"dpo": {"reference": "previous"}}
     problems = [p for setting in sets or [] if (p := _apply(values, setting))]
     if not problems:
-        problems = _untrainable(values, "sft" if values.get("objective") == "sft" else "dpo")
+        objective = "sft" if values.get("objective") == "sft" else "dpo"
+        problems = _untrainable(values, objective)
+        if values.get("confidence") and objective == "dpo":
+            problems.append("confidence: only objective=sft reads it")
         try:
             settings = TrainSettings.model_validate(values)
         except ValidationError as error:
-            problems = _explain(error) + problems
+            problems = explain(error) + problems
     if problems:
         raise RecipeError("--set", problems)
     return settings
@@ -681,14 +730,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Recipe:
-    """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
+def read_yaml(source: str, text: str) -> dict[str, Any]:
+    """Parse a file that is a mapping of keys.
 
     Raises:
-        RecipeError: anything is wrong; all mistakes at once, with dotted paths.
-        MacpoError: there is no such recipe.
+        RecipeError: it is none, or a key stands twice.
     """
-    source, text = recipe_text(recipe)
     try:
         values = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -698,13 +745,37 @@ def load_recipe(recipe: str | None = None, sets: list[str] | None = None) -> Rec
         raise RecipeError(source, [f"not valid YAML{line}{why}"]) from None
     if not isinstance(values, dict):
         raise RecipeError(source, ["a recipe is a mapping of keys, see `macpo init quickstart`"])
-    problems = [p for setting in sets or [] if (p := _apply(values, setting))]
+    return values
+
+
+def load_recipe(
+    recipe: str | None = None,
+    sets: list[str] | None = None,
+    over: Sequence[tuple[str, Any]] = (),
+) -> Recipe:
+    """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
+
+    Args:
+        recipe: as a person names it.
+        sets: settings from the command line; they have the last word.
+        over: (dotted path, value) of a study, laid over the file before them.
+
+    Raises:
+        RecipeError: anything is wrong; all mistakes at once, with dotted paths.
+        MacpoError: there is no such recipe.
+    """
+    source, text = recipe_text(recipe)
+    values = read_yaml(source, text)
+    problems = [p for path, value in over if (p := _lay(values, path, value))]
+    problems += [p for setting in sets or [] if (p := _apply(values, setting))]
     if problems:
         raise RecipeError(source, problems)
+    if isinstance(values.get("agents"), dict):  # null takes one out
+        values["agents"] = {k: v for k, v in values["agents"].items() if v is not None}
     try:
         loaded = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(source, _explain(error) + _misfits(values)) from None
+        raise RecipeError(source, explain(error) + _misfits(values)) from None
     if problems := _misfits(values) + _unfilled(loaded):
         raise RecipeError(source, problems)
     return loaded
@@ -734,18 +805,22 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     labeller = values.get("labeller")
     problems = []
     method = values.get("method", "macpo")
-    if method == "macpo" and not teachers:
+    if method != "moaa" and not teachers:
         problems.append("agents: no agent with role teacher")
+    problems += _unread(values, method)
+    own = len(students) == 1 and method == "self_rewarding"
+    if own and _raw(values, "judge", "agent", None) != students[0]:
+        problems.append(f"judge.agent: in method {method} the student judges: {students[0]}")
     if method == "moaa":
         problems += [
             f"{section}: missing; method moaa needs it"
             for section in ("mixture", "judge")
             if not values.get(section)
         ]
-        if _raw(values, "select", "by", "perplexity") != "perplexity":
-            problems.append("select.by: method moaa goes by its judge; leave it out")
-        if _raw(values, "sampling", "n", 1) == 1:
-            problems.append("sampling.n: method moaa compares answers of the student, so 2 or more")
+    if method in ("rlaif", "self_rewarding") and not values.get("judge"):
+        problems.append(f"judge: missing; method {method} needs it")
+    if method in ("moaa", "rlaif", "self_rewarding") and _raw(values, "sampling", "n", 1) == 1:
+        problems.append(f"sampling.n: method {method} compares answers of the student: 2 or more")
     if len(students) != 1:
         problems.append(f"agents: {len(students)} agents with role student, 1 is needed")
     if labeller is not None and labeller not in teachers:
@@ -755,27 +830,46 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     problems += _untrainable(values, "sft", "negative", "dpo")
     problems += _misnamed(values, roles)
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
+    heard = len(teachers)
     mixed = [
         name for layer in _items(_raw(values, "mixture", "layers", [])) for name in _items(layer)
     ]
     if method == "macpo":
+        heard = 1 if values.get("positives") == "own" else heard
         problems += [
             f"mixture.layers: {name} is trained in method macpo; name an agent of another role"
             for name in dict.fromkeys(map(str, mixed))
             if name in (*teachers, *students)
         ]
-    if (
-        isinstance(keep, int)
-        and isinstance(n, int)
-        and teachers
-        and not mixed
-        and keep > n * len(teachers)
-    ):
-        problems.append(f"select.keep: {keep} of only {n * len(teachers)} candidates per prompt")
+    if isinstance(keep, int) and isinstance(n, int) and teachers and not mixed and keep > n * heard:
+        problems.append(f"select.keep: {keep} of only {n * heard} candidates per prompt")
     for name in (*teachers, *students):
         if agents[name].get("endpoint") and not agents[name].get("base"):
             problems.append(f"agents.{name}: it is trained, so it needs a base of its own")
     return problems
+
+
+def _unread(values: dict[str, Any], method: Any) -> list[str]:
+    """Settings that change nothing, which nobody should believe in."""
+    settings = [("select", "by"), ("select", "order"), ("select", "pool"), ("select", "keep")]
+    defaults = {(part, key): Select.model_fields[key].default for part, key in settings}
+    changed = [
+        f"{part}.{key}"
+        for (part, key), default in defaults.items()
+        if _raw(values, part, key, default) != default
+    ]
+    keys = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule")
+    fields = Recipe.model_fields
+    changed += [k for k in keys if values.get(k, fields[k].default) != fields[k].default]
+    if method != "macpo":
+        return [f"{path}: method {method} does not read it; leave it out" for path in changed]
+    by, order = _raw(values, "select", "by", None), _raw(values, "select", "order", "lowest")
+    found = []
+    if by not in (None, "perplexity"):
+        found = [p for p in ("select.order", "select.pool") if p in changed]
+    elif order == "random" and "select.pool" in changed:
+        found = ["select.pool"]
+    return [f"{path}: only read where select.by is perplexity and ranks" for path in found]
 
 
 def _untrainable(values: dict[str, Any], *sections: str) -> list[str]:
@@ -842,25 +936,31 @@ def _raw(values: dict[str, Any], section: str, key: str, default: Any) -> Any:
 def _apply(values: dict[str, Any], setting: str) -> str | None:
     """Lay `a.b=c` over nested `values`; return what is wrong with it, or None."""
     path, equals, text = setting.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
+    if not equals or not all(path.split(".")):
         return f"--set {setting}: write it as key.key=value"
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return f"--set {setting}: the value is not valid YAML"
+    return _lay(values, path, value)
+
+
+def _lay(values: dict[str, Any], path: str, value: Any) -> str | None:
+    """Lay a value over nested `values` at a dotted path; return what is wrong, or None."""
+    *keys, last = path.split(".")
     at = values
-    for key in keys[:-1]:
+    for key in keys:
         child = at.setdefault(key, {})
         if child is None:
             child = at[key] = {}
         if not isinstance(child, dict):
-            return f"--set {setting}: {key} is not a section"
+            return f"{path}: {key} is not a section"
         at = child
-    try:
-        at[keys[-1]] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return f"--set {setting}: the value is not valid YAML"
+    at[last] = deepcopy(value)
     return None
 
 
-def _explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError) -> list[str]:
     """Say each mistake in one phrase that begins with its dotted path."""
     said = []
     for problem in error.errors():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -37,7 +38,7 @@ from macpo_data.schema import (
     check,
     prompt_id,
 )
-from macpo_data.store import Store, sha256
+from macpo_data.store import Manifest, Store, sha256
 
 # Raise it when the same round would be rendered otherwise.
 RENDER_FORMAT = 2
@@ -123,42 +124,36 @@ def render_step(
     name, source = config_name(step.round, step.learner), plan.name(step)
     kept = ["pairs.parquet", *(["candidates.parquet", "dropped.parquet"] if candidates else [])]
     manifest = store.verify(source, *kept)
-    writers = _writers(plan, store)
     folder = store.path(source)
 
-    tables = {"": PUBLISHED, "_full": PUBLISHED_FULL, "_sharegpt": PUBLISHED_SHAREGPT}
+    forms: dict[str, tuple[Table, Callable[[pl.DataFrame], pl.DataFrame]]]
+    rows = partial(_published, step=step, writers=_writers(plan, store))
     preferences = has_rejected(plan, step)
-    if not preferences:
-        tables = {"": PUBLISHED_SFT, "_messages": PUBLISHED_MESSAGES}
+    if preferences:
+        forms = {"": (PUBLISHED, rows), "_full": (PUBLISHED_FULL, _full)}
+        forms["_sharegpt"] = PUBLISHED_SHAREGPT, _sharegpt
+    else:
         inner = _gone_on_from(folder / "pairs.parquet")
         out = _left_out(store.read(source, "dropped.parquet"))
-    shards = {suffix: Shards(to, f"{name}{suffix}", table) for suffix, table in tables.items()}
+        whole = partial(_conversations, inner=inner, out=out)
+        forms = {"": (PUBLISHED_SFT, lambda pairs: _completions(rows(pairs)))}
+        forms["_messages"] = PUBLISHED_MESSAGES, whole
+    shards = {suffix: Shards(to, f"{name}{suffix}", table) for suffix, (table, _) in forms.items()}
     measured: list[pl.DataFrame] = []
     sample: dict[str, Any] = {}
     for pairs in _batches(folder / "pairs.parquet"):
         pairs = check(pairs, PAIRS, source)
         measured.append(measures(pairs))
         sample = sample or pairs.row(0, named=True)
-        published = _published(pairs, step, writers)
-        if not preferences:
-            shards[""].write(_completions(published))
-            shards["_messages"].write(_conversations(pairs, inner, out))
-            continue
-        shards[""].write(published)
-        shards["_full"].write(_full(pairs))
-        shards["_sharegpt"].write(_sharegpt(pairs))
+        for suffix, (_, form) in forms.items():
+            shards[suffix].write(form(pairs))
     if candidates and manifest["summary"]["candidates"]:
         shards["_candidates"] = Shards(to, f"{name}_candidates", PUBLISHED_CANDIDATES)
-        asked = pl.read_parquet(folder / "pairs.parquet", columns=["prompt_id", "prompt"])
-        known = store.read(plan.prompts_name, "d2.parquet").select("prompt_id", "prompt")
-        told = pl.concat([asked, known]).unique("prompt_id")
-        if "turns.parquet" in manifest["files"]:
-            told = store.read(source, "turns.parquet")
+        told = _asked(plan, store, source, manifest)
         for batch in _batches(folder / "candidates.parquet"):
-            rows = check(batch, CANDIDATES, source)
-            shards["_candidates"].write(
-                rows.join(told, on="prompt_id", how="left", maintain_order="left")
-            )
+            found = check(batch, CANDIDATES, source)
+            found = found.join(told, on="prompt_id", how="left", maintain_order="left")
+            shards["_candidates"].write(found)
     configs = {f"{name}{suffix}": each.close() for suffix, each in shards.items()}
 
     # What `macpo pull` puts back into a store, as it is there.
@@ -324,6 +319,16 @@ def _batches(path: Path) -> Iterator[pl.DataFrame]:
             yield frame
 
 
+def _asked(plan: Plan, store: Store, source: str, manifest: Manifest) -> pl.DataFrame:
+    """(prompt_id, prompt) of everything that the candidates answer."""
+    if "turns.parquet" in manifest["files"]:
+        return store.read(source, "turns.parquet")
+    columns = ["prompt_id", "prompt"]
+    asked = pl.read_parquet(store.path(source) / "pairs.parquet", columns=columns)
+    known = store.read(plan.prompts_name, "d2.parquet").select(columns)
+    return pl.concat([asked, known]).unique("prompt_id")
+
+
 def _published(pairs: pl.DataFrame, step: Step, writers: pl.DataFrame) -> pl.DataFrame:
     for side in ("chosen", "rejected"):
         known = writers.rename({c: f"{side}_{c}" for c in writers.columns})
@@ -340,8 +345,11 @@ def _published(pairs: pl.DataFrame, step: Step, writers: pl.DataFrame) -> pl.Dat
 
 def has_rejected(plan: Plan, step: Step) -> bool:
     """Whether anybody learns from a dataset's rejected answers; else it is for fine-tuning."""
-    trains = [s for s in plan.steps if s.kind == "train" and plan.dataset(s) == step]
-    return any(train.objective != "sft_chosen" for train in trains)
+    return any(train.objective != "sft_chosen" for train in _trainings(plan, step))
+
+
+def _trainings(plan: Plan, step: Step) -> list[Step]:
+    return [s for s in plan.steps if s.kind == "train" and plan.dataset(s) == step]
 
 
 def _completions(published: pl.DataFrame) -> pl.DataFrame:
@@ -426,17 +434,15 @@ def _writers(plan: Plan, store: Store) -> pl.DataFrame:
     """Every policy of the plan by its fingerprint, for the provenance columns."""
     policies = [policy for step in plan.steps if (policy := step.makes)]
     policies += [Policy(agent) for agent in plan.recipe.agents]
-    rows = {
-        voice["fingerprint"]: {
-            "policy": voice["fingerprint"],
-            "model": voice["base"],
-            "model_revision": voice["base_revision"],
-            "adapter_sha256": voice["adapter_sha256"],
-        }
-        for voice in (_voice(plan, store, policy) for policy in policies)
+    kept = {
+        "fingerprint": "policy",
+        "base": "model",
+        "base_revision": "model_revision",
+        "adapter_sha256": "adapter_sha256",
     }
-    columns = ("policy", "model", "model_revision", "adapter_sha256")
-    return pl.DataFrame(list(rows.values()), schema=dict.fromkeys(columns, pl.String))
+    voices = [_voice(plan, store, policy) for policy in dict.fromkeys(policies)]
+    rows = pl.DataFrame(voices, schema=dict.fromkeys(kept, pl.String))
+    return rows.rename(kept).unique("policy", keep="last", maintain_order=True)
 
 
 def _starts(plan: Plan, store: Store, step: Step, repo: str | None) -> list[dict[str, Any]]:
@@ -445,24 +451,19 @@ def _starts(plan: Plan, store: Store, step: Step, repo: str | None) -> list[dict
     A start on the bare base needs no adapter. The place of an adapter follows from its name, so
     that it is the same whether its adapters were pushed already or not.
     """
-    trains = [s for s in plan.steps if s.kind == "train" and plan.dataset(s) == step and s.policies]
+    base = plan.recipe.agents[step.learner].base
     found = []
-    for train in trains:
+    for train in _trainings(plan, step):
         (start,) = train.policies
         voice = _voice(plan, store, start)
         name = voice["adapter"]
-        base = plan.recipe.agents[train.learner].base
-        previous = plan.recipe.dpo.reference == "previous"
+        reference = base if plan.recipe.dpo.reference == "base" else name or base
         found.append(
             {
                 "trains": str(train.makes),
                 "objective": train.objective,
                 "start": name or base,
-                "reference": None
-                if train.objective != "dpo"
-                else (name or base)
-                if previous
-                else base,
+                "reference": reference if train.objective == "dpo" else None,
                 "base": base,
                 "base_revision": voice["base_revision"],
                 "adapter_sha256": voice["adapter_sha256"],
@@ -502,6 +503,10 @@ def _write_recipe(recipe: Recipe, to: Path) -> None:
     )
 
 
+# How both arrow and `datasets` call what is neither a message nor a list of them.
+_KINDS = {pl.String: "string", pl.Int64: "int64", pl.Float64: "float64", pl.Boolean: "bool"}
+
+
 def _arrow_schema(table: Table) -> Any:
     import pyarrow as pa
 
@@ -510,14 +515,7 @@ def _arrow_schema(table: Table) -> Any:
     def convert(dtype: pl.DataType) -> Any:
         if isinstance(dtype, pl.List):
             return pa.list_(message)
-        if isinstance(dtype, pl.Struct):
-            return message
-        return {
-            pl.String: pa.string(),
-            pl.Int64: pa.int64(),
-            pl.Float64: pa.float64(),
-            pl.Boolean: pa.bool_(),
-        }[type(dtype)]
+        return message if isinstance(dtype, pl.Struct) else pa.type_for_alias(_KINDS[type(dtype)])
 
     return pa.schema([(name, convert(dtype)) for name, dtype in table.items()])
 
@@ -529,8 +527,7 @@ def _feature(name: str, dtype: pl.DataType) -> dict[str, Any]:
         return {"name": name, "list": message}
     if isinstance(dtype, pl.Struct):
         return {"name": name, "struct": message}
-    kinds = {pl.String: "string", pl.Int64: "int64", pl.Float64: "float64", pl.Boolean: "bool"}
-    return {"name": name, "dtype": kinds[type(dtype)]}
+    return {"name": name, "dtype": _KINDS[type(dtype)]}
 
 
 def _json(value: Any, sort_keys: bool = True) -> bytes:

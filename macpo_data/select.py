@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import polars as pl
 
-from macpo_data.recipe import Select
-from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SCORES, check
+from macpo_data.recipe import Select, digest
+from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SAMPLES, SCORES, check
 
 # Reasons of prompts that nobody may learn.
 BARRED = ("prompt_in_test", "in_test_set", "overlaps_test_set", "near_duplicate")
@@ -13,13 +15,14 @@ BARRED = ("prompt_in_test", "in_test_set", "overlaps_test_set", "near_duplicate"
 UNUSABLE = ("prompt_too_long", "failed", "empty", "no_score", *BARRED)
 
 
-def lowest_perplexity(
+def by_perplexity(
     candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select
 ) -> pl.DataFrame:
     """Choose each prompt's candidates of lowest perplexity (MACPO, student turn).
 
-    Ties go to the candidate that stands first: the order of the agents in the recipe, then of the
-    draws.
+    With other orders those of the highest, or those next to the prompt's median. Of what all
+    prompts chose, `pool` keeps only the best share, in the same order. Ties go to the candidate
+    that stands first: the order of the agents in the recipe, then of the draws.
 
     Args:
         candidates: SAMPLES with SCORES under the learner.
@@ -39,14 +42,30 @@ def lowest_perplexity(
     frame = _with_rejected(candidates, rejected).with_columns(reason=reason)
     # The threshold belongs to the selection, so it drops whatever `on_filter` says.
     usable = _usable(settings) & (pl.col("reason").ne_missing("perplexity_too_high"))
-    rank = pl.when(usable).then(pl.col("perplexity")).rank("ordinal").over("prompt_id")
-    return _select(frame, rank, settings.keep)
+    known = pl.when(usable).then("perplexity")
+    away = {"highest": -known, "middle": (known - known.median().over("prompt_id")).abs()}
+    first = away.get(settings.order, known)
+    ranked = _select(frame, first.rank("ordinal").over("prompt_id"), settings.keep)
+    return _best_share(ranked, settings) if settings.pool else ranked
+
+
+def _best_share(ranked: pl.DataFrame, settings: Select) -> pl.DataFrame:
+    """Of what was selected, all prompts together, keep the share that stands first in the order."""
+    selected = pl.when("selected").then("perplexity")
+    away = {"highest": -selected, "middle": (selected - selected.median()).abs()}
+    place = away.get(settings.order, selected).rank("ordinal")
+    out = pl.col("selected") & (place > (settings.pool or 1.0) * pl.col("selected").sum())
+    return ranked.with_columns(
+        reason=pl.when(out).then(pl.lit("outside_pool")).otherwise("reason"),
+        rank=pl.when(~out).then("rank"),
+        selected=pl.col("selected") & ~out,
+    )
 
 
 def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) -> pl.DataFrame:
     """Choose each prompt's first usable candidate, whatever its perplexity.
 
-    Args and result as in `lowest_perplexity`; scores may be missing.
+    Args and result as in `by_perplexity`; scores may be missing.
     """
     scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in candidates.columns}
     frame = _with_rejected(candidates.with_columns(**scores), rejected)
@@ -112,6 +131,53 @@ def best_and_worst(ranked: pl.DataFrame) -> pl.DataFrame:
     worst = pl.when(pl.col("score").is_not_null()).then("rank").max().over("prompt_id")
     last = pl.col("rank") == worst
     return top(frame, 1).with_columns(rejected=last.fill_null(False))
+
+
+def corrupted(candidates: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Make each prompt's rejected answer from the chosen one: its words in another order.
+
+    What stays the same, such as a single word, becomes empty, and so no pair.
+
+    Args:
+        candidates: CANDIDATES, of which the best selected one of each prompt is spoilt.
+        seed: of the order.
+
+    Returns:
+        SAMPLES, one per prompt.
+    """
+
+    def spoil(prompt: str, text: str) -> str:
+        words = text.split()
+        random.Random(digest([seed, "corruption", prompt])).shuffle(words)
+        return " ".join(words)
+
+    chosen = _best(candidates)
+    return _spoilt(chosen, [spoil(*row) for row in chosen["prompt_id", "response"].iter_rows()])
+
+
+def mismatched(candidates: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Give each prompt the answer that was chosen for another one, as its rejected answer.
+
+    Args and result as in `corrupted`.
+    """
+    chosen = _best(candidates)
+    order = sorted(range(len(chosen)), key=lambda i: digest([seed, chosen["prompt_id"][i]]))
+    after = dict(zip(order, order[1:] + order[:1], strict=True))
+    texts = chosen["response"].to_list()
+    return _spoilt(chosen, [texts[after[i]] for i in range(len(chosen))])
+
+
+def _best(candidates: pl.DataFrame) -> pl.DataFrame:
+    chosen = candidates.filter("selected").sort("rank", maintain_order=True)
+    return chosen.unique("prompt_id", keep="first", maintain_order=True).sort("prompt_id")
+
+
+def _spoilt(chosen: pl.DataFrame, texts: list[str]) -> pl.DataFrame:
+    pairs = zip(chosen["response"], texts, strict=True)
+    unlike = ["" if text.split() == of.split() else text for of, text in pairs]
+    spoilt = pl.Series(unlike, dtype=pl.String)
+    frame = chosen.with_columns(response=spoilt, finish_reason=pl.lit("stop"))
+    return check(frame, SAMPLES, "spoilt answers")
 
 
 def left_out(barred: pl.DataFrame) -> pl.DataFrame:

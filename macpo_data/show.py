@@ -20,7 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from macpo_data.errors import DataError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from macpo_data.doctor import Health
     from macpo_data.evaluate import Evaluation
     from macpo_data.recipe import Recipe
+    from macpo_data.standings import Standings
+    from sweeps import Outline
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -57,8 +59,11 @@ def print_health(findings: Sequence[Health]) -> None:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """A bar on stderr with counts, rate and time left; plain lines where there is no terminal."""
+def progress(title: str, leave: bool = True) -> Iterator[Report]:
+    """A bar on stderr with counts, rate and time left; plain lines where there is no terminal.
+
+    `leave`: a line stays that says how long it took.
+    """
     console = Console(stderr=True)
     started = time.monotonic()
     said = started
@@ -78,7 +83,8 @@ def progress(title: str) -> Iterator[Report]:
                 )
 
         yield lines
-        print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+        if leave:
+            print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -97,15 +103,15 @@ def progress(title: str) -> Iterator[Report]:
             bars.update(task, completed=done, total=total, note=f"{note} {rate:.1f}/s")
 
         yield bar
-    print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr)
+    if leave:
+        print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr)
 
 
 def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) -> None:
     """A table of steps with their states, paths, and what they wait for."""
-    table = Table(title=plain(title), title_justify="left", box=None, pad_edge=False)
-    for column in ("round", "step", "learner", "state"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("result or what it waits for", overflow="fold")
+    names = ("round", "step", "learner", "state")
+    last = Column("result or what it waits for", overflow="fold")
+    table = _table(*(Column(name, no_wrap=True) for name in names), last, title=title)
     for step, state, name, waiting in rows:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         where = waiting[0] + more if waiting else name
@@ -120,16 +126,19 @@ def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) ->
     Console().print(table)
 
 
+def _table(*columns: Column | str, title: str | None = None) -> Table:
+    head = None if title is None else plain(title)
+    return Table(*columns, title=head, title_justify="left", box=None, pad_edge=False)
+
+
 def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
     """Calls, tokens and money of gen steps, and their sum. What several ask is counted once."""
-    table = Table(title="what it asks for", title_justify="left", box=None, pad_edge=False)
-    for column in ("what", "who"):
-        table.add_column(column, no_wrap=True)
     priced = any(agent.endpoint and agent.endpoint.price_in for agent in recipe.agents.values())
-    for column in ("a prompt", "calls", "tokens in", "out", "at most"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("money", "at most") if priced else ():
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = ["a prompt", "calls", "tokens in", "out", "at most"]
+    numbers += ["money", "at most"] if priced else []
+    columns = [Column(name, no_wrap=True) for name in ("what", "who")]
+    columns += [Column(name, justify="right", no_wrap=True) for name in numbers]
+    table = _table(*columns, title="what it asks for")
     sums, known, unpriced = [0.0] * 6, set(), set()
     for step, asks in asked:
         table.add_row(plain(f"round {step.round}, {step.learner}"), style="bold")
@@ -240,11 +249,10 @@ def print_evaluation(found: Evaluation) -> None:
     """A row per policy, a column per measure, each with its 95 % interval."""
     kinds = ["measure", "against", "by"]
     columns = found.table.select(kinds).unique(maintain_order=True).rows()
-    shown = Table(box=None, pad_edge=False)
-    shown.add_column("held-out", no_wrap=True)
     cut = ["cut"] if (found.table["truncated"] > 0).any() else []
-    for name in ("chars", *cut, *(MEASURES[measure] for measure, _, _ in columns)):
-        shown.add_column(name, justify="right", overflow="fold")
+    names = ("chars", *cut, *(MEASURES[measure] for measure, _, _ in columns))
+    numbers = (Column(name, justify="right", overflow="fold") for name in names)
+    shown = _table(Column("held-out", no_wrap=True), *numbers)
     who = ["agent", "behavior", "round"]
     for (agent, behavior, round_), own in found.table.group_by(who, maintain_order=True):
         cells = {tuple(row[k] for k in kinds): row for row in own.iter_rows(named=True)}
@@ -303,22 +311,50 @@ def print_summary(found: dict[str, Any]) -> None:
         console.print(Text("! ", "yellow"), plain(warning), sep="")
 
 
+def print_sweep(found: Outline) -> None:
+    """Which steps a sweep has, how many of them are made once for several, and the time left."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("variant")
+    for column in ("steps", "not above", "to make"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, *counts in found.variants:
+        table.add_row(plain(name), *map(str, counts))
+    Console().print(table)
+    named = sum(steps for _, steps, _, _ in found.variants)
+    print(f"{found.root}: {len(found.variants)} variants, seeds {str(found.seeds)[1:-1]}")
+    print(f"{named} steps, of which {found.distinct} are distinct: {found.todo} to make")
+    print(found.left if found.todo else "nothing is left to make")
+
+
+def print_standings(found: Standings) -> None:
+    """The table of a sweep, and below it what it shows and what failed."""
+    from macpo_data.standings import SHOWN, cells, known_rounds, notes
+
+    head, *rows = cells(found, known_rounds(found, SHOWN))
+    table = Table(box=None, pad_edge=False)
+    table.add_column(head[0], overflow="fold")
+    for column in head[1:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    console = Console()
+    console.print(table)
+    for note in notes(found):
+        console.print(plain(note), soft_wrap=True)
+
+
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def print_check(title: str, found: Sequence[Finding], read: Sequence[Reading]) -> None:
     """What each trainer makes of a dataset, and what is wrong with its rows."""
     console = Console()
-    trainers = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("trainer", "reads it", "how, or why not"):
-        trainers.add_column(column)
+    trainers = _table("trainer", "reads it", "how, or why not", title=title)
     for each in read:
         mark = Text("yes", "green") if each.reads else Text("no", "red")
         trainers.add_row(each.trainer, mark, plain(each.how))
     console.print(trainers)
-    rows = Table(box=None, pad_edge=False)
-    for column in ("", "rows", "first", "what"):
-        rows.add_column(column)
+    rows = _table("", "rows", "first", "what")
     for finding in found:
         first = "" if finding.row is None else str(finding.row)
         level = Text(finding.level, LEVELS[finding.level])
@@ -337,9 +373,7 @@ def print_comparison(found: Comparison, count: int) -> None:
     for path, (one, other) in (found.recipe or {}).items():
         console.print(plain(f"recipe: {path}: {one} -> {other}"))
     console.print(plain("\n".join(f"{n:>9,} {what}" for what, n in found.counts.items())))
-    table = Table(box=None, pad_edge=False)
-    for column in ("median (5%, 95%)", "A", "B"):
-        table.add_column(column)
+    table = _table("median (5%, 95%)", "A", "B")
     for what, pair in found.quantiles.items():
         table.add_row(
             what, *("" if q is None else f"{q[1]:.2f} ({q[0]:.2f}, {q[2]:.2f})" for q in pair)

@@ -28,6 +28,17 @@ def mean(values: Values) -> Estimate:
     return _bootstrap((values,), np.mean, vectorized=True)
 
 
+def between(values: Values) -> Estimate:
+    """The mean of runs that differ by their seed, with Student's t-interval between them."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return Estimate(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
+    mean = float(values.mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
 def length_controlled(wins: Values, longer: Values) -> Estimate:
     """A win rate as it would be were both sides equally long (Dubois et al. 2024, AlpacaEval 2).
 

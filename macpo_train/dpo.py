@@ -21,7 +21,7 @@ from macpo_data.errors import ModelError
 from macpo_data.packing import answer_logprobs, why_not_shared, window
 from macpo_data.recipe import DPO
 from macpo_train.encode import Encoded
-from macpo_train.loop import run, shard, training_arguments
+from macpo_train.loop import hold, own_rows, run, shard, training_arguments
 from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs
 from macpo_train.train import Job, Report
@@ -55,25 +55,17 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], None]:
-        """Weigh the micro batches of a step so that however it is cut, each row counts alike.
-
-        Rows with which accelerate fills up the last batches of several processes are left out.
-        """
+        """Weigh the micro batches of a step so that however it is cut, each row counts alike."""
         batches, _ = super().get_batch_samples(*args)
-        args_, size, rows = self.args, self.settings.batch_size, len(self.train_dataset)
-        first = self.state.global_step % -(-rows // size) * size
-        for n, batch in enumerate(batches):
-            at = n * args_.world_size + args_.process_index
-            left = rows - first - at * args_.per_device_train_batch_size
-            batch["count"] = max(0, min(left, len(batch["rows"])))
-            batch["rows"] = batch["rows"][: max(1, batch["count"])]
+        rows = own_rows(self, batches)
+        for batch in batches:
             batch["tokens"] = sum(len(r["chosen_ids"]) for r in batch["rows"][: batch["count"]])
         tokens = torch.tensor([sum(batch["tokens"] for batch in batches)])
         tokens = self.accelerator.gather(tokens.to(self.accelerator.device)).sum().item()
         # The mean over micro batches and processes is taken later.
-        parts = len(batches) * args_.world_size
+        parts = len(batches) * self.args.world_size
         for batch in batches:
-            batch["weight"] = batch["count"] * parts / min(size, rows - first)
+            batch["weight"] = batch["count"] * parts / rows
             batch["token_weight"] = batch["tokens"] * parts / tokens
         return batches, None
 
@@ -190,7 +182,7 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
             ),
             train_dataset=Dataset.from_dict(columns),
             processing_class=chat.tokenizer,
-            data_collator=lambda rows: {"rows": rows},
+            data_collator=hold,
             callbacks=[watch],
         )
         trainer.settings, trainer.pad_id = settings, chat.pad_id

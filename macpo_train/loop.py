@@ -104,6 +104,32 @@ def run(
     }
 
 
+def hold(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A micro batch as accelerate passes it on untouched: of lists it looks at each number."""
+    return {"rows": lambda: rows}
+
+
+def own_rows(trainer: Any, batches: list[dict[str, Any]]) -> int:
+    """Take the rows out of a step's micro batches, and put `count` beside them: how many count.
+
+    Those with which accelerate fills up the last batches of several processes are left out, but for
+    one where none would stay.
+
+    Returns:
+        How many rows the step has over all processes.
+    """
+    args, rows = trainer.args, len(trainer.train_dataset)
+    micro = args.per_device_train_batch_size
+    size = micro * args.gradient_accumulation_steps * args.world_size
+    first = trainer.state.global_step % -(-rows // size) * size
+    for n, batch in enumerate(batches):
+        at = n * args.world_size + args.process_index
+        held = batch["rows"]()
+        batch["count"] = max(0, min(rows - first - at * micro, len(held)))
+        batch["rows"] = held[: max(1, batch["count"])]
+    return int(min(size, rows - first))
+
+
 def shard(trainer: Any) -> None:
     """Split the model among the processes, where their accelerate config says so (FSDP).
 
@@ -134,7 +160,8 @@ def identity(job: Job) -> str:
     if template not in NAMED_TEMPLATES:
         template = read_template(template)
     facts = [job.base.id, job.base.revision, template, job.column, job.lr_scale, job.seed]
-    settings = [s.identity() for s in (job.settings, job.lora, job.train)]
+    sections = (job.settings, job.lora, job.train, job.confidence)
+    settings = [section.identity() for section in sections if section]
     cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1"), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
     return digest([dataset, start, facts, settings, cut])

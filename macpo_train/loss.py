@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, nll_loss
 
 
 def dpo_loss(
@@ -54,6 +54,42 @@ def sft_loss(logprobs: Tensor, mask: Tensor, normalization: str) -> Tensor:
     if normalization == "token":
         return -logprobs.sum() / lengths.sum()
     return -(logprobs.sum(1) / lengths).mean()
+
+
+def confident_loss(logits: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Auxiliary confidence loss on weak labels (Burns et al. 2023, section 4.3, appendix A.4).
+
+    (1 - a) * CE(f(x), weak label) + a * CE(f(x), t(f(x)))
+
+    t hardens the student's own prediction, and no gradient flows through it. There t is a threshold
+    on a binary prediction that keeps the classes of a batch in balance. MACPO, whose baseline this
+    is, does not say what it becomes in generation: here, at each response token, the one that the
+    student finds most likely; a vocabulary has no balance to keep.
+
+    Args:
+        logits: (T, V) that predict T response tokens.
+        labels: (T,) those tokens, as the weak supervisor wrote them.
+        weight: a, see `confidence_weight`.
+
+    Returns:
+        The (T,) losses, and their (T,) parts: cross-entropy with the label, and with the hardened.
+    """
+    logprobs = logits.float().log_softmax(1)
+    hardened = logits.argmax(1)
+    weak, own = (nll_loss(logprobs, target, reduction="none") for target in (labels, hardened))
+    return (1 - weight) * weak + weight * own, weak.detach(), own.detach()
+
+
+def confidence_weight(step: int, steps: int, highest: float, ramp: float) -> float:
+    """The weight of the confidence loss: from 0 it rises linearly, and then stays.
+
+    Args:
+        step: optimiser steps made.
+        steps: all that there will be.
+        highest: a_max; in its source 0.75 for large students, 0.5 for small ones.
+        ramp: share of the steps in which it rises; in its source 0.2.
+    """
+    return highest * min(1.0, step / (ramp * steps)) if ramp else highest
 
 
 def macpo_loss(dpo: Tensor, sft: Tensor, gamma: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,18 +11,72 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from macpo_data.chat import Chat
-from macpo_data.recipe import SFT
+from macpo_data.recipe import SFT, Confidence
 from macpo_train.encode import Encoded
-from macpo_train.loop import run, shard, training_arguments
+from macpo_train.loop import hold, own_rows, run, shard, training_arguments
+from macpo_train.loss import confidence_weight, confident_loss
 from macpo_train.train import Job, Report
 from macpo_train.watch import say
 
-METRICS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+METRICS = {
+    "loss": "loss",
+    "loss/weak": "weak",
+    "loss/own": "own",
+    "confidence": "confidence",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+}
 IGNORED = -100  # the label of a token that carries no loss
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """trl's trainer, with every row counted once and, where it is asked for, a loss of ours."""
+
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    confidence: Confidence | None
+    _metrics: dict[str, Any]
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, Any]], Any]:
+        """Lay out a step's rows, and count the tokens of those that are its own."""
+        held, _ = super().get_batch_samples(*args)
+        own_rows(self, held)
+        batches = [self.collate(batch["rows"]) for batch in held]
+        for batch, rows in zip(batches, held, strict=True):
+            if not rows["count"]:
+                batch["labels"].fill_(IGNORED)
+        return batches, self._get_num_items_in_batch(batches, self.args.device)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        """Cross-entropy by trl, or the confidence loss; either is a mean over a step's tokens."""
+        if self.confidence is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[:, 1:]
+        told = labels != IGNORED
+        # All logits of a micro batch exist at once: each is needed for both parts.
+        logits = model(**inputs, use_cache=False).logits[:, :-1][told]
+        made, steps = self.state.global_step, self.state.max_steps
+        weight = confidence_weight(made, steps, self.confidence.weight, self.confidence.ramp)
+        terms = torch.stack(confident_loss(logits, labels[told], weight)).sum(1)
+        # The mean over processes is taken later, the sum over micro batches here.
+        terms = terms * self.args.world_size / num_items_in_batch
+        means = self.accelerator.gather(terms.detach()[None]).mean(0)
+        means = means * self.current_gradient_accumulation_steps  # trl logs the mean over them
+        for name, value in zip(("loss/weak", "loss/own"), means[1:].tolist(), strict=True):
+            self._metrics["train"][name].append(value)
+        self._metrics["train"]["confidence"].append(weight)
+        return terms[0]
 
 
 def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
     """Minimise the cross-entropy of response tokens; the prompt's tokens carry no loss.
+
+    With `job.confidence`, part of it is the cross-entropy with the policy's own predictions.
 
     Returns:
         For the manifest, one row per optimiser step among it.
@@ -40,8 +95,8 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         say(f"sequences are padded, not packed: {padded}")
     collator = None if padded else partial(pack, limit=job.train.max_length, pad_id=chat.pad_id)
 
-    def make(watch: Any) -> SFTTrainer:
-        trainer = SFTTrainer(
+    def make(watch: Any) -> Trainer:
+        trainer = Trainer(
             model=model,
             args=SFTConfig(**training_arguments(job, len(pairs))),
             train_dataset=dataset,
@@ -49,6 +104,10 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
             data_collator=collator,
             callbacks=[watch],
         )
+        trainer.collate, trainer.data_collator = trainer.data_collator, hold
+        trainer.confidence = job.confidence
+        if job.confidence and trainer.aux_loss_enabled:
+            say("the load-balancing loss of its experts is left out")
         shard(trainer)
         return trainer
 

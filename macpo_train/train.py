@@ -17,7 +17,7 @@ import polars as pl
 from macpo_data.chat import make_chat
 from macpo_data.errors import ModelError
 from macpo_data.models import Base, load_model, load_tokenizer
-from macpo_data.recipe import DPO, SFT, Lora, RewardTraining, Train
+from macpo_data.recipe import DPO, SFT, Confidence, Lora, RewardTraining, Train
 
 Report = Callable[[int, int, str], None]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -36,6 +36,7 @@ class Job:
     settings: SFT | DPO | RewardTraining
     lora: Lora
     train: Train
+    confidence: Confidence | None = None  # SFT: trust the policy's own predictions as well
     lr_scale: float = 1.0
     seed: int = 0
     fake: bool = False  # write a placeholder, for trying a recipe's logic
@@ -229,7 +230,8 @@ def _placeholder(job: Job) -> dict[str, Any]:
     """What the fake engine trains: a file whose content follows from the inputs."""
     seen = hashlib.sha256(job.dataset.read_bytes())
     seen.update((job.start / ADAPTER_FILES[1]).read_bytes() if job.start else b"")
-    settings = [section.identity() for section in (job.settings, job.lora, job.train)]
+    sections = (job.settings, job.lora, job.train, job.confidence)
+    settings = [section.identity() for section in sections if section]
     seen.update(repr((job.column, settings, job.seed)).encode())
     job.out.mkdir(parents=True, exist_ok=True)
     (job.out / ADAPTER_FILES[0]).write_text(json.dumps({"fake": True}), "utf-8")

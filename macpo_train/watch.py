@@ -18,7 +18,7 @@ from macpo_data.signs import ENOUGH, of_training, sentences
 
 Report = Callable[[int, int, str], None]
 History = list[dict[str, float]]
-SHOWN = ("loss", "dpo", "sft", "margin", "chosen_logprob", "rejected_logprob")
+SHOWN = ("loss", "dpo", "sft", "weak", "own", "margin", "chosen_logprob", "rejected_logprob")
 MARK = "macpo.json"
 
 

@@ -316,6 +316,7 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         ("dpo.loss=exo_pair", "exo_pair needs it above 0"),
         ("dpo.label_smoothing=0.1 dpo.loss=ipo", "ipo knows none"),
         ("train.micro_batch_size=3", "3 does not divide dpo's 16"),
+        ("confidence.weight=0.5", "only objective=sft reads it"),
     ],
 )
 def test_settings_that_do_not_fit_together(setting: str, said: str) -> None:

@@ -529,6 +529,42 @@ def test_every_text_travels_along_and_no_other_file_is_read(macpo: Macpo, tmp_pa
         assert not (empty / "macpo.yaml").exists()
 
 
+def test_a_strangers_recipe_reads_nothing_of_this_machine(macpo: Macpo, tmp_path: Path) -> None:
+    """Wherever it names a file or a folder; one of its own data is pulled by the other tests."""
+    private = tmp_path / "private.jsonl"
+    private.write_text('{"prompt": "my diary"}\n')
+    tree, empty = tmp_path / "tree", tmp_path / "empty"
+    empty.mkdir()
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tree))
+    recipe = tree / "macpo/round_1_student/recipe.yaml"
+    published = recipe.read_text()
+    more = {"more": {"source": "pairs", "path": str(private), "count": 3}}
+    for section, named in {
+        "data": {"source": "ultrafeedback", "path": str(private)},
+        "data.d2": more,
+        "select": {"test_sets": ["org/name", str(private)]},
+        "agents.teacher1": {"base": str(tmp_path)},
+        "eval": {"reward": {"model": str(tmp_path)}},
+        "judge": {"kind": "reward", "reward": str(tmp_path)},
+        "reward": {"base": str(tmp_path)},
+    }.items():
+        values = yaml.safe_load(published)
+        at = values
+        for key in section.split("."):
+            at[key] = at = dict(at[key] or {})
+        at |= named
+        recipe.write_text(yaml.safe_dump(values))
+        pull = ["pull", tree, "--round", "1"]
+        refused = error(macpo(*pull, cwd=empty))
+        assert str(tmp_path) in refused and "of this machine; say --local-paths" in refused
+        assert not (empty / "macpo.yaml").exists() and not list(empty.glob("runs/*/data"))
+        # Once that is allowed, at most another identity is in the way.
+        allowed = macpo(*pull, "--local-paths", cwd=empty)
+        assert allowed.returncode == 0 or "does not lead to" in error(allowed)
+        (empty / "macpo.yaml").unlink(missing_ok=True)
+        shutil.rmtree(empty / "runs", ignore_errors=True)
+
+
 @pytest.mark.slow
 def test_a_pulled_round_trains_to_the_same_adapter(
     environment: dict[str, str], hub: Hub, tiny_recipe: Path, tmp_path: Path
@@ -563,7 +599,7 @@ def test_a_pulled_round_trains_to_the_same_adapter(
         "--adapters",
         "--merge",
     )
-    call(there, "pull", REPO, "--round", "1", "--learner", "student")
+    call(there, "pull", REPO, "--round", "1", "--learner", "student", "--local-paths")
     call(there, "train", "--round", "1", "--learner", "student")
 
     def adapter(folder: Path) -> str:

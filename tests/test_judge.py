@@ -160,7 +160,7 @@ def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
     own.write_text("$querry")
     with pytest.raises(MacpoError, match=r"may use \$query"):
         fill(str(own), query="x")
-    with pytest.raises(MacpoError, match="name one of aggregate, criteria, critique"):
+    with pytest.raises(MacpoError, match="name one of aggregate, bad, criteria, critique"):
         fill(str(tmp_path / "none.txt"))
 
 

@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
+from macpo_train.loss import (
+    confidence_weight,
+    confident_loss,
+    dpo_loss,
+    macpo_loss,
+    sft_loss,
+)
 
 
 def test_dpo_by_hand() -> None:
@@ -66,3 +72,38 @@ def test_label_smoothing_by_hand() -> None:
         label_smoothing=0.1,
     )
     assert loss.item() == pytest.approx(0.3514133, abs=1e-6)
+
+
+def test_confidence_by_hand() -> None:
+    """Two tokens of a vocabulary of three; softmax of (ln 1, ln 2, ln 5) is (1, 2, 5) / 8.
+
+    First label 1: weak -ln(2/8) = 1.3862944, own -ln(5/8) = 0.4700036. Second label 2: both
+    0.4700036. With a = 0.25: 0.75 * 1.3862944 + 0.25 * 0.4700036 = 1.1572217.
+    """
+    logits = torch.tensor([[1.0, 2.0, 5.0]] * 2).log()
+    loss, weak, own = confident_loss(logits, torch.tensor([1, 2]), 0.25)
+    assert weak.tolist() == pytest.approx([1.3862944, 0.4700036])
+    assert own.tolist() == pytest.approx([0.4700036, 0.4700036])
+    assert loss.tolist() == pytest.approx([1.1572217, 0.4700036])
+    plain, _, _ = confident_loss(logits, torch.tensor([1, 2]), 0.0)
+    torch.testing.assert_close(plain, weak)
+
+
+def test_no_gradient_flows_through_the_hardened_target() -> None:
+    """That of cross-entropy with a fixed target t is p - t: a mixture of both targets here.
+
+    p = (1, 2, 5) / 8, label 0, hardened 2, a = 0.25: p - (0.75, 0, 0.25).
+    """
+    logits = torch.tensor([[1.0, 2.0, 5.0]]).log().requires_grad_()
+    loss, weak, own = confident_loss(logits, torch.tensor([0]), 0.25)
+    assert not weak.requires_grad and not own.requires_grad
+    torch.autograd.backward(loss.sum())
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.tensor([[1 / 8 - 0.75, 2 / 8, 5 / 8 - 0.25]]))
+
+
+def test_the_weight_of_the_confidence_rises_and_stays() -> None:
+    """To 0.6 within the first 4 of 20 steps."""
+    found = [confidence_weight(step, 20, 0.6, 0.2) for step in (0, 2, 4, 19)]
+    assert found == pytest.approx([0.0, 0.3, 0.6, 0.6])
+    assert confidence_weight(0, 20, 0.6, 0.0) == 0.6

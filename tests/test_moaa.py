@@ -237,7 +237,7 @@ def test_a_prompt_of_ones_own_has_all_names(open_run: OpenRun, moaa_file: Path) 
         judge = f"{path}={{kind: llm, agent: sum, prompts: {{verdict: {own}}}}}"
         with pytest.raises(RecipeError, match=rf"{path}\.prompts\.verdict: .* lacks \$answer_b"):
             open_run(judge, file=moaa_file)
-    with pytest.raises(RecipeError, match=r"select\.by: method moaa goes by its judge"):
+    with pytest.raises(RecipeError, match=r"select\.by: method moaa does not read it"):
         open_run("select.by=random", file=moaa_file)
     with pytest.raises(RecipeError, match=r"mixture\.prompt: .* lacks \$answers"):
         open_run(f"mixture.prompt={own}", file=moaa_file)

@@ -82,13 +82,14 @@ def test_every_switch_is_visible(name: str) -> None:
     """A shipped recipe names each field of its sections, so that none has to be guessed.
 
     What may be left out says something by its absence: paths of parts, revisions of local bases,
-    an endpoint, a mixture, a judge.
+    an endpoint, a mixture, a judge, confidence; a framing has texts of the package's own.
     """
     optional = {"path", "split", "revision", "trust_remote_code", "columns"}
-    optional |= {"endpoint", "mixture", "judge", "more", "overlap"}
+    optional |= {"endpoint", "mixture", "judge", "more", "overlap", "confidence", "framing"}
     if load_recipe(name).method == "moaa":  # what it does not read
         optional |= {"labeller", "schedule", "negatives", "negative", "keep", "max_perplexity"}
-        optional |= {"same_as_rejected", "reward", "by"}
+        optional |= {"same_as_rejected", "reward", "by", "order", "pool", "label_noise"}
+        optional |= {"positives", "negatives_by", "frozen_teachers"}
     values = yaml.safe_load(recipe_text(name)[1])
 
     def missing(written: dict[str, Any], full: dict[str, Any], at: str) -> Iterator[str]:
@@ -272,7 +273,7 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
         ("dpo.beta=[", "not valid YAML"),
         ("dpo.betta=1", "dpo.betta: unknown key"),
         ("dpo.beta=strong", "dpo.beta: "),
-        ("agents.t=null", "agents.t: "),
+        ("agents.t=null", "agents: no agent with role teacher"),
     ],
 )
 def test_a_wrong_setting(setting: str, expected: str, tmp_path: Path) -> None:

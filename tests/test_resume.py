@@ -22,7 +22,7 @@ from conftest import OpenRun
 from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
-from macpo_data.recipe import DPO, SFT, Lora, Train
+from macpo_data.recipe import DPO, SFT, Confidence, Lora, Train
 from macpo_data.signs import RULES
 from macpo_train.train import Job, train
 from macpo_train.watch import MARK, last_checkpoint
@@ -59,17 +59,17 @@ def weights(job: Job) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("objective", ["dpo", "sft"])
 def test_killed_inside_a_step(job: Job, tmp_path: Path, objective: str) -> None:
-    """Killed in the second epoch; with accumulation, a schedule, and dropout where it acts."""
+    """Killed in the second epoch; with accumulation, schedules, and dropout where it acts."""
     settings: SFT | DPO = DPO(epochs=2, learning_rate=1e-3, batch_size=4, reference="previous")
     if objective == "sft":
         settings = SFT(epochs=2, learning_rate=1e-3, batch_size=4)
+        job = replace(job, start=None, confidence=Confidence(ramp=1))
     whole = replace(
         job,
         settings=settings,
         out=tmp_path / "whole",
         train=Train(dtype="float32", micro_batch_size=2, save_steps=2),
         lora=Lora(targets=["q_proj", "v_proj"], dropout=0.1),
-        start=job.start if objective == "dpo" else None,
     )
     killed = replace(whole, out=tmp_path / "killed")
     wanted = train(unheard, whole)
@@ -82,7 +82,8 @@ def test_killed_inside_a_step(job: Job, tmp_path: Path, objective: str) -> None:
     facts = train(unheard, killed)
     assert facts["resumed_from"] == 6 and wanted["resumed_from"] is None
     assert [row["step"] for row in facts["history"]] == list(range(1, 9))
-    assert column(facts, "loss") == pytest.approx(column(wanted, "loss"), abs=1e-6)
+    for name in wanted["history"][0]:
+        assert column(facts, name) == pytest.approx(column(wanted, name), abs=1e-6), name
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(killed)[name], weight, atol=1e-6, rtol=1e-5)
     assert {p.name for p in killed.out.iterdir()} == {
@@ -142,6 +143,25 @@ def test_two_processes_give_the_same_curve(job: Job, tmp_path: Path) -> None:
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
     assert heard and "pairs/s" in heard[-1] and "margin" in heard[-1]
+
+
+@pytest.mark.parametrize("confidence", [None, Confidence()])
+def test_two_processes_fine_tune_alike(
+    job: Job, tmp_path: Path, confidence: Confidence | None
+) -> None:
+    """Of the one row of the last step one process gets it, and the other nothing that counts."""
+    pl.read_parquet(job.dataset)[:9].write_parquet(tmp_path / "odd.parquet")
+    config = tmp_path / "two.yaml"
+    config.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_processes: 2\n")
+    settings = SFT(epochs=2, learning_rate=1e-2, batch_size=4, packing=confidence is not None)
+    one = replace(job, dataset=tmp_path / "odd.parquet", settings=settings, confidence=confidence)
+    one = replace(one, start=None, out=tmp_path / "one")
+    two = replace(one, out=tmp_path / "two", train=Train(dtype="float32", launcher=str(config)))
+    alone, together = train(unheard, one), train(unheard, two)
+    for name in alone["history"][0]:
+        assert column(together, name) == pytest.approx(column(alone, name), abs=2e-4), name
+    for name, weight in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], weight, atol=1e-4, rtol=1e-3)
 
 
 def test_processes_that_somebody_else_started(

@@ -54,7 +54,7 @@ def test_lowest_perplexity_wins_and_ties_go_to_the_first() -> None:
             {"prompt_id": "b", "agent": "t1", "response": "u", "perplexity": 9.0},
         ]
     )
-    chosen = select.lowest_perplexity(frame, rejected("a", "b"), KEEP_ALL)
+    chosen = select.by_perplexity(frame, rejected("a", "b"), KEEP_ALL)
     assert chosen["rank"].to_list() == [3, 1, 2, 1]
     assert chosen["selected"].to_list() == [False, True, False, True]
 
@@ -79,12 +79,12 @@ def test_each_filter_names_its_reason() -> None:
     )
     others = rejected(*(str(i) for i in range(len(cases))), text="the bad one")
     strict = Select(min_chars=3, max_chars=20, max_repetition=0.5, max_perplexity=30.0)
-    got = select.lowest_perplexity(frame, others, strict)
+    got = select.by_perplexity(frame, others, strict)
     assert got["reason"].to_list() == [reason for reason, _ in cases]
     assert got["selected"].to_list() == [False] * 10 + [True]
 
     lenient = strict.model_copy(update={"on_filter": "count"})
-    counted = select.lowest_perplexity(frame, others, lenient)
+    counted = select.by_perplexity(frame, others, lenient)
     assert counted["reason"].to_list() == got["reason"].to_list()
     # Nothing to train on, nothing to compare, or over the stated threshold: never chosen.
     assert counted["selected"].to_list() == [False] * 3 + [True] * 5 + [False, False, True]
@@ -132,7 +132,7 @@ def test_pair_keeps_order_and_says_what_fell_out() -> None:
         ]
     )
     other = pl.concat([rejected("a", "b", "c"), rejected("d", text="")])
-    ranked = select.lowest_perplexity(frame, other, Select())
+    ranked = select.by_perplexity(frame, other, Select())
     pairs, dropped = select.pair(prompts("a", "b", "c", "d"), ranked, other)
     assert pairs.select("prompt_id", "chosen", "rejected").rows() == [
         ("a", "A", "bad"),
@@ -163,7 +163,7 @@ def test_selection_properties(
     """No prompt gets more than `keep`; nothing chosen is worse than a usable one left behind."""
     ids = [str(i) for i in range(6)]
     frame = samples([{"prompt_id": str(p), "perplexity": x, "response": r} for p, x, r in rows])
-    got = select.lowest_perplexity(
+    got = select.by_perplexity(
         frame, rejected(*ids), Select(keep=keep, min_chars=2, on_filter=on_filter)
     )
     assert (

@@ -29,9 +29,10 @@ class Method(Protocol):
         """What `build` asks of the models, if nothing of it is there yet."""
 
 
-def method(recipe: Recipe) -> Method:
-    """The method that a recipe names."""
-    return cast(Method, import_module(f"macpo_data.methods.{recipe.method}"))
+def method(recipe: Recipe, step: Step | None = None) -> Method:
+    """The method that a recipe names, or whose rule a step follows."""
+    name = (step and step.method) or recipe.method
+    return cast(Method, import_module(f"macpo_data.methods.{name}"))
 
 
 def make_plan(recipe: Recipe) -> Plan:

@@ -8,63 +8,39 @@ from __future__ import annotations
 
 import polars as pl
 
+from macpo_data import framing, ranking, select
 from macpo_data import judge as judges
 from macpo_data import mixture as mixtures
-from macpo_data import ranking, select
-from macpo_data.context import Context, RoundData
+from macpo_data.context import Context, Judged, RoundData
 from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
+from macpo_data.methods.steps import WRITING_READS, initialise, labels, prefer, switched_on
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
-SFT_READS = ("seed", "lora", "train")
-DPO_READS = (*SFT_READS, "dpo")
-SAMPLING_READS = tuple(
-    f"sampling.{key}" for key in ("temperature", "top_p", "top_k", "max_new_tokens")
-)
-FILTER_READS = (
-    "select.on_filter",
-    *(f"select.{key}" for key in ("min_chars", "max_chars", "max_repetition", "truncated")),
-    "select.same_as_rejected",
-)
-WRITING_READS = ("seed", "engine", *SAMPLING_READS, *FILTER_READS)
 CHOOSING_READS = ("sampling.n", "select.keep", "select.max_perplexity")
 
 
 def plan(recipe: Recipe) -> list[Step]:
     """Round 0: teachers, then the student. Round t: the student, then the teachers."""
     (student,) = recipe.students
-    teachers = recipe.teachers
+    teachers, writers = recipe.teachers, labels(recipe)
     steps = []
     for teacher in teachers:
-        steps += _initialise(recipe, teacher, turn=0, writers=())
-    labeller = recipe.labeller or teachers[0]
-    writers = (Policy(labeller, "positive", 0), Policy(labeller, "negative", 0))
-    steps += _initialise(recipe, student, turn=1, writers=writers)
+        steps += initialise(recipe, teacher, turn=0, writers=())
+    steps += initialise(recipe, student, turn=1, writers=writers)
 
+    own = recipe.positives == "own"
     for t in range(1, recipe.rounds + 1):
-        steps += _contrast(
-            recipe, student, t, 0, tuple(Policy(k, "positive", t - 1) for k in teachers)
-        )
+        taught = 0 if recipe.frozen_teachers else t - 1
+        heard = [Policy(student, "positive", t - 1)] if own else []
+        heard = heard or [Policy(k, "positive", taught) for k in teachers]
+        steps += _contrast(recipe, student, t, 0, tuple(heard))
         alternating = recipe.schedule == "alternating"
-        seen = Policy(student, "positive", t if alternating else t - 1)
-        for teacher in teachers:
+        for teacher in () if recipe.frozen_teachers else teachers:
+            seen = Policy(student, "positive", t if alternating else t - 1)
+            seen = Policy(teacher, "positive", t - 1) if own else seen
             steps += _contrast(recipe, teacher, t, 1 if alternating else 0, (seen,))
     return steps
-
-
-def _initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ...]) -> list[Step]:
-    """SFT on chosen makes the positive policy; SFT on rejected goes on from it to the negative."""
-    positive = Policy(agent, "positive", 0)
-    reads = (*SFT_READS, f"agents.{agent}.lr_scale")
-    human_reads = ("seed", "data.noise", *(("select",) if recipe.select.excludes else ()))
-    data_reads = WRITING_READS if writers else human_reads
-    return [
-        Step("gen", 0, turn, agent, policies=writers, reads=data_reads),
-        Step("train", 0, turn, agent, "positive", "sft_chosen", (Policy(agent),), (*reads, "sft")),
-        Step(
-            "train", 0, turn, agent, "negative", "sft_rejected", (positive,), (*reads, "negative")
-        ),
-    ]
 
 
 def _contrast(
@@ -72,18 +48,25 @@ def _contrast(
 ) -> list[Step]:
     """DPO + gamma * SFT on others' positives against the agent's own negatives."""
     before = Policy(agent, "positive", t - 1)
-    policies = (*positives, Policy(agent, "negative", 0), before)
-    choosing = (
-        (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe))
-        if agent in recipe.students
-        else ()
-    )
-    dpo_reads: tuple[str, ...] = (*DPO_READS, f"agents.{agent}.lr_scale")
-    data_reads = (*WRITING_READS, "negatives", *choosing)
-    return [
-        Step("gen", t, turn, agent, policies=policies, reads=data_reads),
-        Step("train", t, turn, agent, "positive", "dpo", (before,), dpo_reads),
-    ]
+    policies = (*positives, *_negative_writer(recipe, agent), before)
+    reads = (*WRITING_READS, "negatives", *switched_on(recipe, "positives", "negatives_by"))
+    if recipe.negatives_by == "framing":
+        reads = (*reads, "framing")
+    if agent in recipe.students:
+        choosing = switched_on(recipe, "select.order", "select.pool")
+        choosing = (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe), *choosing)
+        reads = (*reads, *choosing)
+    return prefer(recipe, agent, t, turn, policies, reads)
+
+
+def _negative_writer(recipe: Recipe, agent: str) -> tuple[Policy, ...]:
+    """Who writes an agent's rejected answers; nobody where the chosen ones are spoilt."""
+    by = {
+        "fine_tuning": (Policy(agent, "negative", 0),),
+        "base": (Policy(agent),),
+        "framing": (Policy(agent, "positive", 0),),
+    }
+    return by.get(recipe.negatives_by, ())
 
 
 def _by_reads(recipe: Recipe) -> tuple[str, ...]:
@@ -105,30 +88,66 @@ def _mixture_reads(recipe: Recipe) -> tuple[str, ...]:
 def build(step: Step, ctx: Context) -> RoundData:
     """Write the pairs of one learner in one round."""
     if step.round == 0:
-        return _labels(step, ctx)
-    *positives, negative, learner = step.policies
-    is_student = step.learner in ctx.recipe.students
-    fresh = f"r{step.round}-" if ctx.recipe.negatives == "every_round" else ""
+        return weak_labels(step, ctx) if step.policies else ctx.human_pairs("d1", step.learner)
+    *written, learner = step.policies
+    twin = _negative_writer(ctx.recipe, step.learner)
+    candidates = _positives(step, ctx, written[: len(written) - len(twin)])
+    if twin:
+        rejected = _negatives(step, ctx, twin[0])
+        candidates, rejected = ctx.score_together([candidates, rejected], under=learner)
+        candidates, judged = _choose(step, ctx, candidates, rejected)
+        return ctx.pair(candidates, rejected, judged)
 
-    # The student hears n answers of every teacher; a teacher hears the student's one answer, the
-    # same text for all teachers.
-    candidates = ctx.generate(positives, "d2", n=ctx.recipe.sampling.n if is_student else 1)
+    # What is made of the chosen answer can only be made when that is chosen.
+    scored = ctx.score(candidates, under=learner)
+    candidates, judged = _choose(step, ctx, scored, scored.clear())
+    spoil = {"corruption": select.corrupted, "mismatch": select.mismatched}
+    candidates = select.exclude(candidates, ctx.barred("d2"))
+    rejected = spoil[ctx.recipe.negatives_by](candidates, ctx.recipe.seed)
+    return ctx.pair(candidates, ctx.score(rejected, under=learner), judged)
+
+
+def _positives(step: Step, ctx: Context, others: list[Policy]) -> pl.DataFrame:
+    """The student hears n answers of every teacher; a teacher the student's one, as all do."""
+    is_student = step.learner in ctx.recipe.students
+    candidates = ctx.generate(others, "d2", n=ctx.recipe.sampling.n if is_student else 1)
     if is_student and ctx.recipe.mixture:
         taught = mixtures.teach(ctx, ctx.recipe.mixture, ctx.prompts("d2"))
         candidates = pl.concat([candidates, taught])
-    rejected = ctx.generate([negative], "d2", draw=fresh)
-    candidates, rejected = ctx.score_together([candidates, rejected], under=learner)
+    return candidates
 
-    by = ctx.recipe.select.by
-    if is_student and by != "perplexity":
-        competing = select.competing(candidates, ctx.recipe.select, rejected)
-        competing = select.exclude(competing, ctx.barred("d2"))
-        order: ranking.Order = "random" if by == "random" else "judge"
-        ranked, judged = judges.rank(ctx, order, ctx.prompts("d2"), competing)
-        chosen = select.top(ranked, ctx.recipe.select.keep).drop("score")
-        return ctx.pair(chosen, rejected, judged)
-    choose = select.lowest_perplexity if is_student else select.first
-    return ctx.pair(choose(candidates, rejected, ctx.recipe.select), rejected)
+
+def _negatives(step: Step, ctx: Context, writer: Policy) -> pl.DataFrame:
+    """What the negative twin writes, or its stand-in."""
+    anew = ctx.recipe.negatives == "every_round"
+    if ctx.recipe.negatives_by == "framing":
+        return framing.write(ctx, writer, "negative", draw=step.round if anew else 0)
+    return ctx.generate([writer], "d2", draw=f"r{step.round}-" if anew else "")
+
+
+def _choose(
+    step: Step, ctx: Context, candidates: pl.DataFrame, rejected: pl.DataFrame
+) -> tuple[pl.DataFrame, Judged | None]:
+    """A teacher takes the student's answer; the student what it finds least perplexing."""
+    settings = ctx.recipe.select
+    if step.learner not in ctx.recipe.students:
+        return select.first(candidates, rejected, settings), None
+    by = "random" if settings.order == "random" else settings.by
+    if by == "perplexity":
+        return select.by_perplexity(candidates, rejected, settings), None
+    competing = select.competing(candidates, settings, rejected)
+    competing = select.exclude(competing, ctx.barred("d2"))
+    order: ranking.Order = "random" if by == "random" else "judge"
+    ranked, judged = judges.rank(ctx, order, ctx.prompts("d2"), competing)
+    return select.top(ranked, settings.keep).drop("score"), judged
+
+
+def weak_labels(step: Step, ctx: Context) -> RoundData:
+    """The student learns from what the labelling teacher wrote, good and bad."""
+    positive, negative = step.policies
+    rejected = ctx.generate([negative], "d2")
+    candidates = select.first(ctx.generate([positive], "d2"), rejected, ctx.recipe.select)
+    return ctx.weak_labels(ctx.pair(candidates, rejected))
 
 
 def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
@@ -136,10 +155,12 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
     *writers, learner = step.policies if step.round else (*step.policies, None)
     n = recipe.sampling.n if step.round and step.learner in recipe.students else 1
     d2, found = sizes.prompts["d2"], []
-    for policy in filter(None, writers):
-        calls = n if policy.behavior == "positive" else 1
+    twin = _negative_writer(recipe, step.learner) if step.round else ()
+    for at, policy in enumerate(filter(None, writers), start=1):
+        last = at > len(writers) - len(twin) or policy.behavior == "negative"
+        calls, what = (1, "negative") if last else (n, "positive")
         found += writing(
-            f"write d2, {policy.behavior}", [policy.agent], d2, calls, sizes.prompt,
+            f"write d2, {what}", [policy.agent], d2, calls, sizes.prompt,
             recipe.sampling, sizes,
         )  # fmt: skip
     is_student = bool(step.round) and step.learner in recipe.students
@@ -150,13 +171,3 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
     if is_student and recipe.select.by in ("judge", "reward"):
         found += judging(recipe, sizes, "d2", n * len(recipe.teachers) + more)
     return [*found, scoring(learner.agent, d2, answers + more, recipe, sizes)] if learner else found
-
-
-def _labels(step: Step, ctx: Context) -> RoundData:
-    """Round 0: a teacher learns from the human's answers, the student from the labeller's."""
-    if not step.policies:
-        return ctx.human_pairs("d1", noise_for=step.learner)
-    positive, negative = step.policies
-    rejected = ctx.generate([negative], "d2")
-    candidates = select.first(ctx.generate([positive], "d2"), rejected, ctx.recipe.select)
-    return ctx.pair(candidates, rejected)

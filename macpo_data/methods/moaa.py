@@ -13,7 +13,7 @@ from macpo_data import mixture as mixtures
 from macpo_data import ranking, select
 from macpo_data.context import Context, RoundData
 from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
-from macpo_data.methods.macpo import DPO_READS, FILTER_READS, SAMPLING_READS, SFT_READS
+from macpo_data.methods.steps import FILTER_READS, SAMPLING_READS, SFT_READS, prefer
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
@@ -42,27 +42,24 @@ def plan(recipe: Recipe) -> list[Step]:
             reads=(*SFT_READS, mine, "sft"),
         ),
     ]
+    return steps + preferring(recipe, asked)
+
+
+def preferring(recipe: Recipe, asked: tuple[Policy, ...]) -> list[Step]:
+    """From round 1 on: the student's own answers, ranked by whoever is asked; then DPO."""
+    (student,) = recipe.students
+    filters = ("select",) if recipe.select.excludes else FILTER_READS
+    reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *filters)
+    steps = []
     for t in range(1, recipe.rounds + 1):
         before = Policy(student, "positive", t - 1)
-        reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *filters)
-        steps += [
-            Step("gen", t, 0, student, policies=(before, *asked), reads=reads),
-            Step(
-                "train",
-                t,
-                0,
-                student,
-                objective="dpo",
-                policies=(before,),
-                reads=(*DPO_READS, mine),
-            ),
-        ]
+        steps += prefer(recipe, student, t, 0, (before, *asked), reads)
     return steps
 
 
 def build(step: Step, ctx: Context) -> RoundData:
     """Write the student's dataset of one round."""
-    return _fine_tuning(ctx) if step.round == 0 else _preferences(step, ctx)
+    return _fine_tuning(ctx) if step.round == 0 else preferences(step, ctx)
 
 
 def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
@@ -104,7 +101,7 @@ def _fine_tuning(ctx: Context) -> RoundData:
     return RoundData(pairs, candidates, pl.concat([dropped, left_out]), judged, turns)
 
 
-def _preferences(step: Step, ctx: Context) -> RoundData:
+def preferences(step: Step, ctx: Context) -> RoundData:
     """Stage 2: the best of the student's own answers against the worst."""
     student = step.policies[0]
     samples = ctx.generate([student], "d2", n=ctx.recipe.sampling.n)

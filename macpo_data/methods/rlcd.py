@@ -1,0 +1,38 @@
+"""RLCD: one model's answers under a good frame against those under a bad one (Yang et al. 2024).
+
+The student itself writes both sides; it learns them without the frames.
+"""
+
+from __future__ import annotations
+
+from macpo_data import framing, select
+from macpo_data.context import Context, RoundData
+from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.methods.steps import WRITING_READS, prefer, weak_start
+from macpo_data.plan import Policy, Step
+from macpo_data.recipe import Recipe
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """The labelling teacher, then the student alone."""
+    (student,) = recipe.students
+    steps = weak_start(recipe)
+    for t in range(1, recipe.rounds + 1):
+        before = Policy(student, "positive", t - 1)
+        steps += prefer(recipe, student, t, 0, (before,), (*WRITING_READS, "framing"))
+    return steps
+
+
+def build(step: Step, ctx: Context) -> RoundData:
+    """Nobody judges: the frame says which answer is the better one."""
+    (student,) = step.policies
+    frames = [framing.write(ctx, student, side) for side in ("positive", "negative")]
+    candidates, rejected = ctx.score_together(frames, under=student)
+    return ctx.pair(select.first(candidates, rejected, ctx.recipe.select), rejected)
+
+
+def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
+    """The student writes to D2 under each frame, and reads both answers."""
+    d2, student = sizes.prompts["d2"], step.learner
+    wrote = writing("write d2, framed", [student], d2, 2, sizes.prompt, recipe.sampling, sizes)
+    return [*wrote, scoring(student, d2, 2, recipe, sizes)]

@@ -1,0 +1,30 @@
+"""Self-rewarding: the student judges its own answers, and is the judge it has become (Yuan 2024).
+
+The best of n against the worst. The paper's judge gives points; ours compares pairs, or goes by
+how probable the student finds an answer (judge.kind likelihood), which needs no instructions.
+"""
+
+from __future__ import annotations
+
+from macpo_data.context import Context, RoundData
+from macpo_data.cost import Ask, Sizes
+from macpo_data.methods import moaa
+from macpo_data.methods.steps import weak_start
+from macpo_data.plan import Step
+from macpo_data.recipe import Recipe
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """The labelling teacher, then the student alone."""
+    return [*weak_start(recipe), *moaa.preferring(recipe, ())]
+
+
+def build(step: Step, ctx: Context) -> RoundData:
+    """As in MoAA's second stage, with the student of the round before as the judge."""
+    ctx.speakers[step.learner] = step.policies[0]
+    return moaa.preferences(step, ctx)
+
+
+def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
+    """As in MoAA's second stage."""
+    return moaa.asks(step, recipe, sizes)

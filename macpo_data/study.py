@@ -1,0 +1,163 @@
+"""A study: one recipe in several variants, each with several seeds. Values in, recipes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.recipe import Count, Name, Recipe, Section, Seed, explain, load_recipe, read_yaml
+
+Settings = dict[str, Any]  # dotted key of the recipe: value
+AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed
+_SHIPPED = re.compile(r"^[a-z0-9_]+$")
+
+
+class Study(Section):
+    """What is compared. Each variant is combined with each point of the grid."""
+
+    recipe: str | None = None  # a name or a file; null: as for every command
+    run: Name | None = None  # folder under runs/ that all share; null: the recipe's own
+    rounds: Annotated[int, Field(ge=0)] | None = None  # the last one; null: the recipe's
+    # So many, from the recipe's seed on, or these.
+    seeds: Count | Annotated[list[Seed], Field(min_length=1)] = 1
+    agents: list[str] = Field(default=[])  # whom to measure; none: the student
+    set: Settings = Field(default={})  # laid over the recipe, for all variants
+    # Name in the table: what is laid over the recipe for it.
+    variants: dict[str, Settings] = Field(default={})
+    # Dotted key of the recipe: its values.
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recipe of a study, with one of its seeds."""
+
+    name: str
+    recipe: Recipe
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with the package."""
+    files = (resources.files("recipes") / "studies").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_study(study: str | None, changes: dict[str, Any]) -> Study:
+    """Load a study by name or file, or begin an empty one.
+
+    Args:
+        study: as a person names it; None for none.
+        changes: fields that the command line lays over it.
+
+    Raises:
+        MacpoError: there is no such study, or it has mistakes; all at once.
+    """
+    try:
+        values = read_yaml("", _text(study)) if study else {}
+        return Study.model_validate(values | changes)
+    except RecipeError as error:
+        problems = error.problems
+    except ValidationError as error:
+        problems = explain(error)
+    raise MacpoError(f"{f'study {study}' if study else 'sweep'}: {'; '.join(problems)}") from None
+
+
+def _text(study: str) -> str:
+    try:
+        if not _SHIPPED.match(study):
+            return Path(study).read_text("utf-8")
+        if study in shipped():
+            return (resources.files("recipes") / "studies" / f"{study}.yaml").read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise MacpoError(f"cannot read study {study}: {error}; give a YAML file") from None
+    raise MacpoError(
+        f"no study named {study!r}; shipped are {', '.join(shipped())} "
+        "(a file is given with its path, such as ./mine.yaml)"
+    )
+
+
+def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
+    """Read `key=a,b,c` as a person types it.
+
+    Raises:
+        MacpoError: there is no key or no value.
+    """
+    grid = {}
+    for text in given:
+        key, _, values = text.partition("=")
+        try:
+            grid[key] = yaml.safe_load(f"[{values}]")
+        except (yaml.YAMLError, ValueError, RecursionError):
+            grid[key] = None
+        if not key or not isinstance(grid[key], list) or not grid[key]:
+            raise MacpoError(f"--grid {text}: write it as key.key=value,value")
+    return grid
+
+
+def parse_seeds(text: str) -> int | list[int]:
+    """Read `3` (so many) or `3,4,5` (these).
+
+    Raises:
+        MacpoError: it is neither.
+    """
+    if not re.fullmatch(r"\d+(,\d*)*", text):
+        raise MacpoError(f"--seeds {text}: write a count such as 3, or seeds such as 3,4,5")
+    return [int(seed) for seed in text.split(",") if seed] if "," in text else int(text)
+
+
+def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
+    """All recipes of a study: seed by seed, variant by variant.
+
+    Args:
+        study: what is compared.
+        sets: settings from the command line, which have the last word.
+
+    Raises:
+        MacpoError: a variant is no valid recipe, or they have different run folders.
+    """
+    if not study.variants and not study.grid and study.seeds == 1:
+        raise MacpoError(
+            "nothing to compare: say --grid key=a,b, --seeds 3, or a study: " + ", ".join(shipped())
+        )
+    everywhere = [(k, v) for k in ("run", "rounds") if (v := getattr(study, k)) is not None]
+    recipes = {}
+    for name, settings in _points(study):
+        try:
+            over = [*study.set.items(), *settings.items(), *everywhere]
+            recipes[name] = load_recipe(study.recipe, sets, over)
+        except RecipeError as error:
+            raise RecipeError(f"{error.source}, {name}", error.problems) from None
+    if len({recipe.run for recipe in recipes.values()}) > 1:
+        raise MacpoError("run: all variants share one folder; name it with --run, not in a variant")
+    first = next(iter(recipes.values())).seed
+    seeds = study.seeds if isinstance(study.seeds, list) else range(first, first + study.seeds)
+    return [
+        Variant(name, recipe.model_copy(update={"seed": seed}))
+        for seed in dict.fromkeys(seeds)
+        for name, recipe in recipes.items()
+    ]
+
+
+def _points(study: Study) -> list[tuple[str, Settings]]:
+    """Every variant with every point of the grid: its name, and what is laid over."""
+    found = []
+    for name, settings in (study.variants or {"": {}}).items():
+        for values in product(*study.grid.values()):
+            point = dict(zip(study.grid, values, strict=True))
+            said = [name, *(f"{key}={_short(value)}" for key, value in point.items())]
+            found.append((", ".join(filter(None, said)) or AS_WRITTEN, settings | point))
+    return found
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

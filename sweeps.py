@@ -1,0 +1,284 @@
+"""A study, made: all its variants and seeds in one run folder, each shared step once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from macpo_data import evaluate
+from macpo_data.context import Progress
+from macpo_data.errors import Interrupted, MacpoError
+from macpo_data.evaluate import Evaluation
+from macpo_data.plan import Policy, Step
+from macpo_data.recipe import Recipe, digest
+from macpo_data.standings import Measured, Standings, markdown, plot
+from macpo_data.store import MANIFEST, atomic, write_json, write_parquet
+from macpo_data.study import Study, Variant
+from rounds import Run
+
+FOLDER = "sweep"  # inside the run
+Key = tuple[Any, ...]  # what makes two steps take about as long
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that is made once, whichever variants name it."""
+
+    name: str  # of its result
+    key: Key
+    size: int  # prompts that it goes through
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a sweep would make, for a person to read beforehand."""
+
+    root: Path
+    seeds: list[int]
+    variants: list[tuple[str, int, int, int]]  # name, steps, those no variant above has, to make
+    distinct: int
+    todo: int
+    left: str
+
+
+class Sweep:
+    """The runs of a study's variants, which share a folder and processes."""
+
+    def __init__(
+        self,
+        study: Study,
+        variants: list[Variant],
+        runs: Path,
+        progress: Callable[[str], Any],
+        say: Callable[[str], None],
+    ) -> None:
+        """Nothing is read or started yet.
+
+        Raises:
+            MacpoError: somebody who is to be measured is in no variant.
+        """
+        self.study, self.variants, self.say = study, variants, say
+        self._title = ""
+        shown: Progress = lambda title: progress(f"{self._title}{title}")  # noqa: E731
+        self.home = Run(variants[0].recipe, runs, shown, say)
+        self.runs = [self.home.beside(variant.recipe) for variant in variants]
+        self.agents = study.agents or self.home.recipe.students
+        known = {agent for run in self.runs for agent in run.recipe.agents}
+        if wrong := [agent for agent in self.agents if agent not in known]:
+            raise MacpoError(f"no agent {wrong[0]!r} to measure: choose {', '.join(sorted(known))}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the table and the plot go."""
+        return self.home.store.root / FOLDER
+
+    def twins(self) -> list[tuple[str, str]]:
+        """Variants that come out the same: every step has the same result."""
+        first: dict[tuple[str, ...], str] = {}
+        seed = self.variants[0].recipe.seed
+        found = []
+        for variant, run in zip(self.variants, self.runs, strict=True):
+            if variant.recipe.seed == seed:
+                names = tuple(run.plan.name(step) for step in run.plan.steps)
+                if (other := first.setdefault(names, variant.name)) != variant.name:
+                    found.append((other, variant.name))
+        return found
+
+    @cached_property
+    def steps(self) -> list[Task]:
+        """Every distinct step."""
+        named = [(run, run.plan.name(step), step) for run in self.runs for step in run.plan.steps]
+        return list({name: _task(run, name, step) for run, name, step in reversed(named)}.values())
+
+    @cached_property
+    def answers(self) -> list[Task]:
+        """Every distinct set of held-out answers that is measured."""
+        found = {}
+        for run in self.runs:
+            values = run.recipe.model_dump(mode="json")
+            key = _key(values, "eval", run.recipe.students[0])
+            for policy in self._measured([p for s in run.plan.steps if (p := s.makes)]):
+                name = run.plan.sample_name(policy, "test", "0")
+                found[name] = Task(name, key, _size(values, "test"))
+        return list(found.values())
+
+    def todo(self, tasks: list[Task]) -> list[Task]:
+        """Those of the tasks that are not done."""
+        return [t for t in tasks if not (self.home.store.path(t.name) / MANIFEST).is_file()]
+
+    def seconds_left(self) -> tuple[float, int]:
+        """What is left by what was timed before: (seconds, tasks of kinds that never were)."""
+        todo, root = self.todo(self.steps + self.answers), self.home.store.root
+        rates = _timed([root])
+        if not rates.keys() >= {task.key for task in todo}:
+            rates = _timed(p for p in root.parent.glob("*") if p != root) | rates
+        known = [median(rates[task.key]) * task.size for task in todo if task.key in rates]
+        return sum(known), len(todo) - len(known)
+
+    def outline(self) -> Outline:
+        """What would be made."""
+        own: dict[str, list[str]] = {}
+        for variant, run in zip(self.variants, self.runs, strict=True):
+            own.setdefault(variant.name, []).extend(run.plan.name(s) for s in run.plan.steps)
+        todo = {task.name for task in self.todo(self.steps)}
+        rows, before = [], set[str]()
+        for name, steps in own.items():
+            rows.append((name, len(steps), len({*steps} - before), len({*steps} & todo)))
+            before |= {*steps}
+        seeds = list(dict.fromkeys(variant.recipe.seed for variant in self.variants))
+        left = said(*self.seconds_left())
+        return Outline(self.home.store.root, seeds, rows, len(before), len(todo), left)
+
+    def make(self) -> Standings:
+        """Make and measure all variants; one that fails is told as such, and the others go on.
+
+        Raises:
+            Interrupted: somebody pressed Ctrl-C; what is finished stays.
+        """
+        recipes = [[v.name, v.recipe.model_dump(mode="json")] for v in self.variants]
+        write_json(self.folder / f"variants-{digest(recipes)}.json", recipes)
+        with self.home:
+            found = [self._make(n) for n in range(len(self.variants))]
+        return Standings(found, self.agents)
+
+    def _make(self, n: int) -> Measured:
+        variant, run = self.variants[n], self.runs[n]
+        seed = variant.recipe.seed
+        self._title = f"[{n + 1}/{len(self.runs)}] {variant.name}, seed {seed}: "
+        found, problem = None, None
+        todo = sum(not run.store.is_done(run.plan.name(step)) for step in run.plan.steps)
+        if todo:
+            left = said(*self.seconds_left())
+            self.say(f"{self._title}{todo} steps to make; the sweep: {left}")
+        try:
+            finish(run)
+        except Interrupted:
+            raise
+        except MacpoError as error:
+            problem = " ".join(str(error).split())
+            run.close()  # a process that ended is of no use to the next
+        try:
+            policies = self._measured(evaluate.trained(run.plan, run.store))
+            found = run.evaluate(policies) if policies else None
+        except Interrupted:
+            raise
+        except MacpoError as error:
+            problem = problem or " ".join(str(error).split())
+            run.close()
+        if problem or todo:
+            self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
+        return Measured(variant.name, seed, found, problem)
+
+    def _measured(self, policies: list[Policy]) -> list[Policy]:
+        return [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+
+
+def _scores(found: Evaluation | None) -> str:
+    """The means of each measure, round by round."""
+    rows = found.table.rows(named=True) if found else []
+    means: dict[str, list[str]] = {}
+    for row in rows:
+        means.setdefault(f"{row['agent']} {row['measure']}", []).append(f"{row['mean']:.3f}")
+    return "; ".join(f"{what} {', '.join(values)}" for what, values in means.items())
+
+
+def finish(run: Run) -> None:
+    """Make all rounds of a run.
+
+    Raises:
+        MacpoError: a step fails, or waits for what nobody makes.
+    """
+    found = run.states()
+    for round_ in range(run.recipe.rounds + 1):
+        if all(found[step] == "done" for step in run.select(None, round_)):
+            continue
+        for step, why in run.finish_round(round_).waiting.items():
+            raise MacpoError(f"{step}: {', '.join(why)}")
+
+
+def write(found: Standings, folder: Path, title: str) -> list[Path]:
+    """Write the table, what it was made of, and the plot where there is something to show."""
+    texts = {"table.md": markdown(found, title), "plot.svg": plot(found, title)}
+    write_parquet(folder / "results.parquet", found.results)
+    for name, text in texts.items():
+        if text is not None:
+            with atomic(folder / name) as temporary:
+                temporary.write_text(text, "utf-8")
+    return [folder / "results.parquet", *(folder / n for n, text in texts.items() if text)]
+
+
+def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
+    """The sweeps that were made in a run's folder: their record, and all their runs.
+
+    Raises:
+        MacpoError: a record cannot be read.
+    """
+    for path in sorted((run.store.root / FOLDER).glob("variants-*.json")):
+        try:
+            recipes = [Recipe.model_validate(r) for _, r in json.loads(path.read_text("utf-8"))]
+        except (OSError, ValueError) as error:
+            first = str(error).split("\n")[0]
+            raise MacpoError(f"{path}: {first}; remove it, if its results may go") from None
+        yield path, [run.beside(recipe) for recipe in recipes]
+
+
+def said(seconds: float, untimed: int) -> str:
+    """The time left as a person wants to read it."""
+    if untimed and not seconds:
+        return "time left unknown, nothing like it was timed yet"
+    minutes = seconds / 60
+    about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
+    about = f"{seconds:.0f} s" if minutes < 2 else about
+    return f"about {about} left" + (
+        f", and {untimed} steps like none that was timed" if untimed else ""
+    )
+
+
+def _task(run: Run, name: str, step: Step) -> Task:
+    values = run.recipe.model_dump(mode="json")
+    key = _key(values, step.kind, step.learner, step.round, step.objective)
+    return Task(name, key, _size(values, "d1", "d2"))
+
+
+def _key(
+    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None
+) -> Key:
+    """What takes about as long: a kind of step, method, objective and base; fake or not."""
+    method = recipe["method"] if kind == "gen" else None
+    base, fake = recipe["agents"][learner]["base"], recipe["engine"]["name"] == "fake"
+    return kind, objective, method, round_ == 0, base, fake
+
+
+def _size(recipe: dict[str, Any], *parts: str) -> int:
+    """Prompts that are asked for in some parts of the data; 1 where all are taken."""
+    data = recipe["data"]
+    counts = [data[part]["count"] or 0 for part in parts]
+    return sum(min(count, data["limit"] or count) for count in counts) or 1
+
+
+def _timed(roots: Iterable[Path]) -> dict[Key, list[float]]:
+    """Seconds for each prompt, as manifests of several run folders tell."""
+    found: dict[Key, list[float]] = {}
+    patterns = ("data/round-*", "adapters/*", "eval/*")
+    paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
+    for path in paths:
+        try:
+            made = json.loads(path.read_text("utf-8"))
+            recipe, seconds = made["recipe"], made["seconds"]
+            if made["kind"] == "eval":
+                agents = recipe["agents"].items()
+                student = next(name for name, agent in agents if agent["role"] == "student")
+                key, size = _key(recipe, "eval", student), _size(recipe, "test")
+                size *= len(made["samples"])
+            else:
+                step = made["kind"], made["learner"], made["round"], made.get("objective")
+                key, size = _key(recipe, *step), _size(recipe, "d1", "d2")
+        except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
+            continue
+        found.setdefault(key, []).append(seconds / size)
+    return found

@@ -1,0 +1,321 @@
+"""What MACPO is compared with, and its ablations: who is chosen, who is rejected, who learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from conftest import RECIPE, OpenRun
+
+from macpo_data import select
+from macpo_data.errors import RecipeError
+from macpo_data.plan import Policy
+from macpo_data.recipe import Select, load_recipe
+from macpo_data.schema import CANDIDATES, SCORES, check
+from rounds import Run
+
+JUDGED = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=teacher2"]
+SELF = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=student"]
+METHODS = {"weak_labels": [], "spin": [], "rlcd": [], "rlaif": JUDGED, "self_rewarding": SELF}
+
+
+def of(method: str, *sets: str) -> list[str]:
+    return [f"method={method}", "rounds=2", *METHODS.get(method, []), *sets]
+
+
+def finish(run: Run) -> Run:
+    for each in range(run.recipe.rounds + 1):
+        assert not run.finish_round(each).waiting
+    return run
+
+
+def dataset(run: Run, round_: int, learner: str = "student", table: str = "pairs") -> pl.DataFrame:
+    step = next(s for s in run.select("gen", round_) if s.learner == learner)
+    return run.store.read(run.plan.name(step), f"{table}.parquet")
+
+
+def said(run: Run, policy: Policy, draw: str = "0") -> dict[str, str]:
+    """What a policy wrote to each prompt of D2, read from its sample set."""
+    name = run.plan.sample_name(policy, "d2", draw)
+    rows = pl.read_parquet(run.store.path(name) / "shards" / "*.parquet")
+    return dict(rows.select("prompt_id", "response").iter_rows())
+
+
+def sides(pairs: pl.DataFrame, side: str) -> dict[str, str]:
+    return dict(pairs.select("prompt_id", side).iter_rows())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_rounds_of_the_student_alone(method: str, open_run: OpenRun) -> None:
+    """One teacher labels; from then on only the student learns, from where MACPO's begins."""
+    run = finish(open_run(*of(method)))
+    macpo = open_run("rounds=2")
+    learners = {(s.round, s.learner) for s in run.plan.steps}
+    assert learners == {(0, "teacher1"), (0, "student"), (1, "student"), (2, "student")}
+    start = Policy("student", "positive", 0)
+    assert run.plan.policy_fingerprint(start) == macpo.plan.policy_fingerprint(start)
+    later = Policy("student", "positive", 1)
+    assert run.plan.policy_fingerprint(later) != macpo.plan.policy_fingerprint(later)
+    assert all(len(dataset(run, t)) > 0 for t in (1, 2))
+    assert open_run(*of(method)).finish_round(2).wrote == []
+
+
+def test_weak_labels_stay_the_same(open_run: OpenRun) -> None:
+    run = finish(open_run(*of("weak_labels")))
+    labels = said(run, Policy("teacher1", "positive", 0))
+    for t in (0, 1, 2):
+        chosen = sides(dataset(run, t), "chosen")
+        assert chosen and all(labels[i] == text for i, text in chosen.items())
+    trained = [s for s in run.plan.steps if s.kind == "train" and s.round]
+    assert {s.objective for s in trained} == {"sft_chosen"}
+
+
+def test_spin_rejects_what_the_student_last_said(open_run: OpenRun) -> None:
+    run = finish(open_run(*of("spin")))
+    labels = said(run, Policy("teacher1", "positive", 0))
+    for t in (1, 2):
+        pairs, last = dataset(run, t), said(run, Policy("student", "positive", t - 1))
+        assert all(labels[i] == text for i, text in sides(pairs, "chosen").items())
+        assert all(last[i] == text for i, text in sides(pairs, "rejected").items())
+
+
+def test_rlcd_frames_the_student_both_ways(open_run: OpenRun) -> None:
+    run = finish(open_run(*of("rlcd", "framing.insert=user")))
+    pairs = dataset(run, 1)
+    assert set(pairs["chosen_agent"]) == set(pairs["rejected_agent"]) == {"student"}
+    assert (pairs["chosen"] != pairs["rejected"]).all()
+    # The prompt is learned as it stands: the frame is no part of it.
+    prompts = run.context().prompts("d2")
+    assert (
+        dict(pairs.select("prompt_id", "prompt").rows()).items()
+        <= dict(prompts.select("prompt_id", "prompt").rows()).items()
+    )
+    unframed = set(said_all(run))
+    assert not unframed & set(pairs["rejected"])
+
+
+def said_all(run: Run) -> list[str]:
+    """What the student wrote to D2 without a frame; nothing, in RLCD."""
+    found = run.store.path("samples").glob("student-*-d2-*/shards/*.parquet")
+    return [text for file in found for text in pl.read_parquet(file)["response"]]
+
+
+@pytest.mark.parametrize("method", ["rlaif", "self_rewarding"])
+def test_best_and_worst_by_the_judge(method: str, open_run: OpenRun) -> None:
+    """Chosen and rejected are the ends of the judge's own order, computed here a second time.
+
+    RLAIF asks another model, self-rewarding the student as it has become.
+    """
+    run = finish(open_run(*of(method)))
+    for t in (1, 2):
+        student, ctx = Policy("student", "positive", t - 1), run.context()
+        frame = ctx.generate([student], "d2", n=3)
+        scored = ctx.score(frame, student if method == "self_rewarding" else Policy("teacher2"))
+        frame = frame.with_columns(worth=-scored["perplexity"].log())
+        worth = {(r["prompt_id"], r["response"]): r["worth"] for r in frame.iter_rows(named=True)}
+        caught = dataset(run, t, table="candidates").drop_nulls("rank")
+        pairs = dataset(run, t)
+        assert len(pairs)
+        for row in pairs.iter_rows(named=True):
+            mine = caught.filter(pl.col("prompt_id") == row["prompt_id"])["response"]
+            values = [worth[row["prompt_id"], text] for text in mine]
+            assert worth[row["prompt_id"], row["chosen"]] == max(values)
+            assert worth[row["prompt_id"], row["rejected"]] == min(values)
+
+
+def test_own_positives(open_run: OpenRun) -> None:
+    """-MP: nobody hears the other side."""
+    run = finish(open_run("positives=own"))
+    for learner in ("student", "teacher2"):
+        assert set(dataset(run, 1, learner)["chosen_agent"]) == {learner}
+    same = open_run().plan.name(open_run().select("gen", 0, "student")[0])
+    assert run.plan.name(run.select("gen", 0, "student")[0]) == same
+
+
+def test_frozen_teachers(open_run: OpenRun) -> None:
+    """-IW: after round 0 the student alone learns, every round from the same teachers."""
+    run = open_run("frozen_teachers=true", "rounds=2")
+    assert {s.learner for s in run.plan.steps if s.round} == {"student"}
+    for t in (1, 2):
+        (gen,) = run.select("gen", t)
+        assert gen.policies[:3] == tuple(Policy(f"teacher{k}", "positive", 0) for k in (1, 2, 3))
+    finish(run)
+    # Round 1 of the student is MACPO's own.
+    assert run.plan.name(run.select("gen", 1)[0]) == open_run().plan.name(
+        open_run().select("gen", 1, "student")[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "writer"),
+    [("base", Policy("student")), ("framing", Policy("student", "positive", 0))],
+)
+def test_negatives_by_somebody_else(by: str, writer: Policy, open_run: OpenRun) -> None:
+    run = finish(open_run(f"negatives_by={by}"))
+    pairs, (gen,) = dataset(run, 1), run.select("gen", 1, "student")
+    assert gen.policies[-2] == writer
+    assert set(pairs["rejected_policy"]) == {run.plan.policy_fingerprint(writer)}
+    if by == "base":
+        wrote = said(run, writer)
+        assert all(wrote[i] == text for i, text in sides(pairs, "rejected").items())
+
+
+@pytest.mark.parametrize("by", ["corruption", "mismatch"])
+def test_negatives_made_of_positives(by: str, open_run: OpenRun) -> None:
+    run = finish(open_run(f"negatives_by={by}"))
+    for learner in ("student", "teacher1"):
+        pairs = dataset(run, 1, learner)
+        assert len(pairs) and pairs["rejected_perplexity"].null_count() == 0
+        for row in pairs.iter_rows(named=True):
+            assert row["rejected"] != row["chosen"]
+            if by == "corruption":
+                assert sorted(row["rejected"].split()) == sorted(row["chosen"].split())
+            else:
+                others = pairs.filter(pl.col("prompt_id") != row["prompt_id"])
+                dropped = dataset(run, 1, learner, "candidates")
+                assert row["rejected"] in {*others["chosen"], *dropped["response"]}
+
+
+def test_swapped_weak_labels(open_run: OpenRun) -> None:
+    """All of them: what was chosen is rejected, and the teachers are as they were."""
+    plain, noisy = open_run(), open_run("data.label_noise=1.0")
+    finish(plain), finish(noisy)
+    one, other = dataset(plain, 0), dataset(noisy, 0)
+    assert one["chosen"].to_list() == other["rejected"].to_list()
+    assert one["rejected_policy"].to_list() == other["chosen_policy"].to_list()
+    (train,) = (s for s in plain.plan.steps if s.makes == Policy("teacher1", "positive", 0))
+    assert plain.plan.name(train) == noisy.plan.name(train)
+
+
+def candidates(**perplexities: list[float]) -> pl.DataFrame:
+    """SAMPLES with SCORES of prompts a, b, ...: an answer for each perplexity, named after it."""
+    rows = [
+        {
+            "prompt_id": prompt,
+            "agent": f"t{n}",
+            "policy": "p",
+            "draw": 0,
+            "response": f"{prompt} {value}",
+            "finish_reason": "stop",
+            "repetition": 0.0,
+            "perplexity": value,
+        }
+        for prompt, values in perplexities.items()
+        for n, value in enumerate(values)
+    ]
+    nothing = {name: pl.lit(None, t) for name, t in SCORES.items() if name != "perplexity"}
+    return pl.DataFrame(rows).with_columns(**nothing)
+
+
+def selected(frame: pl.DataFrame, settings: Select) -> list[str]:
+    ranked = select.by_perplexity(frame, frame.clear(), settings)
+    return ranked.filter("selected").sort("prompt_id", "rank")["response"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["a 1.0", "b 3.0"]),
+        ({"order": "highest"}, ["a 9.0", "b 8.0"]),
+        # Medians are 2 and 4; what stands first wins a tie.
+        ({"order": "middle"}, ["a 2.0", "b 4.0"]),
+        ({"keep": 2}, ["a 1.0", "a 2.0", "b 3.0", "b 4.0"]),
+        # Half of the four that were kept: the two lowest, both of the first prompt.
+        ({"keep": 2, "pool": 0.5}, ["a 1.0", "a 2.0"]),
+        ({"keep": 2, "pool": 0.5, "order": "highest"}, ["a 9.0", "b 8.0"]),
+    ],
+)
+def test_orders_and_pools(settings: dict[str, object], expected: list[str]) -> None:
+    frame = candidates(a=[9.0, 1.0, 2.0], b=[4.0, 8.0, 3.0])
+    assert selected(frame, Select.model_validate(settings)) == expected
+
+
+def test_what_a_pool_leaves_out_keeps_its_reason() -> None:
+    frame = candidates(a=[1.0], b=[2.0])
+    ranked = select.by_perplexity(frame, frame.clear(), Select(pool=0.5))
+    assert ranked["reason"].to_list() == [None, "outside_pool"]
+
+
+def test_spoilt_answers() -> None:
+    """One word cannot be put into another order; two prompts get each other's answers."""
+    frame = candidates(a=[1.0], b=[2.0]).with_columns(
+        response=pl.Series(["one two three four five", "single"])
+    )
+    chosen = check(
+        frame.with_columns(reason=pl.lit(None, pl.String), rank=1, selected=True).cast(
+            {"rank": pl.Int64}
+        ),
+        CANDIDATES,
+        "candidates",
+    )
+    shuffled = dict(select.corrupted(chosen, 0).select("prompt_id", "response").iter_rows())
+    assert sorted(shuffled["a"].split()) == ["five", "four", "one", "three", "two"]
+    assert shuffled["a"] != "one two three four five" and shuffled["b"] == ""
+    swapped = dict(select.mismatched(chosen, 0).select("prompt_id", "response").iter_rows())
+    assert swapped == {"a": "single", "b": "one two three four five"}
+    alone = select.mismatched(chosen.filter(pl.col("prompt_id") == "a"), 0)
+    assert alone["response"].to_list() == [""]
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["method=spin", "positives=own"], "positives: method spin does not read it"),
+        (["method=rlaif"], "judge: missing; method rlaif needs it"),
+        (["method=rlaif", "judge.kind=gold"], "sampling.n: method rlaif compares answers"),
+        (["method=self_rewarding", "sampling.n=2", "judge.kind=gold"], "judge.agent: in method"),
+        (["judge.kind=likelihood"], "kind likelihood needs an agent"),
+        (["select.by=random", "select.pool=0.5"], "select.pool: only read where"),
+        (["positives=own", "select.keep=2"], "select.keep: 2 of only 1 candidates"),
+    ],
+)
+def test_what_does_not_fit(sets: list[str], said: str, recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(str(recipe_file), sets)
+
+
+def converge(run: Run, perplexities: dict[int, float]) -> Run:
+    """A run whose student's datasets say so."""
+    for t, value in perplexities.items():
+        (gen,) = run.select("gen", t, "student")
+        run.store.finish(
+            run.plan.name(gen), {"inputs": {}, "summary": {"chosen_perplexity": value}}
+        )
+    return run
+
+
+def test_convergence(open_run: OpenRun) -> None:
+    """From 8 to 4 is half; from 4 to 3.99 a quarter of a percent; and rising is no gain either."""
+    falls = {1: 8.0, 2: 4.0, 3: 3.99}
+    run = converge(open_run("stop=converged", "rounds=3"), falls)
+    assert [bool(run.converged(t)) for t in (0, 1, 2, 3)] == [False, False, False, True]
+    assert "was 4.00 in round 2 and is 3.99 in round 3" in str(run.converged(3))
+    fixed = open_run("rounds=3")
+    assert fixed.converged(3) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_with_real_models(method: str, open_run: OpenRun, tiny_base: Path, tmp_path: Path) -> None:
+    """Both rounds with weights that are sampled from, scored and trained."""
+    values = yaml.safe_load(RECIPE)
+    for agent in values["agents"].values():
+        agent["base"] = str(tiny_base)
+    path = tmp_path / "methods.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    run: Run = _call(open_run, path, of(method))
+    with run:
+        finish(run)
+        for t in (1, 2):
+            (train,) = run.select("train", t)
+            manifest = run.store.manifest(run.plan.name(train)) or {}
+            assert manifest["start"] == run.plan.name(
+                next(s for s in run.plan.steps if s.makes == Policy("student", "positive", t - 1))
+            )
+
+
+def _call(open_run: Callable[..., Run], path: Path, sets: list[str]) -> Run:
+    return open_run(*sets, file=path, fake=False)

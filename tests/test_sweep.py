@@ -1,0 +1,372 @@
+"""Studies: what is shared is made once, a failure stops nobody else, and the table is right."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import polars as pl
+import pytest
+from conftest import Macpo, no_progress
+from hypothesis import given
+from hypothesis import strategies as st
+
+from macpo_data.errors import MacpoError
+from macpo_data.evaluate import Evaluation
+from macpo_data.recipe import load_recipe
+from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
+from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
+from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
+from rounds import unreachable
+from sweeps import Sweep, recorded, said, write
+
+OpenSweep = Callable[..., Sweep]
+GRID = {"dpo.beta": [0.05, 0.1], "select.by": ["perplexity", "random"]}
+IMPOSSIBLE = {"select.min_chars": 10_000, "select.on_filter": "drop"}
+
+
+@pytest.fixture
+def open_sweep(recipe_file: Path, tmp_path: Path) -> OpenSweep:
+    """A sweep of the small recipe on the fake engine."""
+
+    def call(**fields: Any) -> Sweep:
+        study = load_study(None, {"recipe": str(recipe_file), **fields})
+        family = variants(study, ["engine.name=fake"])
+        return Sweep(study, family, tmp_path / "runs", no_progress, lambda line: None)
+
+    return call
+
+
+def made(root: Path) -> set[Path]:
+    return {
+        p for kind in ("data/round-*", "adapters/*") for p in root.glob(f"{kind}/manifest.json")
+    }
+
+
+# ---------------------------------------------------------------------------- sharing
+
+
+def test_the_plan_says_what_is_made(open_sweep: OpenSweep) -> None:
+    """Four variants of 20 steps.
+
+    Round 0 (3 + 6 teachers' steps, 1 + 2 of the student) is shared by all. In round 1 the student's
+    data depend on select.by alone (2), its training also on beta (4), and so does all that the
+    teachers do with what it then writes (3 * 4 data, 3 * 4 trainings): 12 + 2 + 4 + 12 + 12 = 42.
+    """
+    sweep = open_sweep(grid=GRID)
+    plan = sweep.outline()
+    assert sum(steps for _, steps, _, _ in plan.variants) == 4 * 20
+    assert [new for _, _, new, _ in plan.variants] == [20, 8, 7, 7]
+    assert (plan.distinct, plan.todo) == (42, 42)
+    sweep.make()
+    root = sweep.home.store.root
+    assert len(made(root)) == 42
+    before = {p: p.stat().st_mtime_ns for p in made(root)}
+    again = open_sweep(grid=GRID)
+    assert (again.outline().todo, again.todo(again.answers)) == (0, [])
+    again.make()
+    assert {p: p.stat().st_mtime_ns for p in made(root)} == before
+
+
+def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
+    args = [
+        "sweep",
+        "-r",
+        str(recipe_file),
+        "--grid",
+        "sft.epochs=1,2",
+        "--until",
+        "0",
+        "--seeds",
+        "3,4",
+    ]
+    command = [sys.executable, "-m", "cli", *args, "--set", "engine.name=fake", "--runs"]
+    assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
+    whole, killed = tmp_path / "whole" / "test", tmp_path / "killed" / "test"
+    total = len(made(whole))
+    process = subprocess.Popen(
+        [*command, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and len(made(killed)) < total // 2:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(made(killed)) < total
+    done = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "[4/4] sft.epochs=2, seed 4: " in done.stderr
+    assert {p.relative_to(killed) for p in made(killed)} == {
+        p.relative_to(whole) for p in made(whole)
+    }
+    for name in ("table.md", "plot.svg"):
+        assert (killed / "sweep" / name).read_bytes() == (whole / "sweep" / name).read_bytes()
+
+
+def test_one_variant_fails_and_the_others_go_on(macpo: Macpo, recipe_file: Path) -> None:
+    study = recipe_file.with_name("study.yaml")
+    study.write_text(
+        f"recipe: {recipe_file}\nrun: one\nvariants:\n  none left: {IMPOSSIBLE}\n  fine: {{}}\n"
+    )
+    found = macpo("sweep", "./study.yaml", fake=True)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert "[1/2] none left, seed 0: failed: " in found.stderr
+    table = (study.parent / "runs/one/sweep/table.md").read_text()
+    assert "failed: none left, seed 0: gen round 0 student: no pair is left" in table
+    results = pl.read_parquet(study.parent / "runs/one/sweep/results.parquet")
+    assert results.filter(variant="fine")["round"].unique().sort().to_list() == [0, 1]
+    assert results.filter(variant="none left").is_empty()  # its student was never trained
+
+
+def test_who_is_measured(open_sweep: OpenSweep) -> None:
+    found = open_sweep(agents=["student", "teacher3"], variants={
+        "three": {}, "two": {"agents.teacher3": None}
+    }).make()  # fmt: skip
+    assert [(row.variant, row.agent) for row in found.rows] == [
+        ("three", "student"), ("two", "student"), ("three", "teacher3")
+    ]  # fmt: skip
+    assert cells(found, [0, 1])[1][0] == "three, student"
+    with pytest.raises(MacpoError, match="no agent 'x' to measure: choose student, teacher1"):
+        open_sweep(agents=["x"], seeds=2)
+
+
+def test_variants_that_come_out_the_same(open_sweep: OpenSweep) -> None:
+    sweep = open_sweep(grid={"engine.batch_size": [4, 8], "dpo.beta": [0.1, 0.2]}, seeds=2)
+    assert sweep.twins() == [
+        (f"engine.batch_size=4, dpo.beta={b}", f"engine.batch_size=8, dpo.beta={b}")
+        for b in (0.1, 0.2)
+    ]
+
+
+def test_clean_keeps_what_a_sweep_made(open_sweep: OpenSweep, macpo: Macpo) -> None:
+    sweep = open_sweep(grid=GRID)
+    sweep.make()
+    ((path, runs),) = recorded(sweep.home)
+    assert unreachable([sweep.home]) and not unreachable([sweep.home, *runs])
+    args = ("clean", "-r", "recipe.yaml")
+    kept = macpo(*args, fake=True)
+    assert "every result is reached" in kept.stdout and str(path.name) in kept.stderr
+    path.unlink()
+    assert "unreached" in macpo(*args, fake=True).stdout
+    path.write_text("[[1]]")
+    with pytest.raises(MacpoError, match="remove it, if its results may go"):
+        list(recorded(sweep.home))
+
+
+# ---------------------------------------------------------------------------- time left
+
+
+def test_the_time_left(open_sweep: OpenSweep) -> None:
+    sweep = open_sweep(grid={"dpo.beta": [0.05, 0.1]})
+    assert sweep.seconds_left() == (
+        0,
+        12 + 1 + 2 * 7 + 3,
+    )  # steps, and the student's answers of two rounds
+    assert said(*sweep.seconds_left()) == "time left unknown, nothing like it was timed yet"
+    elsewhere = open_sweep(run="other", seeds=[0])
+    elsewhere.make()
+    seconds, untimed = sweep.seconds_left()
+    assert seconds > 0 and not untimed
+    sweep.make()
+    assert sweep.seconds_left() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        ((40, 0), "about 40 s left"),
+        ((600, 0), "about 10 min left"),
+        ((9000, 2), "about 2.5 h left, and 2 steps like none that was timed"),
+    ],
+)
+def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
+    assert said(*left) == expected
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["--grid", "dpo.beta="], "--grid dpo.beta=: write it as key.key=value,value"),
+        (["--grid", "dpo.beta"], "--grid dpo.beta: write it as"),
+        (["--grid", "dpo.beta=[1"], "write it as"),
+        (["--grid", "dpo.betta=1,2"], "quickstart, dpo.betta=1: dpo.betta: unknown key"),
+        (["--grid", "dpo.beta=0.1,strong"], "quickstart, dpo.beta=strong: dpo.beta: "),
+        (["--grid", "run=a,b"], "run: all variants share one folder"),
+        (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
+        (["--seeds", "0"], "sweep: seeds"),
+        (["baselinez"], "no study named 'baselinez'; shipped are .*noise"),
+        (["./none.yaml"], "cannot read study ./none.yaml"),
+        (["./bad.yaml"], "study ./bad.yaml: grid.dpo.beta: list should have.*; grids: unknown"),
+        ([], "nothing to compare: "),
+    ],
+)
+def test_a_mistake_is_one_line(
+    args: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    import cli
+
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("grid: {dpo.beta: []}\ngrids: {}\n")
+    monkeypatch.setattr(sys, "argv", ["macpo", "sweep", *args])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    message = str(ended.value.code)
+    assert re.search(expected, message) and "\n" not in message
+    assert not Path("runs").exists()
+
+
+def test_what_a_person_types() -> None:
+    assert parse_grid(["a.b=0.1,null,[x, y]", "c=yes"]) == {
+        "a.b": [0.1, None, ["x", "y"]], "c": [True]
+    }  # fmt: skip
+    assert (parse_seeds("3"), parse_seeds("3,4"), parse_seeds("5,")) == (3, [3, 4], [5])
+
+
+def test_settings_have_an_order(recipe_file: Path) -> None:
+    """File, study, variant, grid, command line: each has its say over those before it."""
+    fields = {
+        "recipe": str(recipe_file), "seeds": 2, "rounds": 5,
+        "set": {"dpo.beta": 1, "dpo.gamma": 1, "seed": 7, "lora.r": 1},
+        "variants": {"a": {"dpo.gamma": 2, "lora.r": 2}}, "grid": {"lora.r": [3]},
+    }  # fmt: skip
+    found = variants(load_study(None, fields), ["dpo.loss=ipo", "lora.alpha=9"])
+    assert [v.name for v in found] == ["a, lora.r=3"] * 2
+    assert [v.recipe.seed for v in found] == [7, 8]
+    recipe = found[0].recipe
+    assert (recipe.dpo.beta, recipe.dpo.gamma, recipe.lora.r, recipe.rounds) == (1, 2, 3, 5)
+    assert (recipe.dpo.loss, recipe.lora.alpha, recipe.dpo.epochs) == ("ipo", 9, 1)
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+def evaluation(means: list[float], prompts: list[list[float]] | None = None) -> Evaluation:
+    """A student's rounds: their means, and where wanted the scores of single prompts."""
+    rows = [
+        {"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": mean,
+         "low": mean - 0.1, "high": mean + 0.1, "chars": 50.0 + t, "responses": 3}
+        for t, mean in enumerate(means)
+    ]  # fmt: skip
+    scores = [
+        {"prompt_id": str(i), "agent": "student", "behavior": "positive", "round": t, "gold": gold}
+        for t, golds in enumerate(prompts or [])
+        for i, gold in enumerate(golds)
+    ]
+    table, responses = (
+        pl.DataFrame(each, schema=schema, orient="row")
+        for each, schema in ((rows, EVALUATION), (scores, RESPONSES))
+    )
+    return Evaluation(table, responses, empty(JUDGEMENTS), [])
+
+
+def test_the_table_between_seeds() -> None:
+    """t(0.975; 2 degrees of freedom) = 4.303, so half an interval of 3 seeds is 2.484 deviations.
+
+    Round 1 of a: .5 .6 .7, deviation .1: .6 ± .248. Its change: .1 .1 .4, mean .2, deviation
+    .1732: ± .430. b is ahead of a by .1 on the two seeds that both finished, with no deviation.
+    """
+    a = [evaluation(m) for m in ([0.4, 0.5], [0.5, 0.6], [0.3, 0.7])]
+    b = [evaluation(m) for m in ([0.4, 0.6], [0.5, 0.7], [0.9])]
+    measured = []
+    for seed in range(3):
+        measured += [Measured("a", seed, a[seed])]
+        measured += [Measured("b", seed, b[seed], "diverged" if seed == 2 else None)]
+    found = Standings(measured, ["student"])
+    assert cells(found, [0, 1]) == [
+        ["variant", "round 0", "round 1", "chars", "change", "ahead"],
+        ["a", ".400±.248", ".600±.248", "51", "+.200±.430", ""],
+        ["b", ".600±.657", ".650±.635", "51", "+.200±.000", "+.100±.000"],
+    ]
+    assert notes(found)[-1] == "failed: b, seed 2: diverged"
+    assert found.results.select("variant", "seed", "round").rows()[:4] == [
+        ("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1)
+    ]  # fmt: skip
+
+
+def test_the_table_of_one_seed() -> None:
+    """Intervals over prompts: a's answers gain .3 each, so that the change has no spread."""
+    a = evaluation([0.2, 0.5], [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    b = evaluation([0.2, 0.6], [[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]])
+    found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
+    one, other = found.rows
+    assert one.ahead is None and other.ahead is not None
+    assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
+    assert one.rounds[0].low < 0.2 < one.rounds[0].high
+    assert "over the prompts of one seed" in notes(found)[0]
+
+
+def test_nothing_was_measured(tmp_path: Path) -> None:
+    found = Standings([Measured("a|b", 0, None, "no luck")], ["student"])
+    written = write(found, tmp_path, "*title*")
+    assert [p.name for p in written] == ["results.parquet", "table.md"]
+    assert "- failed: a\\|b, seed 0: no luck" in written[1].read_text()
+
+
+def test_the_plot(tmp_path: Path) -> None:
+    """Every name is in it as text, whatever it holds; equal results give equal bytes."""
+    names = [f"<b>{n}&" for n in range(20)]
+    measured = [Measured(n, s, evaluation([0.1 * s, 0.2])) for s in (0, 1) for n in names]
+    found = Standings(measured, ["student"])
+    svg = plot(found, "title")
+    assert svg is not None and svg == plot(found, "title")
+    texts = [
+        "".join(e.itertext()) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")
+    ]
+    assert {*names, "title"} <= set(texts)
+    assert all(name in markdown(found, "x").replace("\\", "") for name in names)
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=30),
+)
+def test_labels_do_not_cover_each_other(at: list[float]) -> None:
+    named = {str(n): y for n, y in enumerate(at)}
+    placed = apart(named, 0, 1, 0.04)
+    ys = sorted(placed.values())
+    gap = min(0.04, 1 / len(at))
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(ys))
+    assert ys[-1] <= 1 and ys[0] >= min(*at, 1 - gap * (len(at) - 1)) - 1e-9
+    assert sorted(named, key=named.__getitem__) == sorted(named, key=placed.__getitem__) or (
+        len(set(at)) < len(at)
+    )
+
+
+# ---------------------------------------------------------------------------- shipped studies
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_study(name: str, tmp_path: Path) -> None:
+    """It loads, its steps can be planned without a model, and each of its keys is explained."""
+    study = load_study(name, {})
+    sweep = Sweep(study, variants(study), tmp_path, no_progress, lambda line: None)
+    plan = sweep.outline()
+    assert 0 < plan.todo == plan.distinct and not sweep.twins()
+    assert study.run and load_recipe(study.recipe).run != study.run
+    text = (resources.files("recipes") / "studies" / f"{name}.yaml").read_text("utf-8")
+    lines = text.splitlines()
+    assert f"#     macpo sweep {name}" in lines
+    keys = [i for i, line in enumerate(lines) if re.match(r"\s*[^#\s{][^#]*:( |$)", line)]
+    assert len(keys) > 4
+    assert all(re.match(r"\s*# \S", lines[i - 1]) for i in keys)
+
+
+def test_between_needs_two() -> None:
+    import numpy as np
+
+    from macpo_data.stats import between
+
+    assert math.isnan(between(np.array([])).mean)
+    assert between(np.array([0.5]))[0] == 0.5 and math.isnan(between(np.array([0.5])).low)
