@@ -40,7 +40,7 @@ ray: vllm ## Ray beside vLLM, for engine.name ray
 	$(BIN)/pip install -q -c $(VENV)/vllm-constraints.txt 'ray[data]==2.60.*'
 
 test-vllm: vllm ## the tests that need a real vLLM
-	$(BIN)/pytest tests/test_vllm.py
+	$(BIN)/pytest tests/test_vllm.py tests/test_serve.py
 
 conformance: install ## other trainers' own code on what macpo renders; needs a package index
 	$(BIN)/python -m tests.conformance.run

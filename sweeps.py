@@ -188,17 +188,18 @@ def _scores(found: Evaluation | None) -> str:
 
 
 def finish(run: Run) -> None:
-    """Make all rounds of a run.
+    """Make all rounds of a run, or those until it has converged, where its recipe says so.
 
     Raises:
         MacpoError: a step fails, or waits for what nobody makes.
     """
     found = run.states()
     for round_ in range(run.recipe.rounds + 1):
-        if all(found[step] == "done" for step in run.select(None, round_)):
-            continue
-        for step, why in run.finish_round(round_).waiting.items():
-            raise MacpoError(f"{step}: {', '.join(why)}")
+        if any(found[step] != "done" for step in run.select(None, round_)):
+            for step, why in run.finish_round(round_).waiting.items():
+                raise MacpoError(f"{step}: {', '.join(why)}")
+        if run.converged(round_):
+            return
 
 
 def write(found: Standings, folder: Path, title: str) -> list[Path]:
@@ -240,18 +241,18 @@ def said(seconds: float, untimed: int) -> str:
 
 
 def _task(run: Run, name: str, step: Step) -> Task:
-    values = run.recipe.model_dump(mode="json")
-    key = _key(values, step.kind, step.learner, step.round, step.objective)
+    values, method = run.recipe.model_dump(mode="json"), step.method or run.recipe.method
+    key = _key(values, step.kind, step.learner, step.round, step.objective, method)
     return Task(name, key, _size(values, "d1", "d2"))
 
 
 def _key(
-    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None
-) -> Key:
+    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None,
+    method: str | None = None,
+) -> Key:  # fmt: skip
     """What takes about as long: a kind of step, method, objective and base; fake or not."""
-    method = recipe["method"] if kind == "gen" else None
     base, fake = recipe["agents"][learner]["base"], recipe["engine"]["name"] == "fake"
-    return kind, objective, method, round_ == 0, base, fake
+    return kind, objective, method if kind == "gen" else None, round_ == 0, base, fake
 
 
 def _size(recipe: dict[str, Any], *parts: str) -> int:
@@ -277,7 +278,7 @@ def _timed(roots: Iterable[Path]) -> dict[Key, list[float]]:
                 size *= len(made["samples"])
             else:
                 step = made["kind"], made["learner"], made["round"], made.get("objective")
-                key, size = _key(recipe, *step), _size(recipe, "d1", "d2")
+                key, size = _key(recipe, *step, made["method"]), _size(recipe, "d1", "d2")
         except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
             continue
         found.setdefault(key, []).append(seconds / size)

@@ -28,12 +28,13 @@ from macpo_data.render import (
     read_index,
     render_step,
 )
-from macpo_data.store import Store
+from macpo_data.store import Store, atomic
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 FULL = "full"  # the branch whose default configuration is the full form
+_STAGING = ".staging"  # inside a folder that is pushed to
 TRIES = 5  # at a branch that others push to
 _TAG = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 Say = Callable[[str], None]
@@ -126,10 +127,8 @@ def push_to_folder(push: Push, to: Path) -> bool:
         if target.is_file() and target.read_bytes() == new:
             continue
         changed = True
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.write_bytes(new)
-        temporary.replace(target)
+        with atomic(target) as temporary:
+            temporary.write_bytes(new)
     for old in sorted(to.rglob("*")):
         path = old.relative_to(to).as_posix()
         if old.is_file() and push.owns(path) and path not in files:
@@ -140,9 +139,6 @@ def push_to_folder(push: Push, to: Path) -> bool:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
     return changed
-
-
-_STAGING = ".staging"
 
 
 def push_to_hub(

@@ -162,8 +162,9 @@ def render_step(
     for file in ("manifest.json", *kept):
         shutil.copyfile(folder / file, own / source / file)
     starts = _starts(plan, store, step, repo)
-    _write_json(own / "adapters.json", starts)
-    _write_json(own / "lock.json", _pins(plan.recipe, store))
+    pins = _pins(plan.recipe, store)
+    (own / "adapters.json").write_bytes(_json(starts))
+    (own / "lock.json").write_bytes(_json(pins))
     _write_recipe(plan.recipe, own)
 
     facts = statistics(pl.concat(measured), sample) | {
@@ -174,7 +175,7 @@ def render_step(
         "starts": starts,
         "data": plan.recipe.read("data"),
         "sources": sources.all_paths(plan.recipe.data),
-        "pins": _pins(plan.recipe, store)["data"],
+        "pins": pins["data"],
         "dpo": plan.recipe.read("dpo"),
         "preferences": preferences,
         "licence": licence,
@@ -533,7 +534,3 @@ def _feature(name: str, dtype: pl.DataType) -> dict[str, Any]:
 def _json(value: Any, sort_keys: bool = True) -> bytes:
     text = json.dumps(value, indent=1, sort_keys=sort_keys, ensure_ascii=False)
     return (text + "\n").encode()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_bytes(_json(value))

@@ -315,9 +315,11 @@ def test_what_was_interrupted_may_fail_as_much_in_all(open_run: OpenRun) -> None
 
 def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path) -> None:
     """It is told of an adapter when it does not know it; forgotten at a restart, told again."""
-    made = tmp_path / "adapter"
-    made.mkdir()
-    (made / "adapter_config.json").write_text("{}")
+    made, gone = tmp_path / "adapter", tmp_path / "gone"
+    for folder, weights in ((made, b"1"), (gone, b"2")):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_bytes(weights)
     with serve() as server:
         server.models = ["m0"]
         at = Endpoint(base_url=server.url, model="m0", adapters="load")
@@ -330,11 +332,18 @@ def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path)
         texts = {i: done.text for i, done in engine.generate(wanted[:3])}
         server.models = ["m0"]
         texts |= {3 + i: done.text for i, done in engine.generate(wanted[3:])}
-        assert texts == {n: f"macpo-0123abcd says: Question {n}?" for n in range(6)}
+        (name,) = {load["lora_name"] for load in server.loads}
+        assert name.startswith("macpo-0123abcd-")
+        assert texts == {n: f"{name} says: Question {n}?" for n in range(6)}
         assert {load["lora_path"] for load in server.loads} == {str(made)}
-        gone = replace(voice, adapter=str(tmp_path / "gone"), fingerprint="4567")
+        # Other weights of the same fingerprint are not those that the server knows.
+        other = replace(voice, adapter=str(gone))
+        ((_, done),) = engine.generate([replace(wanted[0], voice=other)])
+        assert done.text not in texts.values()
+        server.models = ["m0"]
+        (gone / "adapter_config.json").unlink()
         with pytest.raises(ModelError, match=r"does not load the adapter .*RUNTIME_LORA"):
-            list(engine.generate([replace(wanted[0], voice=gone)]))
+            list(engine.generate([replace(wanted[0], voice=other)]))
 
 
 def test_what_failed_before_was_paid_too(open_run: OpenRun) -> None:
@@ -484,7 +493,7 @@ def test_kill_9_and_ctrl_c_lose_little_and_nothing_for_good(tmp_path: Path) -> N
             gen = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
             await_requests(server, count)
             gen.send_signal(kill)
-            _, said = gen.communicate(timeout=30)
+            _, said = gen.communicate(timeout=120)
             allowed += lost[kill]
             if kill == signal.SIGINT:
                 assert gen.returncode == 130 and "what is finished stays" in said.splitlines()[-1]

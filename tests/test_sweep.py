@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +18,13 @@ from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+import yaml
 from conftest import Macpo, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
-from macpo_data.recipe import load_recipe
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
@@ -89,7 +89,7 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
         "--until",
         "0",
         "--seeds",
-        "3,4",
+        "3,",
     ]
     command = [sys.executable, "-m", "cli", *args, "--set", "engine.name=fake", "--runs"]
     assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
@@ -105,7 +105,7 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
     assert 0 < len(made(killed)) < total
     done = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "[4/4] sft.epochs=2, seed 4: " in done.stderr
+    assert "[2/2] sft.epochs=2, seed 3: " in done.stderr
     assert {p.relative_to(killed) for p in made(killed)} == {
         p.relative_to(whole) for p in made(whole)
     }
@@ -347,6 +347,14 @@ def test_labels_do_not_cover_each_other(at: list[float]) -> None:
 # ---------------------------------------------------------------------------- shipped studies
 
 
+def block_keys(node: yaml.Node | None) -> Iterator[int]:
+    """The lines of keys that have one of their own."""
+    if isinstance(node, yaml.MappingNode) and not node.flow_style:
+        for key, value in node.value:
+            yield key.start_mark.line
+            yield from block_keys(value)
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     """It loads, its steps can be planned without a model, and each of its keys is explained."""
@@ -354,13 +362,12 @@ def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     sweep = Sweep(study, variants(study), tmp_path, no_progress, lambda line: None)
     plan = sweep.outline()
     assert 0 < plan.todo == plan.distinct and not sweep.twins()
-    assert study.run and load_recipe(study.recipe).run != study.run
     text = (resources.files("recipes") / "studies" / f"{name}.yaml").read_text("utf-8")
     lines = text.splitlines()
     assert f"#     macpo sweep {name}" in lines
-    keys = [i for i, line in enumerate(lines) if re.match(r"\s*[^#\s{][^#]*:( |$)", line)]
+    keys = list(block_keys(yaml.compose(text)))
     assert len(keys) > 4
-    assert all(re.match(r"\s*# \S", lines[i - 1]) for i in keys)
+    assert [lines[i] for i in keys if not re.match(r"\s*# \S", lines[i - 1])] == []
 
 
 def test_between_needs_two() -> None:

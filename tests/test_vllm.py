@@ -220,8 +220,11 @@ def test_the_engine_that_writes_and_the_one_that_scores() -> None:
     assert pick(Engine(name="fake"), "vllm").name == "fake"
 
 
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (`make ray`)")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (`make ray`)")
+@needs_ray
 def test_ray_says_what_transformers_says(base: Base, adapters: list[str]) -> None:
     """The bare base and two adapters in one batch, on a cluster of this one machine."""
     from macpo_data.engines.ray import RayEngine
@@ -238,14 +241,15 @@ def test_ray_says_what_transformers_says(base: Base, adapters: list[str]) -> Non
 
 
 @pytest.mark.slow
-def test_gen_that_is_killed_loses_and_doubles_no_row(base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["vllm", pytest.param("ray", marks=needs_ray)])
+def test_gen_that_is_killed_loses_and_doubles_no_row(name: str, base: Base, tmp_path: Path) -> None:
     """The kill falls into what round 0's teacher writes for the student; no process is left."""
     values = yaml.safe_load(RECIPE)
     for agent in values["agents"].values():
         agent["base"] = base.id
     values["data"]["d2"]["count"] = 64
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
-    common = ["--round", "0", "-r", "./tiny.yaml", "--set", "engine.name=vllm"]
+    common = ["--round", "0", "-r", "./tiny.yaml", "--set", f"engine.name={name}"]
     for kind in ("gen", "train"):
         assert start(tmp_path, kind, "--learner", "teacher1", *common).wait(timeout=300) == 0
     pattern = "runs/test/samples/*/shards/*.parquet"
@@ -255,7 +259,7 @@ def test_gen_that_is_killed_loses_and_doubles_no_row(base: Base, tmp_path: Path)
         rows = pl.concat(pl.read_parquet(f) for f in sorted(folder.glob("shards/*.parquet")))
         assert len(rows) == rows["prompt_id"].n_unique() == 64
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["engine"] == "vllm" and manifest["rows"] == 64
+        assert manifest["engine"] == name and manifest["rows"] == 64
     assert len(list((tmp_path / "runs/test/samples").iterdir())) == 2
     assert not [p for p in Path("/proc").glob("[0-9]*/cwd") if _is(p, tmp_path)]
 

@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from macpo_data.engines import Completion, FinishReason, Request, Score, ScoreRequest, Voice
 from macpo_data.errors import ModelError, plain
+from macpo_data.models import adapter_sha256
 from macpo_data.recipe import Endpoint
 
 if TYPE_CHECKING:
@@ -274,8 +276,13 @@ async def _attempt(line: _Line, request: Request, spoilt: int) -> _Answer:
 
 
 def _adapter_name(voice: Voice) -> str:
-    """What a server calls an adapter that was trained here."""
-    return f"macpo-{voice.fingerprint}"
+    """What a server calls an adapter that was trained here; other weights have another name."""
+    return f"macpo-{voice.fingerprint}-{_weights(str(voice.adapter))}"
+
+
+@cache
+def _weights(adapter: str) -> str:
+    return adapter_sha256(Path(adapter))[:8]
 
 
 async def _load(line: _Line, voice: Voice) -> None:
@@ -294,7 +301,9 @@ async def _load(line: _Line, voice: Voice) -> None:
     except (TimeoutError, APIConnectionError):
         return  # the request is asked again in any case
     except APIStatusError as error:
-        if "already" in error.message or error.status_code >= 500:
+        # An adapter that its engine cannot load is a 500 of vLLM's as well.
+        passes = error.status_code >= 500 and "add_lora method failed" not in error.message
+        if passes or "already" in error.message:
             return
         said = plain(" ".join(error.message.split()))[:200]
         raise ModelError(
