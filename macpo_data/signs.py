@@ -168,7 +168,7 @@ def sentences(signs: Mapping[str, Sign]) -> list[str]:
     """What the crossed ones say: a sentence for all that mean the same, ending in what to try."""
     lines: dict[tuple[str, str], list[str]] = {}
     for name, found in signs.items():
-        if found["crossed"]:
+        if found["crossed"] and name in RULES:  # another version's manifest may hold others
             rule, before = RULES[name], found["before"]
             beside = "" if before is None else f"{before:.3g} before, "
             numbers = lines.setdefault((rule.said, rule.mend), [])

@@ -282,6 +282,8 @@ def test_manifests_hold_them_and_the_page_tells(open_run: OpenRun) -> None:
     name = run.plan.name(step)
     old = {k: v for k, v in made[2, "student"].items() if k != "signs"}
     run.store.finish(name, old)
+    newer: Any = {"unheard": {"crossed": True}}
+    assert flags({"kind": "gen", "signs": newer}) == []
     assert flags({"warnings": ["as it was"]}) == ["as it was"] and flags(old) == []
     warnings = collect([Source("mine", run.plan, run.store)])["recipes"][0]["warnings"]
     assert not set(told) & set(warnings)
