@@ -758,7 +758,10 @@ def _say_next(run: Run) -> None:
 
 def _next_command(run: Run, found: dict[Step, State]) -> str:
     """The command that goes on from here."""
+    last = run.converged_after()
     for step in run.plan.steps:
+        if last is not None and step.round > last:
+            break
         if found[step] == "ready":
             return f"macpo {step.kind} --round {step.round}{run.said}"
         if found[step] == "stale":

@@ -215,6 +215,10 @@ class Run:
             f"{round_ - 1} and is {now:.2f} in round {round_} (stop_below {self.recipe.stop_below})"
         )
 
+    def converged_after(self) -> int | None:
+        """The round after which `run` ends, where it converged."""
+        return next((t for t in range(self.recipe.rounds + 1) if self.converged(t)), None)
+
     def _loaded(self, step: Step) -> bool:
         return self._writers.has(self.recipe.agents[step.learner].base)
 

@@ -19,6 +19,11 @@ METHODS = {
     "macpo": "by weak teachers and a strong student that teach each other (MACPO)",
     "moaa": "by a mixture of agents, which writes the fine-tuning data of round 0, and a judge who "
     "compares the student's own answers from round 1 on (MoAA)",
+    "weak_labels": "by a weak teacher, whose answers the student imitates",
+    "spin": "by a weak teacher, whose answers stand against the student's own (SPIN)",
+    "self_rewarding": "by a student that judges its own answers (self-rewarding)",
+    "rlaif": "by a student whose answers a judge compares (RLAIF)",
+    "rlcd": "by a student that is told to answer well and badly (RLCD)",
 }
 
 

@@ -787,6 +787,8 @@ def _unfilled(recipe: Recipe) -> list[str]:
     for path, judge in (("judge", recipe.judge), ("eval.judge", recipe.eval.judge)):
         texts = judge.prompts.model_dump() if judge else {}
         named += [(f"{path}.prompts.{kind}", kind, text) for kind, text in texts.items()]
+    for side in ("positive", "negative"):
+        prompts.fill(getattr(recipe.framing, side))
     return [
         f"{path}: {text} lacks {', '.join('$' + name for name in names)}"
         for path, kind, text in named
@@ -808,9 +810,11 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     if method != "moaa" and not teachers:
         problems.append("agents: no agent with role teacher")
     problems += _unread(values, method)
-    own = len(students) == 1 and method == "self_rewarding"
-    if own and _raw(values, "judge", "agent", None) != students[0]:
-        problems.append(f"judge.agent: in method {method} the student judges: {students[0]}")
+    if method == "self_rewarding" and len(students) == 1:
+        if _raw(values, "judge", "agent", students[0]) != students[0]:
+            problems.append(f"judge.agent: in method {method} the student judges: {students[0]}")
+        if _raw(values, "judge", "kind", "llm") not in ("llm", "likelihood"):
+            problems.append(f"judge.kind: in method {method} the student judges: llm or likelihood")
     if method == "moaa":
         problems += [
             f"{section}: missing; method moaa needs it"
@@ -849,27 +853,42 @@ def _misfits(values: dict[str, Any]) -> list[str]:
     return problems
 
 
+# What a method does not read: a setting that changes nothing is one that nobody should believe in.
+_CHOOSING = ("select.by", "select.order", "select.pool", "select.keep", "select.max_perplexity")
+_TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
+_UNREAD = {
+    "moaa": (*_CHOOSING, *_TEACHING[:-1], "confidence", "data.label_noise", "stop"),
+    "spin": (*_CHOOSING, *_TEACHING, "data.label_noise"),
+    "weak_labels": (*_CHOOSING, *_TEACHING, "stop"),
+    **dict.fromkeys(("rlcd", "rlaif", "self_rewarding"), (*_CHOOSING, *_TEACHING)),
+}
+
+
 def _unread(values: dict[str, Any], method: Any) -> list[str]:
-    """Settings that change nothing, which nobody should believe in."""
-    settings = [("select", "by"), ("select", "order"), ("select", "pool"), ("select", "keep")]
-    defaults = {(part, key): Select.model_fields[key].default for part, key in settings}
-    changed = [
-        f"{part}.{key}"
-        for (part, key), default in defaults.items()
-        if _raw(values, part, key, default) != default
-    ]
-    keys = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule")
-    fields = Recipe.model_fields
-    changed += [k for k in keys if values.get(k, fields[k].default) != fields[k].default]
-    if method != "macpo":
-        return [f"{path}: method {method} does not read it; leave it out" for path in changed]
-    by, order = _raw(values, "select", "by", None), _raw(values, "select", "order", "lowest")
-    found = []
-    if by not in (None, "perplexity"):
-        found = [p for p in ("select.order", "select.pool") if p in changed]
-    elif order == "random" and "select.pool" in changed:
-        found = ["select.pool"]
-    return [f"{path}: only read where select.by is perplexity and ranks" for path in found]
+    """Settings that are not at their default, and change nothing."""
+
+    def changed(path: str) -> bool:
+        part, _, key = path.rpartition(".")
+        sections: dict[str, type[Section]] = {"select": Select, "data": DataBase, "": Recipe}
+        given = values.get(part) if part else values
+        default = sections[part].model_fields[key].default
+        return isinstance(given, dict) and given.get(key, default) != default
+
+    if isinstance(method, str) and method in _UNREAD:
+        paths = filter(changed, _UNREAD[method])
+        return [f"{path}: method {method} does not read it; leave it out" for path in paths]
+    found: list[str] = []
+    by_text = _raw(values, "select", "by", "perplexity") != "perplexity"
+    by_chance = _raw(values, "select", "order", "lowest") == "random"
+    if by_text or by_chance:
+        ranking = ["select.pool", "select.max_perplexity", *(["select.order"] if by_text else [])]
+        found += [f"{path}: only read where perplexity ranks" for path in filter(changed, ranking)]
+    if values.get("negatives_by") in ("corruption", "mismatch"):
+        found += [
+            f"{path}: negatives_by {values['negatives_by']} makes one of each chosen answer"
+            for path in filter(changed, ("negatives", "select.keep"))
+        ]
+    return found
 
 
 def _untrainable(values: dict[str, Any], *sections: str) -> list[str]:
@@ -909,6 +928,13 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
         f"{path}: {name!r} is no agent (those are: {', '.join(map(str, agents))})"
         for path, name in dict.fromkeys((path, str(name)) for path, name in named if name)
         if name not in [*agents]
+    ]
+    problems += [
+        f"{path}.agent: kind likelihood needs weights here; give {judge['agent']} a base"
+        for path, judge in judges.items()
+        if judge.get("kind") == "likelihood"
+        and isinstance(who := values["agents"].get(str(judge.get("agent"))), dict)
+        and not who.get("base")
     ]
     by, kind = _raw(values, "select", "by", "perplexity"), _raw(values, "judge", "kind", None)
     if by == "judge" and kind is None:

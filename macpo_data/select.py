@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import polars as pl
 
@@ -38,7 +39,10 @@ def by_perplexity(
             pl.lit("perplexity_too_high")
         )
     unscored = pl.when(pl.col("perplexity").is_null()).then(pl.lit("no_score"))
-    reason = pl.coalesce(_reason(settings), unscored, high)
+    # Where several are kept, the same text twice would be the same pair twice.
+    again = ~pl.struct("prompt_id", "response").is_first_distinct() & (settings.keep > 1)
+    twin = pl.when(again & pl.col("response").is_not_null()).then(pl.lit("duplicate_answer"))
+    reason = pl.coalesce(_reason(settings), twin, unscored, high)
     frame = _with_rejected(candidates, rejected).with_columns(reason=reason)
     # The threshold belongs to the selection, so it drops whatever `on_filter` says.
     usable = _usable(settings) & (pl.col("reason").ne_missing("perplexity_too_high"))
@@ -136,7 +140,8 @@ def best_and_worst(ranked: pl.DataFrame) -> pl.DataFrame:
 def corrupted(candidates: pl.DataFrame, seed: int) -> pl.DataFrame:
     """Make each prompt's rejected answer from the chosen one: its words in another order.
 
-    What stays the same, such as a single word, becomes empty, and so no pair.
+    The white space between them stays. What cannot change, such as a single word, becomes empty,
+    and so no pair.
 
     Args:
         candidates: CANDIDATES, of which the best selected one of each prompt is spoilt.
@@ -147,12 +152,15 @@ def corrupted(candidates: pl.DataFrame, seed: int) -> pl.DataFrame:
     """
 
     def spoil(prompt: str, text: str) -> str:
-        words = text.split()
-        random.Random(digest([seed, "corruption", prompt])).shuffle(words)
-        return " ".join(words)
+        words, gaps = text.split(), re.split(r"\S+", text)
+        order, rng = list(words), random.Random(digest([seed, "corruption", prompt]))
+        while order == words and len({*words}) > 1:
+            rng.shuffle(order)
+        return "".join(gap + word for gap, word in zip(gaps, [*order, ""], strict=True))
 
     chosen = _best(candidates)
-    return _spoilt(chosen, [spoil(*row) for row in chosen["prompt_id", "response"].iter_rows()])
+    spoilt = [spoil(*row) for row in chosen["prompt_id", "response"].iter_rows()]
+    return _spoilt(chosen, spoilt, "corruption")
 
 
 def mismatched(candidates: pl.DataFrame, seed: int) -> pl.DataFrame:
@@ -164,7 +172,7 @@ def mismatched(candidates: pl.DataFrame, seed: int) -> pl.DataFrame:
     order = sorted(range(len(chosen)), key=lambda i: digest([seed, chosen["prompt_id"][i]]))
     after = dict(zip(order, order[1:] + order[:1], strict=True))
     texts = chosen["response"].to_list()
-    return _spoilt(chosen, [texts[after[i]] for i in range(len(chosen))])
+    return _spoilt(chosen, [texts[after[i]] for i in range(len(chosen))], "mismatch")
 
 
 def _best(candidates: pl.DataFrame) -> pl.DataFrame:
@@ -172,11 +180,12 @@ def _best(candidates: pl.DataFrame) -> pl.DataFrame:
     return chosen.unique("prompt_id", keep="first", maintain_order=True).sort("prompt_id")
 
 
-def _spoilt(chosen: pl.DataFrame, texts: list[str]) -> pl.DataFrame:
+def _spoilt(chosen: pl.DataFrame, texts: list[str], by: str) -> pl.DataFrame:
+    """Nobody wrote these, so that no model is named for them; the same text again is no answer."""
     pairs = zip(chosen["response"], texts, strict=True)
-    unlike = ["" if text.split() == of.split() else text for of, text in pairs]
-    spoilt = pl.Series(unlike, dtype=pl.String)
-    frame = chosen.with_columns(response=spoilt, finish_reason=pl.lit("stop"))
+    unlike = pl.Series(["" if text == of else text for of, text in pairs], dtype=pl.String)
+    nobody = {"agent": pl.lit(by), "policy": pl.lit(by), "finish_reason": pl.lit("stop")}
+    frame = chosen.with_columns(response=unlike, repetition=pl.lit(None, pl.Float64), **nobody)
     return check(frame, SAMPLES, "spoilt answers")
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import polars as pl
 import pytest
 from conftest import OpenRun
 
-from macpo_data import select
-from macpo_data.errors import RecipeError
+from macpo_data import card, select
+from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.plan import Policy
-from macpo_data.recipe import Select, load_recipe
+from macpo_data.recipe import Recipe, Select, load_recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
 from rounds import Run
 
@@ -91,14 +92,14 @@ def test_rlcd_frames_the_student_both_ways(open_run: OpenRun) -> None:
         dict(pairs.select("prompt_id", "prompt").rows()).items()
         <= dict(prompts.select("prompt_id", "prompt").rows()).items()
     )
-    unframed = set(said_all(run))
-    assert not unframed & set(pairs["rejected"])
+    for side, frame in (("chosen", "positive"), ("rejected", "negative")):
+        assert set(pairs[side]) <= framed(run, frame)
 
 
-def said_all(run: Run) -> list[str]:
-    """What the student wrote to D2 without a frame; nothing, in RLCD."""
-    found = run.store.path("samples").glob("student-*-d2-*/shards/*.parquet")
-    return [text for file in found for text in pl.read_parquet(file)["response"]]
+def framed(run: Run, side: str) -> set[str]:
+    """What anybody wrote under a frame."""
+    found = run.store.path("answers").glob(f"*-framed-{side}-*/shards/*.parquet")
+    return {text for file in found for text in pl.read_parquet(file)["response"]}
 
 
 @pytest.mark.parametrize("method", ["rlaif", "self_rewarding"])
@@ -159,6 +160,8 @@ def test_negatives_by_somebody_else(by: str, writer: Policy, open_run: OpenRun) 
     if by == "base":
         wrote = said(run, writer)
         assert all(wrote[i] == text for i, text in sides(pairs, "rejected").items())
+    else:
+        assert set(pairs["rejected"]) <= framed(run, "negative")
 
 
 @pytest.mark.parametrize("by", ["corruption", "mismatch"])
@@ -168,7 +171,7 @@ def test_negatives_made_of_positives(by: str, open_run: OpenRun) -> None:
         pairs = dataset(run, 1, learner)
         assert len(pairs) and pairs["rejected_perplexity"].null_count() == 0
         for row in pairs.iter_rows(named=True):
-            assert row["rejected"] != row["chosen"]
+            assert row["rejected"] != row["chosen"] and row["rejected_agent"] == by
             if by == "corruption":
                 assert sorted(row["rejected"].split()) == sorted(row["chosen"].split())
             else:
@@ -221,6 +224,7 @@ def selected(frame: pl.DataFrame, settings: Select) -> list[str]:
         # Medians are 2 and 4; what stands first wins a tie.
         ({"order": "middle"}, ["a 2.0", "b 4.0"]),
         ({"keep": 2}, ["a 1.0", "a 2.0", "b 3.0", "b 4.0"]),
+        ({"keep": 3}, ["a 1.0", "a 2.0", "a 9.0", "b 3.0", "b 4.0", "b 8.0"]),
         # Half of the four that were kept: the two lowest, both of the first prompt.
         ({"keep": 2, "pool": 0.5}, ["a 1.0", "a 2.0"]),
         ({"keep": 2, "pool": 0.5, "order": "highest"}, ["a 9.0", "b 8.0"]),
@@ -240,7 +244,7 @@ def test_what_a_pool_leaves_out_keeps_its_reason() -> None:
 def test_spoilt_answers() -> None:
     """One word cannot be put into another order; two prompts get each other's answers."""
     frame = candidates(a=[1.0], b=[2.0]).with_columns(
-        response=pl.Series(["one two three four five", "single"])
+        response=pl.Series(["one two\n\nthree", "single"])
     )
     chosen = check(
         frame.with_columns(reason=pl.lit(None, pl.String), rank=1, selected=True).cast(
@@ -250,10 +254,11 @@ def test_spoilt_answers() -> None:
         "candidates",
     )
     shuffled = dict(select.corrupted(chosen, 0).select("prompt_id", "response").iter_rows())
-    assert sorted(shuffled["a"].split()) == ["five", "four", "one", "three", "two"]
-    assert shuffled["a"] != "one two three four five" and shuffled["b"] == ""
+    assert sorted(shuffled["a"].split()) == ["one", "three", "two"]
+    assert shuffled["a"] != "one two\n\nthree" and "\n\n" in shuffled["a"]
+    assert shuffled["b"] == ""
     swapped = dict(select.mismatched(chosen, 0).select("prompt_id", "response").iter_rows())
-    assert swapped == {"a": "single", "b": "one two three four five"}
+    assert swapped == {"a": "single", "b": "one two\n\nthree"}
     alone = select.mismatched(chosen.filter(pl.col("prompt_id") == "a"), 0)
     assert alone["response"].to_list() == [""]
 
@@ -264,15 +269,31 @@ def test_spoilt_answers() -> None:
         (["method=spin", "positives=own"], "positives: method spin does not read it"),
         (["method=rlaif"], "judge: missing; method rlaif needs it"),
         (["method=rlaif", "judge.kind=gold"], "sampling.n: method rlaif compares answers"),
-        (["method=self_rewarding", "sampling.n=2", "judge.kind=gold"], "judge.agent: in method"),
+        (["method=self_rewarding", "judge.agent=teacher1"], "judge.agent: in method"),
         (["judge.kind=likelihood"], "kind likelihood needs an agent"),
+        (["method=self_rewarding", "judge.kind=gold"], "judge.kind: in method self_rewarding"),
+        (["method=spin", "data.label_noise=0.1"], "data.label_noise: method spin does not"),
         (["select.by=random", "select.pool=0.5"], "select.pool: only read where"),
+        (["negatives_by=mismatch", "select.keep=2"], "select.keep: negatives_by mismatch"),
+        (["framing.negative=/nowhere.txt"], "cannot read the prompt /nowhere.txt"),
         (["positives=own", "select.keep=2"], "select.keep: 2 of only 1 candidates"),
     ],
 )
 def test_what_does_not_fit(sets: list[str], said: str, recipe_file: Path) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(MacpoError, match=said):
         load_recipe(str(recipe_file), sets)
+
+
+def test_a_judge_of_likelihood_needs_weights(recipe_file: Path) -> None:
+    judge = ["sampling.n=2", "method=rlaif", "judge.kind=likelihood", "judge.agent=far"]
+    far = "agents.far={role: judge, endpoint: {base_url: 'http://localhost:9/v1', model: x}}"
+    with pytest.raises(RecipeError, match="give far a base"):
+        load_recipe(str(recipe_file), [*judge, far])
+
+
+def test_every_method_has_its_words() -> None:
+    """A card says how its data came to be."""
+    assert card.METHODS.keys() == set(get_args(Recipe.model_fields["method"].annotation))
 
 
 def converge(run: Run, perplexities: dict[int, float]) -> Run:

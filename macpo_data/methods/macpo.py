@@ -49,7 +49,7 @@ def _contrast(
     """DPO + gamma * SFT on others' positives against the agent's own negatives."""
     before = Policy(agent, "positive", t - 1)
     policies = (*positives, *_negative_writer(recipe, agent), before)
-    reads = (*WRITING_READS, "negatives", *switched_on(recipe, "positives", "negatives_by"))
+    reads = (*WRITING_READS, "negatives", *switched_on(recipe, "negatives_by"))
     if recipe.negatives_by == "framing":
         reads = (*reads, "framing")
     if agent in recipe.students:
@@ -164,10 +164,12 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
             recipe.sampling, sizes,
         )  # fmt: skip
     is_student = bool(step.round) and step.learner in recipe.students
-    answers, more = sum(ask.calls for ask in found), 0
+    spoilt = bool(step.round) and not twin
+    answers, more = sum(ask.calls for ask in found) + spoilt, 0
     if is_student and recipe.mixture:
         found += mixing(recipe.mixture, d2, 1, sizes)
         more = len(recipe.mixture.layers[mixtures.taken(recipe.mixture)])
     if is_student and recipe.select.by in ("judge", "reward"):
-        found += judging(recipe, sizes, "d2", n * len(recipe.teachers) + more)
+        heard = 1 if recipe.positives == "own" else len(recipe.teachers)
+        found += judging(recipe, sizes, "d2", n * heard + more)
     return [*found, scoring(learner.agent, d2, answers + more, recipe, sizes)] if learner else found

@@ -13,7 +13,7 @@ from macpo_data import mixture as mixtures
 from macpo_data import ranking, select
 from macpo_data.context import Context, RoundData
 from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
-from macpo_data.methods.steps import FILTER_READS, SAMPLING_READS, SFT_READS, prefer
+from macpo_data.methods.steps import EXCLUDE_READS, FILTER_READS, SAMPLING_READS, SFT_READS, prefer
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
@@ -25,7 +25,7 @@ def plan(recipe: Recipe) -> list[Step]:
     mine = f"agents.{student}.lr_scale"
     asked = judges.policies(recipe.judge)
     writers = mixtures.policies(recipe.mixture)
-    filters = ("select",) if recipe.select.excludes else FILTER_READS
+    filters = (*FILTER_READS, *EXCLUDE_READS) if recipe.select.excludes else FILTER_READS
     reads: tuple[str, ...] = ("seed", "engine", "mixture", *filters)
     if recipe.mixture and recipe.mixture.keep == "best":
         writers, reads = (*writers, *asked), (*reads, "judge")
@@ -48,7 +48,7 @@ def plan(recipe: Recipe) -> list[Step]:
 def preferring(recipe: Recipe, asked: tuple[Policy, ...]) -> list[Step]:
     """From round 1 on: the student's own answers, ranked by whoever is asked; then DPO."""
     (student,) = recipe.students
-    filters = ("select",) if recipe.select.excludes else FILTER_READS
+    filters = (*FILTER_READS, *EXCLUDE_READS) if recipe.select.excludes else FILTER_READS
     reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *filters)
     steps = []
     for t in range(1, recipe.rounds + 1):

@@ -19,6 +19,9 @@ FILTER_READS = (
     *(f"select.{key}" for key in ("min_chars", "max_chars", "max_repetition", "truncated")),
     "select.same_as_rejected",
 )
+EXCLUDE_READS = tuple(
+    f"select.{key}" for key in ("test_sets", "ngram", "ngram_share", "near_duplicates")
+)
 WRITING_READS = ("seed", "engine", *SAMPLING_READS, *FILTER_READS)
 
 
@@ -28,7 +31,7 @@ def initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ...
     Without writers the answers are the human's.
     """
     positive, mine = Policy(agent, "positive", 0), f"agents.{agent}.lr_scale"
-    reads = ["seed", "data.noise", *(["select"] if recipe.select.excludes else [])]
+    reads = ["seed", "data.noise", *(EXCLUDE_READS if recipe.select.excludes else [])]
     reads = [*WRITING_READS, *switched_on(recipe, "data.label_noise")] if writers else reads
     sure = switched_on(recipe, "confidence") if writers else ()
     sft, negative = (*SFT_READS, mine, "sft", *sure), (*SFT_READS, mine, "negative")
@@ -68,6 +71,6 @@ def prefer(
 
 def switched_on(recipe: Recipe, *paths: str) -> tuple[str, ...]:
     """Those of the fields that are not at their default: older results keep their names."""
-    default = {"data.label_noise": 0.0, "confidence": None, "positives": "mutual"}
-    default |= {"negatives_by": "fine_tuning", "select.order": "lowest", "select.pool": None}
+    default = {"data.label_noise": 0.0, "confidence": None, "negatives_by": "fine_tuning"}
+    default |= {"select.order": "lowest", "select.pool": None}
     return tuple(path for path in paths if recipe.read(path) != default[path])

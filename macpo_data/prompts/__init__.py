@@ -54,8 +54,9 @@ def fill(prompt: str, **values: Any) -> str:
         return Template(read(prompt)).substitute(values).strip()
     except (KeyError, ValueError) as error:
         raise MacpoError(
-            f"the prompt {prompt}: {error}; it may use {', '.join('$' + name for name in values)}, "
-            "and a dollar sign is written $$"
+            f"the prompt {prompt}: {error}; it may use "
+            f"{', '.join('$' + name for name in values) or 'no $name'}, and a dollar sign is "
+            "written $$"
         ) from None
 
 
