@@ -307,6 +307,9 @@ def status(
             )  # fmt: skip
         if not as_json:
             _print_plan(run, run.plan.steps)
+            done = [step for step, state in run.states().items() if state == "done"]
+            if flagged := [str(step) for step in done if _flags(run, step)]:
+                _say(f"signs of failure: {', '.join(flagged)}; macpo report{run.said} says which")
             return _say_next(run)
         found = run.states()
         rows = [
@@ -319,6 +322,7 @@ def status(
                 "fingerprint": run.plan.fingerprint(step),
                 "path": str(run.path(step)),
                 "waiting_for": run.waits_for(step, found),
+                "signs": _flags(run, step) if found[step] == "done" else [],
             }
             for step in run.plan.steps
         ]
@@ -367,6 +371,7 @@ def eval_(
     """
     from macpo_data.evaluate import choose
     from macpo_data.show import print_agreement, print_evaluation
+    from macpo_data.signs import flags
 
     asked = {"--export": export, "--round": round_ != "all", "--agents": agents,
              "--against": against, "--to": to, "--prompts": prompts}  # fmt: skip
@@ -391,7 +396,10 @@ def eval_(
         names = [name.strip() for name in agents.split(",")] if agents else []
         policies = choose(run.plan, run.store, round_, names)
         if export is None:
-            print_evaluation(run.evaluate(policies, against, redo))
+            found = run.evaluate(policies, against, redo)
+            print_evaluation(found)
+            for line in flags(run.store.manifest(f"eval/{found.paths[0].name}") or {}):
+                _say(f"! {line}")
             return _next(f"macpo report{run.said}")
         for line in run.export(export, policies, against, prompts, to, redo):
             _say(line)
@@ -423,6 +431,7 @@ def show(
         name = run.plan.name(step)
         pairs = pick(run.store.read(name, "pairs.parquet"), where, sort, sample, count)
         print_pairs(pairs, run.store.manifest(name), count, spread=not sort)
+        _print_flags(run, [step])
         _say(f"{run.path(step) / 'pairs.parquet'}")
 
 
@@ -674,6 +683,8 @@ def _options_said(recipe: list[str], runs: Path, sets: list[str] | None) -> str:
 def _finish(run: Run, outcome: Outcome, whole: bool = False) -> None:
     """Say what was written and what comes next; exit 1 where all of it (`whole`: any) waits."""
     _print_outcome(outcome)
+    if not whole or outcome.waiting:  # else the summary has told
+        _print_flags(run, [step for step, _ in outcome.wrote])
     _say_next(run)
     if outcome.waiting and (whole or not (outcome.wrote or outcome.kept)):
         raise typer.Exit(1)
@@ -686,6 +697,19 @@ def _print_outcome(outcome: Outcome) -> None:
         _say(f"kept     {step}: {path}")
     for step, reasons in outcome.waiting.items():
         _say(f"waiting  {step}: {', '.join(reasons)}")
+
+
+def _print_flags(run: Run, steps: list[Step]) -> None:
+    """The signs of failure of finished steps."""
+    for step in steps:
+        for line in _flags(run, step):
+            _say(f"! {step}: {line}")
+
+
+def _flags(run: Run, step: Step) -> list[str]:
+    from macpo_data.signs import flags
+
+    return flags(run.store.manifest(run.plan.name(step)) or {})
 
 
 def _print_plan(run: Run, steps: list[Step]) -> None:

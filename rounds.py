@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from macpo_data import evaluate, models, world
+from macpo_data import evaluate, models, signs, world
 from macpo_data.context import Context, Progress, RoundData
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, StoreError
 from macpo_data.generate import versions
@@ -247,8 +247,18 @@ class Run:
             write_parquet(folder / "judgements.parquet", data.judged.judgements)
             facts["judged"] = data.judged.report
         facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        facts["signs"] = signs.of_dataset(
+            data.pairs, data.candidates, self._signs(step, step.round - 1), self._signs(step, 1)
+        )
         facts["seconds"] = context.seconds
         self.store.finish(name, facts)
+
+    def _signs(self, step: Step, round_: int) -> signs.Signs:
+        """Those of the same learner's dataset in an earlier round that contrasts, if it has one."""
+        earlier = self.plan.earlier(step, round_) if round_ > 0 else None
+        manifest = earlier and self.store.manifest(self.plan.name(earlier))
+        found: signs.Signs = (manifest or {}).get("signs", {})
+        return found
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""

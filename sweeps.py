@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from macpo_data import evaluate
 from macpo_data.context import Progress
 from macpo_data.errors import Interrupted, MacpoError
 from macpo_data.evaluate import Evaluation
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe, digest
+from macpo_data.recipe import TRAINED, Recipe, digest
 from macpo_data.standings import Measured, Standings, markdown, plot
 from macpo_data.store import MANIFEST, atomic, write_json, write_parquet
 from macpo_data.study import Study, Variant
 from rounds import Run
 
 FOLDER = "sweep"  # inside the run
+T = TypeVar("T")
 Key = tuple[Any, ...]  # what makes two steps take about as long
 
 
@@ -60,7 +62,7 @@ class Sweep:
         """Nothing is read or started yet.
 
         Raises:
-            MacpoError: somebody who is to be measured is in no variant.
+            MacpoError: somebody who is to be measured is in no variant, or nothing measures.
         """
         self.study, self.variants, self.say = study, variants, say
         self._title = ""
@@ -68,6 +70,12 @@ class Sweep:
         self.home = Run(variants[0].recipe, runs, shown, say)
         self.runs = [self.home.beside(variant.recipe) for variant in variants]
         self.agents = study.agents or self.home.recipe.students
+        for recipe in (variant.recipe for variant in variants):
+            if recipe.data.source != "world" and not (recipe.eval.reward or recipe.eval.against):
+                raise MacpoError(
+                    "nothing would measure the answers: set eval.reward to a reward model, or "
+                    "eval.against to a baseline for a judge"
+                )
         known = {agent for run in self.runs for agent in run.recipe.agents}
         if wrong := [agent for agent in self.agents if agent not in known]:
             raise MacpoError(f"no agent {wrong[0]!r} to measure: choose {', '.join(sorted(known))}")
@@ -117,7 +125,9 @@ class Sweep:
         rates = _timed([root])
         if not rates.keys() >= {task.key for task in todo}:
             rates = _timed(p for p in root.parent.glob("*") if p != root) | rates
-        known = [median(rates[task.key]) * task.size for task in todo if task.key in rates]
+        # What no run of this method tells, one of another method may.
+        found = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
+        known = [about(timed, size) for timed, size in found if timed]
         return sum(known), len(todo) - len(known)
 
     def outline(self) -> Outline:
@@ -150,32 +160,38 @@ class Sweep:
         variant, run = self.variants[n], self.runs[n]
         seed = variant.recipe.seed
         self._title = f"[{n + 1}/{len(self.runs)}] {variant.name}, seed {seed}: "
-        found, problem = None, None
-        todo = sum(not run.store.is_done(run.plan.name(step)) for step in run.plan.steps)
+        mine = {run.plan.name(step) for step in run.plan.steps}
+        todo = sum(task.name in mine for task in self.todo(self.steps))
         if todo:
             left = said(*self.seconds_left())
             self.say(f"{self._title}{todo} steps to make; the sweep: {left}")
-        try:
-            finish(run)
-        except Interrupted:
-            raise
-        except MacpoError as error:
-            problem = " ".join(str(error).split())
-            run.close()  # a process that ended is of no use to the next
-        try:
-            policies = self._measured(evaluate.trained(run.plan, run.store))
-            found = run.evaluate(policies) if policies else None
-        except Interrupted:
-            raise
-        except MacpoError as error:
-            problem = problem or " ".join(str(error).split())
-            run.close()
+        _, problem = _tried(run, finish)
+        found, unmeasured = _tried(run, self._measure)  # what came before a failure, too
+        problem = problem or unmeasured
         if problem or todo:
             self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
         return Measured(variant.name, seed, found, problem)
 
+    def _measure(self, run: Run) -> Evaluation | None:
+        policies = self._measured(evaluate.trained(run.plan, run.store))
+        model = run.recipe.eval.reward
+        if policies and model and model.model == TRAINED:
+            run.train_reward()
+        return run.evaluate(policies) if policies else None
+
     def _measured(self, policies: list[Policy]) -> list[Policy]:
         return [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+
+
+def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
+    """What comes of it, and what a person can mend where it fails."""
+    try:
+        return work(run), None
+    except Interrupted:
+        raise
+    except MacpoError as error:
+        run.close()  # a process that ended is of no use to the next
+        return None, " ".join(str(error).split())
 
 
 def _scores(found: Evaluation | None) -> str:
@@ -188,17 +204,18 @@ def _scores(found: Evaluation | None) -> str:
 
 
 def finish(run: Run) -> None:
-    """Make all rounds of a run.
+    """Make all rounds of a run, or those until it has converged, where its recipe says so.
 
     Raises:
         MacpoError: a step fails, or waits for what nobody makes.
     """
     found = run.states()
     for round_ in range(run.recipe.rounds + 1):
-        if all(found[step] == "done" for step in run.select(None, round_)):
-            continue
-        for step, why in run.finish_round(round_).waiting.items():
-            raise MacpoError(f"{step}: {', '.join(why)}")
+        if any(found[step] != "done" for step in run.select(None, round_)):
+            for step, why in run.finish_round(round_).waiting.items():
+                raise MacpoError(f"{step}: {', '.join(why)}")
+        if run.converged(round_):
+            return
 
 
 def write(found: Standings, folder: Path, title: str) -> list[Path]:
@@ -235,23 +252,23 @@ def said(seconds: float, untimed: int) -> str:
     about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
     about = f"{seconds:.0f} s" if minutes < 2 else about
     return f"about {about} left" + (
-        f", and {untimed} steps like none that was timed" if untimed else ""
+        f", without {untimed} of a kind that was never timed" if untimed else ""
     )
 
 
 def _task(run: Run, name: str, step: Step) -> Task:
-    values = run.recipe.model_dump(mode="json")
-    key = _key(values, step.kind, step.learner, step.round, step.objective)
+    values, method = run.recipe.model_dump(mode="json"), step.method or run.recipe.method
+    key = _key(values, step.kind, step.learner, step.round, step.objective, method)
     return Task(name, key, _size(values, "d1", "d2"))
 
 
 def _key(
-    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None
-) -> Key:
+    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None,
+    method: str | None = None,
+) -> Key:  # fmt: skip
     """What takes about as long: a kind of step, method, objective and base; fake or not."""
-    method = recipe["method"] if kind == "gen" else None
     base, fake = recipe["agents"][learner]["base"], recipe["engine"]["name"] == "fake"
-    return kind, objective, method, round_ == 0, base, fake
+    return method if kind == "gen" else None, kind, objective, round_ == 0, base, fake
 
 
 def _size(recipe: dict[str, Any], *parts: str) -> int:
@@ -261,9 +278,15 @@ def _size(recipe: dict[str, Any], *parts: str) -> int:
     return sum(min(count, data["limit"] or count) for count in counts) or 1
 
 
-def _timed(roots: Iterable[Path]) -> dict[Key, list[float]]:
-    """Seconds for each prompt, as manifests of several run folders tell."""
-    found: dict[Key, list[float]] = {}
+def about(timed: list[tuple[int, float]], size: int) -> float:
+    """Seconds for so many prompts, by what took (prompts, seconds): those of the nearest size."""
+    nearest = min((each for each, _ in timed), key=lambda each: abs(math.log(each / size)))
+    return median(seconds for each, seconds in timed if each == nearest) * size / nearest
+
+
+def _timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
+    """Prompts and seconds of what was made, as manifests of several run folders tell."""
+    found: dict[Key, list[tuple[int, float]]] = {}
     patterns = ("data/round-*", "adapters/*", "eval/*")
     paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
     for path in paths:
@@ -274,11 +297,12 @@ def _timed(roots: Iterable[Path]) -> dict[Key, list[float]]:
                 agents = recipe["agents"].items()
                 student = next(name for name, agent in agents if agent["role"] == "student")
                 key, size = _key(recipe, "eval", student), _size(recipe, "test")
-                size *= len(made["samples"])
+                seconds /= len(made["samples"])
             else:
                 step = made["kind"], made["learner"], made["round"], made.get("objective")
-                key, size = _key(recipe, *step), _size(recipe, "d1", "d2")
+                key, size = _key(recipe, *step, made["method"]), _size(recipe, "d1", "d2")
         except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
             continue
-        found.setdefault(key, []).append(seconds / size)
+        for each in (key, key[1:]):
+            found.setdefault(each, []).append((size, seconds))
     return found

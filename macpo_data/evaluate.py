@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from macpo_data import judge, reward, world
+from macpo_data import judge, reward, signs, world
 from macpo_data.context import Context
 from macpo_data.errors import DataError, MacpoError, StoreError
 from macpo_data.plan import FORMAT, Plan, Policy
@@ -89,6 +89,7 @@ def write(
             for file, frame in zip(FILES, (responses, judgements, table), strict=True):
                 write_parquet(folder / f"{file}.parquet", frame)
             facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
+            facts["signs"] = signs.of_evaluation(responses, ctx.recipe.teachers)
             facts |= {"method": ctx.recipe.method, "recipe": ctx.recipe.model_dump(mode="json")}
             facts |= {"judge": habits, "inputs": ctx.used, "seconds": ctx.seconds}
             ctx.store.finish(name, facts)

@@ -81,6 +81,10 @@ class Plan:
         """The gen step whose dataset a train step reads."""
         return self._datasets[step.round, step.learner]
 
+    def earlier(self, step: Step, round_: int) -> Step | None:
+        """The gen step of the same learner in a round before; None where there is none."""
+        return self._datasets.get((round_, step.learner)) if round_ < step.round else None
+
     def parents(self, step: Step) -> list[Step]:
         """The steps whose results a step reads."""
         makers = [maker for policy in step.policies if (maker := self.maker(policy))]

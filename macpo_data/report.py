@@ -20,8 +20,9 @@ from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
 from macpo_data.generate import versions
 from macpo_data.plan import Plan, Step
 from macpo_data.schema import CANDIDATES, RESPONSES, empty
+from macpo_data.signs import flags, of_evaluation
 from macpo_data.store import Manifest, State, Store, states
-from macpo_data.verdict import Rows, signs, verdict
+from macpo_data.verdict import Rows, verdict
 
 POINTS = 200  # of one training curve
 QUANTILES = {"low": 0.05, "lower": 0.25, "middle": 0.5, "upper": 0.75, "high": 0.95}
@@ -95,8 +96,9 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
     scores, responses = _evaluation(plan, store, warnings)
     student = recipe.students[0]
     winners = _winners([(s, done[s]) for s in done if s.kind == "gen" and s.learner == student])
-    warnings += [f"{s}: {w}" for s, m in done.items() for w in m.get("warnings", [])]
-    warnings += signs(student, recipe.teachers, scores, responses, spread, winners)
+    warnings += [f"{s}: {line}" for s, m in done.items() for line in flags(m)]
+    held_out = of_evaluation(responses, recipe.teachers)
+    warnings += flags({"kind": "eval", "signs": held_out})
     return {
         "name": source.label,
         "run": recipe.run,

@@ -183,16 +183,22 @@ def known_rounds(found: Standings, most: int | None = None) -> list[int]:
 
 def notes(found: Standings) -> list[str]:
     """What stands below the table: what is shown, and what failed."""
+    failed: dict[str, list[str]] = {}
+    for row in found.rows:
+        for problem in row.problems:
+            failed.setdefault(problem, []).append(row.variant)
+    below = [f"failed: {', '.join(dict.fromkeys(v))}, {p}" for p, v in failed.items()]
+    if found.measure is None:
+        return ["nothing was measured", *below]
     paired = "seed by seed" if len(found.seeds) > 1 else "prompt by prompt"
     said = [
-        f"{found.measure or 'nothing measured'}: mean over held-out prompts ± half the "
-        f"{found.interval}; chars: mean length of the last round's answers",
+        f"{found.measure}: mean over held-out prompts ± half the {found.interval}; chars: mean "
+        "length of the last round's answers",
         f"change: from the first round to the last, {paired}",
     ]
     if len(found.variants) > 1:
         said.append(f"ahead: of {found.variants[0]} in the last round, {paired}")
-    failed = [(row.variant, p) for row in found.rows for p in row.problems]
-    return said + [f"failed: {variant}, {problem}" for variant, problem in dict.fromkeys(failed)]
+    return said + below
 
 
 def markdown(found: Standings, title: str) -> str:

@@ -1,9 +1,7 @@
-"""Whether a run made its student better, and signs of failure in its numbers."""
+"""Whether a run made its student better."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -13,11 +11,6 @@ from macpo_data import stats
 Rows = list[dict[str, Any]]
 MEASURES = ("gold", "reward", "win_lc", "win")  # the first there is tells whether it got better
 BY_PROMPT = ("gold", "reward")
-# Where signs begin that the method's readers are told to look for.
-ALIKE = 0.05  # nats per token between the sides, at the median
-ONE_SIDED = 0.9  # share of the selection that one teacher wins
-RISING = 1.1  # factor of the median perplexity from one round to the next
-CUT = 0.2  # share of held-out answers that the token limit cut
 
 
 def change(
@@ -109,60 +102,3 @@ def _against(scores: Rows, measure: str) -> dict[str, str]:
     )
     state = states[0] if len(set(states)) == 1 else "unknown"
     return {"state": state, "title": f"The student {title}", "text": text}
-
-
-def signs(
-    student: str,
-    teachers: list[str],
-    scores: Rows,
-    responses: pl.DataFrame,
-    spread: Rows,
-    winners: Rows,
-) -> list[str]:
-    """Signs of failure that the numbers of a run show, each a sentence."""
-    found = [*_falls(student, teachers, scores, responses), *_drifts(student, spread)]
-    for row in winners:
-        if len(teachers) > 1 and row["round"] and row["share"] > ONE_SIDED:
-            found.append(f"round {row['round']}: {row['agent']} wrote {row['share']:.0%} of chosen")
-    cut = {s["round"]: s["truncated"] for s in _of(student, scores)}
-    for round_, share in cut.items():
-        if (share or 0) > CUT:
-            found.append(
-                f"round {round_}: the token limit cut {share:.0%} of the student's held-out "
-                "answers; raise sampling.max_new_tokens"
-            )
-    return found
-
-
-def _falls(
-    student: str, teachers: list[str], scores: Rows, responses: pl.DataFrame
-) -> Iterator[str]:
-    """Rounds in which the student gets worse, and teachers who learn nothing more."""
-    for measure in BY_PROMPT:
-        rounds = [s["round"] for s in _of(student, scores) if s["measure"] == measure]
-        for before, after in pairwise(rounds):
-            moved = change(responses, student, measure, before, after)
-            if moved and moved.high < 0:
-                yield f"the student's {measure} falls in round {after} ({moved.mean:+.3f})"
-        if len(rounds) > 1:
-            gains = [change(responses, t, measure, rounds[-2], rounds[-1]) for t in teachers]
-            if gains and all(gain and gain.low <= 0 for gain in gains):
-                yield f"no teacher's {measure} clearly improves in round {rounds[-1]}: a plateau"
-
-
-def _drifts(student: str, spread: Rows) -> Iterator[str]:
-    """A student who finds its data odder each round, or both sides alike."""
-    mine = [r for r in spread if r["learner"] == student and r["kind"] == "chosen"]
-    middles = {(r["measure"], r["round"]): r["middle"] for r in mine if r["middle"] is not None}
-    for (measure, round_), middle in middles.items():
-        before = middles.get((measure, round_ - 1))
-        if measure == "perplexity" and before and middle > RISING * before:
-            yield (
-                f"the student's perplexity of what it learns rises in round {round_} "
-                f"({before:.2f} to {middle:.2f})"
-            )
-        if measure == "margin" and abs(middle) < ALIKE:
-            yield (
-                f"round {round_}: the student finds chosen and rejected nearly alike "
-                f"({middle:+.3f} nats per token at the median)"
-            )

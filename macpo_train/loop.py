@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from macpo_data.errors import ModelError
 from macpo_data.models import adapter_sha256
 from macpo_data.recipe import NAMED_TEMPLATES, digest, read_template
+from macpo_data.signs import of_training
 from macpo_train.train import Job, Report, sharded
 from macpo_train.watch import Watch, last_checkpoint, quiet, say
 
@@ -95,9 +96,10 @@ def run(
         say(f"going on from {checkpoint}")
     trainer.accelerator.wait_for_everyone()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    history = watch.history(trainer.state)
     return {
-        "history": watch.history(trainer.state),
-        "warnings": watch.warnings,
+        "history": history,
+        "signs": of_training(history),
         "resumed_from": None if checkpoint is None else int(checkpoint.name.split("-")[1]),
     }
 

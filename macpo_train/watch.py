@@ -14,16 +14,11 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 
 from macpo_data.errors import ModelError
+from macpo_data.signs import ENOUGH, of_training, sentences
 
 Report = Callable[[int, int, str], None]
 History = list[dict[str, float]]
 SHOWN = ("loss", "dpo", "sft", "weak", "own", "margin", "chosen_logprob", "rejected_logprob")
-WINDOW = 5  # steps whose mean is looked at, so that one batch raises no alarm
-FALL = -1.5  # nats that the chosen responses may lose against the start
-COLLAPSE = -15.0  # likewise the rejected ones
-EXPLOSION = 10.0  # reward margin at which the DPO loss has vanished: exp(-10)
-CHANCE = 0.55  # accuracy that a policy reaches which learned nothing, or nearly
-ENOUGH = 20  # steps after which it should have learned something
 MARK = "macpo.json"
 
 
@@ -39,7 +34,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.rows = rows  # per step
         self.identity = identity
         self.save_steps = save_steps
-        self.warnings: list[str] = []
+        self.said: set[str] = set()  # signs of failure
         self.begun = self.saved = time.monotonic()
         self.first_step: int | None = None
 
@@ -82,10 +77,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.report(state.global_step, state.max_steps, " ".join([*notes, f"{rate:.1f} {unit}/s"]))
         made_so_far = [logs for logs in state.log_history if "loss" in logs]
         looked_at = made_so_far[:1] + made_so_far[1:][-ENOUGH:]
-        for warning in alarms([self._row(logs) for logs in looked_at]):
-            if warning not in self.warnings:
-                self.warnings.append(warning)
-                say(f"step {state.global_step}: {warning}")
+        found = of_training([self._row(logs) for logs in looked_at])
+        new = {n: s for n, s in found.items() if s["crossed"] and n not in self.said}
+        self.said |= new.keys()
+        for line in sentences(new):
+            say(f"step {state.global_step}: {line}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint where it is time."""
@@ -114,42 +110,6 @@ def last_checkpoint(folder: Path, identity: str) -> Path | None:
         except (ValueError, KeyError, TypeError):
             continue
     return None
-
-
-def alarms(history: History) -> list[str]:
-    """What the last steps give reason to warn of, against the first one."""
-    if len(history) < WINDOW or "margin" not in history[0]:
-        return []
-    first, last = history[0], history[-WINDOW:]
-
-    def mean(name: str) -> float:
-        return sum(row[name] for row in last) / len(last)
-
-    found = []
-    # Against the reference, so that it matters little which rows a batch holds.
-    fall = mean("chosen_shift") - first["chosen_shift"]
-    if fall < FALL:
-        found.append(
-            "the chosen responses become less likely, by more than "
-            f"{-FALL} nats since the start; raise dpo.gamma or lower the learning rate"
-        )
-    if mean("rejected_shift") - first["rejected_shift"] < COLLAPSE:
-        found.append(
-            "the rejected responses collapse, by more than "
-            f"{-COLLAPSE:.0f} nats since the start; raise dpo.beta or lower the learning rate"
-        )
-    if mean("margin") > EXPLOSION:
-        found.append(
-            f"the reward margin is above {EXPLOSION:.0f}: the pairs are told apart entirely and "
-            "teach nothing more; lower the learning rate or the epochs"
-        )
-    accuracies = [row["accuracy"] for row in history]
-    if len(history) >= ENOUGH and sum(accuracies[-ENOUGH:]) / ENOUGH < CHANCE:
-        found.append(
-            f"after {ENOUGH} steps the accuracy is still at chance; raise the learning rate, or "
-            "see whether chosen and rejected differ (macpo show)"
-        )
-    return found
 
 
 def say(line: str) -> None:

@@ -44,7 +44,7 @@ def test_import_boundaries() -> None:
 
 
 def test_the_trainer_imports_only_what_it_may() -> None:
-    allowed = {"errors", "recipe", "schema", "chat", "models", "packing", "world"}
+    allowed = {"errors", "recipe", "schema", "chat", "models", "packing", "world", "signs"}
     for path in (ROOT / "macpo_train").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names: list[str] = []
@@ -87,6 +87,7 @@ def test_init_status_and_dry_run_need_no_model(macpo: Macpo, tmp_path: Path) -> 
         "fingerprint",
         "path",
         "waiting_for",
+        "signs",
     }
     assert status[0]["state"] == "ready" and status[1]["state"] == "waiting"
     assert macpo("gen", "--round", "0", "--dry-run").returncode == 0

@@ -493,7 +493,7 @@ def test_kill_9_and_ctrl_c_lose_little_and_nothing_for_good(tmp_path: Path) -> N
             gen = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
             await_requests(server, count)
             gen.send_signal(kill)
-            _, said = gen.communicate(timeout=30)
+            _, said = gen.communicate(timeout=120)
             allowed += lost[kill]
             if kill == signal.SIGINT:
                 assert gen.returncode == 130 and "what is finished stays" in said.splitlines()[-1]

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.recipe import DPO, SFT, Confidence, Lora, Train
+from macpo_data.signs import RULES
 from macpo_train.train import Job, train
-from macpo_train.watch import CHANCE, ENOUGH, MARK, alarms, last_checkpoint
+from macpo_train.watch import MARK, last_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -216,43 +217,16 @@ def test_a_mistake_in_another_process_is_one_line(job: Job, tmp_path: Path) -> N
         train(unheard, replace(job, out=tmp_path / "out", train=wrong))
 
 
-def steps(count: int, **last: float) -> list[dict[str, float]]:
-    """A calm history whose values move evenly to those given."""
-    calm = {"chosen_shift": 0.0, "rejected_shift": 0.0, "margin": 0.0, "accuracy": 0.8}
-    return [
-        {k: v + (last.get(k, v) - v) * n / (count - 1) for k, v in calm.items()}
-        for n in range(count)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("last", "warning"),
-    [
-        ({}, None),
-        ({"chosen_shift": -1.4}, None),
-        ({"chosen_shift": -2.0}, "chosen responses become less likely"),
-        ({"rejected_shift": -14.0}, None),
-        ({"rejected_shift": -20.0}, "rejected responses collapse"),
-        ({"margin": 12.0}, "margin is above 10"),
-        ({"accuracy": CHANCE - 0.4}, "still at chance"),
-    ],
-)
-def test_alarms(last: dict[str, float], warning: str | None) -> None:
-    found = alarms(steps(ENOUGH + 10, **last))
-    assert len(found) == (warning is not None)
-    assert warning is None or warning in found[0]
-
-
-def test_warnings_stand_in_the_manifest(
+def test_a_sign_is_told_once_and_kept(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Told once, and kept; here even a rise counts as a fall."""
-    monkeypatch.setattr("macpo_train.watch.FALL", 1e9)
+    """Here even a rise counts as a fall."""
+    strict = RULES["chosen_shift"]._replace(low=1e9)
+    monkeypatch.setitem(RULES, "chosen_shift", strict)
     settings = job.settings.model_copy(update={"epochs": 2})
     facts = train(unheard, replace(job, settings=settings, out=tmp_path / "out"))
-    (warning,) = facts["warnings"]
-    assert "become less likely" in warning
-    assert capsys.readouterr().err.count(warning) == 1
+    assert [name for name, sign in facts["signs"].items() if sign["crossed"]] == ["chosen_shift"]
+    assert capsys.readouterr().err.count("become less likely") == 1
 
 
 def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -> None:

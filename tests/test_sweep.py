@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -18,18 +18,18 @@ from xml.etree import ElementTree
 
 import polars as pl
 import pytest
+import yaml
 from conftest import Macpo, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
-from macpo_data.recipe import load_recipe
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
 from rounds import unreachable
-from sweeps import Sweep, recorded, said, write
+from sweeps import Sweep, about, recorded, said, write
 
 OpenSweep = Callable[..., Sweep]
 GRID = {"dpo.beta": [0.05, 0.1], "select.by": ["perplexity", "random"]}
@@ -89,7 +89,7 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
         "--until",
         "0",
         "--seeds",
-        "3,4",
+        "3,",
     ]
     command = [sys.executable, "-m", "cli", *args, "--set", "engine.name=fake", "--runs"]
     assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
@@ -105,7 +105,7 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
     assert 0 < len(made(killed)) < total
     done = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
-    assert "[4/4] sft.epochs=2, seed 4: " in done.stderr
+    assert "[2/2] sft.epochs=2, seed 3: " in done.stderr
     assert {p.relative_to(killed) for p in made(killed)} == {
         p.relative_to(whole) for p in made(whole)
     }
@@ -140,6 +140,12 @@ def test_who_is_measured(open_sweep: OpenSweep) -> None:
         open_sweep(agents=["x"], seeds=2)
 
 
+def test_the_runs_own_reward_model_is_trained_first(open_sweep: OpenSweep) -> None:
+    found = open_sweep(seeds=2, rounds=0, set={"eval.reward": "trained"}).make()
+    assert set(found.results["measure"]) == {"gold", "reward"}
+    assert not any(m.problem for m in found.measured)
+
+
 def test_variants_that_come_out_the_same(open_sweep: OpenSweep) -> None:
     sweep = open_sweep(grid={"engine.batch_size": [4, 8], "dpo.beta": [0.1, 0.2]}, seeds=2)
     assert sweep.twins() == [
@@ -168,17 +174,23 @@ def test_clean_keeps_what_a_sweep_made(open_sweep: OpenSweep, macpo: Macpo) -> N
 
 def test_the_time_left(open_sweep: OpenSweep) -> None:
     sweep = open_sweep(grid={"dpo.beta": [0.05, 0.1]})
-    assert sweep.seconds_left() == (
-        0,
-        12 + 1 + 2 * 7 + 3,
-    )  # steps, and the student's answers of two rounds
+    answers = 3  # of the student: in round 0, and of each variant in round 1
+    assert sweep.seconds_left() == (0, 12 + 1 + 2 * 7 + answers)
     assert said(*sweep.seconds_left()) == "time left unknown, nothing like it was timed yet"
     elsewhere = open_sweep(run="other", seeds=[0])
     elsewhere.make()
     seconds, untimed = sweep.seconds_left()
     assert seconds > 0 and not untimed
+    other = open_sweep(variants={"spin": {"method": "spin"}}, run="spin")
+    assert other.seconds_left()[1] == 0  # another method's datasets tell about how long
     sweep.make()
     assert sweep.seconds_left() == (0, 0)
+
+
+def test_the_nearest_size_tells() -> None:
+    """Of 4, 100 and 110 prompts the last is nearest to 150: 11 s and 13 s, times 150 / 110."""
+    timed = [(4, 3.0), (100, 5.0), (110, 11.0), (110, 13.0)]
+    assert about(timed, 150) == pytest.approx(12 * 150 / 110)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +198,7 @@ def test_the_time_left(open_sweep: OpenSweep) -> None:
     [
         ((40, 0), "about 40 s left"),
         ((600, 0), "about 10 min left"),
-        ((9000, 2), "about 2.5 h left, and 2 steps like none that was timed"),
+        ((9000, 2), "about 2.5 h left, without 2 of a kind that was never timed"),
     ],
 )
 def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
@@ -207,6 +219,10 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--grid", "run=a,b"], "run: all variants share one folder"),
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
         (["--seeds", "0"], "sweep: seeds"),
+        (
+            ["-r", "hh_helpful", "--seeds", "2"],
+            "nothing would measure the answers: set eval.reward",
+        ),
         (["baselinez"], "no study named 'baselinez'; shipped are .*noise"),
         (["./none.yaml"], "cannot read study ./none.yaml"),
         (["./bad.yaml"], "study ./bad.yaml: grid.dpo.beta: list should have.*; grids: unknown"),
@@ -347,6 +363,14 @@ def test_labels_do_not_cover_each_other(at: list[float]) -> None:
 # ---------------------------------------------------------------------------- shipped studies
 
 
+def block_keys(node: yaml.Node | None) -> Iterator[int]:
+    """The lines of keys that have one of their own."""
+    if isinstance(node, yaml.MappingNode) and not node.flow_style:
+        for key, value in node.value:
+            yield key.start_mark.line
+            yield from block_keys(value)
+
+
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     """It loads, its steps can be planned without a model, and each of its keys is explained."""
@@ -354,13 +378,12 @@ def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     sweep = Sweep(study, variants(study), tmp_path, no_progress, lambda line: None)
     plan = sweep.outline()
     assert 0 < plan.todo == plan.distinct and not sweep.twins()
-    assert study.run and load_recipe(study.recipe).run != study.run
     text = (resources.files("recipes") / "studies" / f"{name}.yaml").read_text("utf-8")
     lines = text.splitlines()
     assert f"#     macpo sweep {name}" in lines
-    keys = [i for i, line in enumerate(lines) if re.match(r"\s*[^#\s{][^#]*:( |$)", line)]
+    keys = list(block_keys(yaml.compose(text)))
     assert len(keys) > 4
-    assert all(re.match(r"\s*# \S", lines[i - 1]) for i in keys)
+    assert [lines[i] for i in keys if not re.match(r"\s*# \S", lines[i - 1])] == []
 
 
 def test_between_needs_two() -> None:

@@ -1,0 +1,303 @@
+"""Signs of failure: what a result's numbers are, where their lines are, and what to say of them.
+
+Whoever makes a result keeps its signs in the manifest, crossed or not. Pure: frames and earlier
+signs in, signs out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+
+import polars as pl
+
+from macpo_data import diversity
+
+if TYPE_CHECKING:
+    from macpo_data.stats import Estimate
+
+LOOP = 0.5  # share of repeated 3-word runs above which an answer is a loop; as select has it
+WINDOW = 5  # steps of a training whose mean is looked at, so that one batch raises no alarm
+ENOUGH = 20  # steps after which it should have learned something
+
+
+class Sign(TypedDict):
+    """A number and the line beyond which it is a sign of failure."""
+
+    value: float
+    before: float | None  # what it is compared with, where it is
+    line: float | None  # None: there is nothing to compare with yet
+    crossed: bool
+
+
+Signs = dict[str, Sign]
+
+
+class Rule(NamedTuple):
+    """Where the lines of a sign are, and how it is told."""
+
+    label: str
+    said: str  # what is wrong
+    mend: str  # what to try
+    low: float | None = None  # crossed below it
+    high: float | None = None  # crossed above it
+    of: Literal["itself", "times", "plus"] = "itself"  # times, or plus, what was before
+
+
+ALIKE = (
+    "chosen and rejected are nearly alike",
+    "train the negative twin longer (negative.epochs), or raise sampling.temperature",
+)
+REPEATED = (
+    "the answers grow more alike",
+    "raise sampling.temperature, or lower dpo.learning_rate",
+)
+DRIFTED = (
+    "the lengths drift away from the first round's",
+    "read the answers (macpo show), or bound them with select.max_chars",
+)
+WORSE = (
+    "the held-out answers get worse",
+    "go on from the round before with a lower dpo.learning_rate or a higher dpo.beta",
+)
+RULES = {
+    # Medians of hundreds of pairs; in the embedded world that works they fall by a fiftieth.
+    "perplexity": Rule(
+        "perplexity",
+        "the learner finds what it is to learn odder than the round before",
+        "lower dpo.learning_rate, or bound it with select.max_perplexity",
+        high=1.1,
+        of="times",
+    ),
+    # Nats per token at the median. In the world 0.1 to 0.8; 0.02 where the negatives are as good.
+    "gap": Rule("perplexity gap", *ALIKE, low=0.05),
+    # Both sides of people's pairs share 0.09 (HH-RLHF) to 0.20 (UltraFeedback) of their words.
+    "overlap": Rule("shared words", *ALIKE, high=0.5),
+    # Half as long again: the love of length that DPO is known for; or the reverse, a collapse.
+    "chars": Rule("characters", *DRIFTED, low=1 / 1.5, high=1.5, of="times"),
+    "chosen_chars": Rule("of chosen", *DRIFTED, low=1 / 1.5, high=1.5, of="times"),
+    "rejected_chars": Rule("of rejected", *DRIFTED, low=1 / 1.5, high=1.5, of="times"),
+    # Two samples of people's answers differ by a twentieth.
+    "distinct_1": Rule("distinct-1", *REPEATED, low=0.8, of="times"),
+    "distinct_2": Rule("distinct-2", *REPEATED, low=0.8, of="times"),
+    "distinct_3": Rule("distinct-3", *REPEATED, low=0.8, of="times"),
+    # Likewise by 3 points; theirs are 13 to 26 of 100, those of the world's few forms 70.
+    "self_bleu": Rule("self-BLEU", *REPEATED, high=10.0, of="plus"),
+    # People's answers hold no loops, and the world's none either.
+    "loops": Rule(
+        "share of loops",
+        "candidates repeat themselves",
+        "filter them with select.max_repetition, or lower dpo.learning_rate",
+        high=0.05,
+    ),
+    # Cut answers have no end to learn from; some are always there.
+    "cut": Rule("share", "the token limit cuts answers", "raise sampling.max_new_tokens", high=0.2),
+    # What several teachers are for is then lost.
+    "one_sided": Rule(
+        "share",
+        "one agent wrote nearly all of chosen",
+        "see what is wrong with the others' answers, or save their time",
+        high=0.9,
+    ),
+    # Nats against the start of the training; a fall or collapse that was seen began with these.
+    "chosen_shift": Rule(
+        "nats",
+        "the chosen responses become less likely",
+        "raise dpo.gamma or lower the learning rate",
+        low=-1.5,
+    ),
+    "rejected_shift": Rule(
+        "nats",
+        "the rejected responses collapse",
+        "raise dpo.beta or lower the learning rate",
+        low=-15.0,
+    ),
+    # Where the DPO loss has vanished: exp(-10).
+    "reward_margin": Rule(
+        "reward margin",
+        "the pairs are told apart entirely and teach nothing more",
+        "lower the learning rate or the epochs",
+        high=10.0,
+    ),
+    # What a policy reaches that learned nothing, or nearly.
+    "accuracy": Rule(
+        "accuracy",
+        f"after {ENOUGH} steps and more the pairs are told apart as if by chance",
+        "raise the learning rate, or see whether chosen and rejected differ (macpo show)",
+        low=0.55,
+    ),
+    # Lines of these three are where the 95 % interval of the change, prompt by prompt, meets 0.
+    "gold": Rule("gold", *WORSE),
+    "reward": Rule("reward", *WORSE),
+    "plateau": Rule(
+        "the best one's gain",
+        "no teacher clearly improves",
+        "end here, or give them more prompts (data.d2.count)",
+    ),
+}
+
+
+def sign(name: str, value: float, before: float | None = None) -> Sign:
+    """Hold a value against its lines; `before` is None where there is nothing to compare with."""
+    rule = RULES[name]
+    low, high = (_line(bound, rule.of, before) for bound in (rule.low, rule.high))
+    below = low is not None and value < low
+    above = high is not None and value > high
+    line = low if below or high is None else high
+    return _sign(value, before, line, below or above)
+
+
+def _line(bound: float | None, of: str, before: float | None) -> float | None:
+    if bound is None or of == "itself":
+        return bound
+    if before is None:
+        return None
+    return before * bound if of == "times" else before + bound
+
+
+def _sign(value: float, before: float | None, line: float | None, crossed: bool) -> Sign:
+    def short(number: float) -> float:
+        return float(f"{number:.5g}")
+
+    before, line = (None if x is None else short(x) for x in (before, line))
+    return Sign(value=short(value), before=before, line=line, crossed=crossed)
+
+
+def sentences(signs: Mapping[str, Sign]) -> list[str]:
+    """What the crossed ones say: a sentence for all that mean the same, ending in what to try."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for name, found in signs.items():
+        if found["crossed"] and name in RULES:  # another version's manifest may hold others
+            rule, before = RULES[name], found["before"]
+            beside = "" if before is None else f"{before:.3g} before, "
+            numbers = lines.setdefault((rule.said, rule.mend), [])
+            numbers.append(f"{rule.label} {found['value']:.3g} ({beside}line {found['line']:.3g})")
+    return [f"{said}: {', '.join(numbers)}; {mend}" for (said, mend), numbers in lines.items()]
+
+
+def flags(manifest: Mapping[str, Any]) -> list[str]:
+    """What the signs of a result say; of a training by an earlier version, its warnings."""
+    if "signs" not in manifest:
+        return list(manifest.get("warnings", []))
+    if manifest["kind"] == "eval":
+        found = manifest["signs"].items()
+        return [f"{who}: {line}" for who, signs in found for line in sentences(signs)]
+    return sentences(manifest["signs"])
+
+
+def of_dataset(
+    pairs: pl.DataFrame,
+    candidates: pl.DataFrame,
+    before: Mapping[str, Sign],
+    first: Mapping[str, Sign],
+) -> Signs:
+    """Signs in one learner's dataset of one round.
+
+    Args:
+        pairs: PAIRS.
+        candidates: CANDIDATES.
+        before: those of its dataset of the round before; empty where there is none.
+        first: those of its first round of contrasts, which lengths are compared with; likewise.
+    """
+    gap = pl.col("rejected_perplexity").log() - pl.col("chosen_perplexity").log()
+    told: dict[str, Any] = pairs.select(
+        perplexity=pl.col("chosen_perplexity").median(),
+        gap=gap.median().abs(),
+        overlap=diversity.overlap("chosen", "rejected").mean(),
+        chosen_chars=pl.col("chosen").str.len_chars().mean(),
+        rejected_chars=pl.col("rejected").str.len_chars().mean(),
+    ).row(0, named=True)
+    texts = diversity.sample(pairs.select("prompt_id", response="chosen"))
+    told |= _distinct(texts) | {"self_bleu": diversity.self_bleu(texts)}
+    told["loops"] = (candidates["repetition"] > LOOP).mean()
+    told["cut"] = (candidates["finish_reason"] == "length").mean()
+    if candidates["agent"].n_unique() > 1:
+        told["one_sided"] = pairs["chosen_agent"].value_counts(normalize=True)["proportion"].max()
+    return _signs(told, before, first)
+
+
+def _distinct(texts: pl.Series) -> dict[str, float | None]:
+    return {f"distinct_{n}": diversity.distinct(texts, n) for n in (1, 2, 3)}
+
+
+def _signs(
+    told: Mapping[str, float | None], before: Mapping[str, Sign], first: Mapping[str, Sign]
+) -> Signs:
+    """What there is of some values, each beside its own before."""
+    earlier = {n: s["value"] for n, s in {**before, **_lengths(first)}.items()}
+    return {n: sign(n, v, earlier.get(n)) for n, v in told.items() if v is not None}
+
+
+def _lengths(signs: Mapping[str, Sign]) -> dict[str, Sign]:
+    return {name: found for name, found in signs.items() if name.endswith("chars")}
+
+
+def of_training(history: Sequence[Mapping[str, float]]) -> Signs:
+    """Signs in the last steps of a DPO training, against its first; other trainings have none.
+
+    Args:
+        history: metrics by step, so far.
+    """
+    if len(history) < WINDOW or "chosen_shift" not in history[0]:
+        return {}
+
+    def mean(name: str, steps: int) -> float:
+        return sum(row[name] for row in history[-steps:]) / steps
+
+    # Against the reference, so that it matters little which rows a batch holds.
+    shifts = ("chosen_shift", "rejected_shift")
+    told = {name: mean(name, WINDOW) - history[0][name] for name in shifts}
+    told["reward_margin"] = mean("margin", WINDOW)
+    if len(history) >= ENOUGH:
+        told["accuracy"] = mean("accuracy", ENOUGH)
+    return _signs(told, {}, {})
+
+
+def of_evaluation(responses: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Signs]:
+    """Signs in what the positive policies answered to the held-out prompts.
+
+    Args:
+        responses: RESPONSES.
+        teachers: the agents of whom one at least should get better in each round.
+
+    Returns:
+        Signs by policy; those of all teachers as `teachers-ROUND`.
+    """
+    from macpo_data.verdict import change  # brings numpy, which `status` need not wait for
+
+    found: dict[str, Signs] = {}
+    gains: dict[int, dict[str, Estimate]] = {}
+    mine = responses.filter(pl.col("behavior") == "positive").drop_nulls("round")
+    for (agent,), own in mine.group_by("agent", maintain_order=True):
+        rounds = sorted(own["round"].unique())
+        signs = {r: _signs(_answers(own.filter(round=r)), {}, {}) for r in rounds}
+        for before, after in pairwise(rounds):
+            told = {n: s["value"] for n, s in signs[after].items()}
+            signs[after] = _signs(told, signs[before], signs[rounds[0]])
+            for measure in ("gold", "reward"):
+                moved = change(responses, str(agent), measure, before, after)
+                if moved and moved.low == moved.low:  # not nan
+                    signs[after][measure] = _fall(own.filter(round=after)[measure], moved)
+                    if agent in teachers:
+                        gains.setdefault(after, {}).setdefault(str(agent), moved)
+        found |= {f"{agent}-positive-{r}": s for r, s in signs.items()}
+    for round_, gained in gains.items():
+        if len(gained) == len(teachers):
+            best = max(gained.values(), key=lambda gain: gain.low)
+            clear = best.mean - best.low
+            plateau = _sign(best.mean, None, clear, best.low <= 0)
+            found[f"teachers-{round_}"] = {"plateau": plateau}
+    return found
+
+
+def _answers(answers: pl.DataFrame) -> dict[str, Any]:
+    chars = answers["response"].fill_null("").str.len_chars().mean()
+    cut = (answers["finish_reason"] == "length").mean()
+    return {"chars": chars, "cut": cut, **_distinct(diversity.sample(answers))}
+
+
+def _fall(scores: pl.Series, moved: Estimate) -> Sign:
+    """The mean score and its change: crossed where the whole interval of the change is below 0."""
+    mean = float(scores.drop_nulls().to_numpy().mean())
+    return _sign(mean, mean - moved.mean, mean - moved.high, moved.high < 0)
