@@ -127,7 +127,7 @@ class Sweep:
             rates = _timed(p for p in root.parent.glob("*") if p != root) | rates
         # What no run of this method tells, one of another method may.
         found = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
-        known = [_about(timed, size) for timed, size in found if timed]
+        known = [about(timed, size) for timed, size in found if timed]
         return sum(known), len(todo) - len(known)
 
     def outline(self) -> Outline:
@@ -278,7 +278,7 @@ def _size(recipe: dict[str, Any], *parts: str) -> int:
     return sum(min(count, data["limit"] or count) for count in counts) or 1
 
 
-def _about(timed: list[tuple[int, float]], size: int) -> float:
+def about(timed: list[tuple[int, float]], size: int) -> float:
     """Seconds for so many prompts, by what took (prompts, seconds): those of the nearest size."""
     nearest = min((each for each, _ in timed), key=lambda each: abs(math.log(each / size)))
     return median(seconds for each, seconds in timed if each == nearest) * size / nearest

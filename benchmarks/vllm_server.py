@@ -28,7 +28,7 @@ class VLLMServer:
         self.log = log
         self._command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
         self._command += ["--model", base, "--served-model-name", "base", "--port", str(port)]
-        self._command += ["--dtype", "float32", "--enforce-eager"]
+        self._command += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
         self._command += ["--kv-cache-memory-bytes", str(CPU_CACHE)]
         if adapters:  # as in engines/vllm.py: one slot has to stay free
             self._command += ["--enable-lora", "--max-loras", str(adapters + 1)]

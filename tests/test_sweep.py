@@ -29,7 +29,7 @@ from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
 from rounds import unreachable
-from sweeps import Sweep, recorded, said, write
+from sweeps import Sweep, about, recorded, said, write
 
 OpenSweep = Callable[..., Sweep]
 GRID = {"dpo.beta": [0.05, 0.1], "select.by": ["perplexity", "random"]}
@@ -174,10 +174,8 @@ def test_clean_keeps_what_a_sweep_made(open_sweep: OpenSweep, macpo: Macpo) -> N
 
 def test_the_time_left(open_sweep: OpenSweep) -> None:
     sweep = open_sweep(grid={"dpo.beta": [0.05, 0.1]})
-    assert sweep.seconds_left() == (
-        0,
-        12 + 1 + 2 * 7 + 3,
-    )  # steps, and the student's answers of two rounds
+    answers = 3  # of the student: in round 0, and of each variant in round 1
+    assert sweep.seconds_left() == (0, 12 + 1 + 2 * 7 + answers)
     assert said(*sweep.seconds_left()) == "time left unknown, nothing like it was timed yet"
     elsewhere = open_sweep(run="other", seeds=[0])
     elsewhere.make()
@@ -187,6 +185,12 @@ def test_the_time_left(open_sweep: OpenSweep) -> None:
     assert other.seconds_left()[1] == 0  # another method's datasets tell about how long
     sweep.make()
     assert sweep.seconds_left() == (0, 0)
+
+
+def test_the_nearest_size_tells() -> None:
+    """Of 4, 100 and 110 prompts the last is nearest to 150: 11 s and 13 s, times 150 / 110."""
+    timed = [(4, 3.0), (100, 5.0), (110, 11.0), (110, 13.0)]
+    assert about(timed, 150) == pytest.approx(12 * 150 / 110)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,18 @@ def test_the_seed_decides_and_not_the_batch(engine: ours.VLLMEngine, adapters: l
     assert [together[len(others) + n] for n in range(3)] == [alone[n] for n in range(3)]
 
 
+def test_more_prompts_than_a_step_reads(engine: ours.VLLMEngine) -> None:
+    """With a seed each; vLLM would split the prompt at the edge, which kills its CPU build."""
+    hot = Sampling(temperature=1, top_p=1, top_k=0, max_new_tokens=2)
+    voice = Voice(None, "tokenizer", "base")
+    texts = [Message(role="user", content=f"{n} {'word ' * 50}") for n in range(200)]
+    asked = [Request(voice, [text], hot, n, "a") for n, text in enumerate(texts)]
+    assert dict(engine.generate(asked)).keys() == set(range(200))
+    length = sum(len(engine._chat(voice).prompt_ids(request.prompt)) for request in asked)
+    assert engine._engine
+    assert length > 2 * engine._engine.vllm_config.scheduler_config.max_num_batched_tokens
+
+
 def test_a_prompt_that_is_too_long_is_a_row_and_no_abort(engine: ours.VLLMEngine) -> None:
     """The base holds 256 tokens: prompt and response fit exactly, or are one too many."""
     voice = Voice(None, "tokenizer", "base")

