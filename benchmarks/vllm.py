@@ -88,13 +88,23 @@ def bare(report: Report, base: Base, requests: list[Request]) -> Speed:
     return sum(len(each.outputs[0].token_ids) for each in done), seconds
 
 
+_running: list[Any] = []
+
+
 @cache
 def _llm(base: Base, adapters: frozenset[str]) -> Any:
     del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # macpo's choice, which is not the default
     from vllm import LLM
 
     shape = engine.Shape(base, len(adapters), engine.lora_rank(set(adapters)), False)
-    return LLM(model=base.source, **engine.engine_arguments(shape, SETTINGS, "float32"))
+    options = engine.engine_arguments(shape, SETTINGS, "float32")
+    _running.append(LLM(model=base.source, **options))
+    return _running[0]
+
+
+def stop(report: Report) -> None:
+    """End the process of vLLM's own engine, which would outlive ours."""
+    _running[0].llm_engine.engine_core.shutdown()
 
 
 def in_turn(one: Callable[[], Speed], other: Callable[[], Speed], repeats: int) -> list[Any]:
@@ -131,6 +141,7 @@ def beside_bare(base: Base, requests: list[Request], repeats: int) -> None:
     for name in workers:
         write(name)
     pairs = in_turn(lambda: write("ours"), lambda: write("bare"), repeats)
+    workers["bare"].call("benchmarks.vllm:stop", report=lambda *_: None)
     for worker in workers.values():
         worker.close()
     tell(
