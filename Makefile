@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast vllm ray test-vllm conformance distilabel demo bench clean
+.PHONY: help install check test test-fast vllm ray test-vllm conformance distilabel demo bench bench-vllm clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.reward_model
 	$(BIN)/python -m benchmarks.report
+
+bench-vllm: vllm ## measure vLLM under macpo, likewise
+	$(BIN)/python -m benchmarks.vllm
 
 clean: ## the environment and caches, not the runs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
