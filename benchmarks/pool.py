@@ -1,8 +1,9 @@
 """What selection had to choose from, by the gold judge: `python -m benchmarks.pool runs/RUN ...`.
 
-Per round of the student: mean gold of all candidates, of the picked (lowest perplexity), of the
-best possible and the worst pick (highest perplexity), of the rejected, and of what the student
-writes on the same prompts before and after. No step of the method sees these numbers.
+Per variant, seed and round of the student: mean gold of all candidates, of what became chosen, of
+the best possible, of the rejected, and of what the student writes on the same prompts after, where
+it was asked; how many pairs there are, in how many the chosen answer is the better one, in how many
+it is no better by topic, and how the training ended. No step of a method sees these numbers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import polars as pl
 
 from macpo_data import world
 
+KEYS = {"positives": "mutual", "negatives_by": "fine_tuning", "frozen_teachers": False}
+
 
 def gold(frame: pl.DataFrame, asked: dict[str, Any], column: str = "response") -> pl.Series:
     """The gold score of each row's response."""
@@ -23,35 +26,56 @@ def gold(frame: pl.DataFrame, asked: dict[str, Any], column: str = "response") -
     return pl.Series([world.gold(asked[i], text or "").score for i, text in rows])
 
 
+def on_topic(frame: pl.DataFrame, asked: dict[str, Any], column: str) -> pl.Series:
+    """How far each row's response answers what was asked, whatever its tone."""
+    rows = frame.select("prompt_id", column).iter_rows()
+    return pl.Series([world.gold(asked[i], text or "").on_topic for i, text in rows])
+
+
+def variant(facts: dict[str, Any]) -> str:
+    """The method, and the keys that are not as MACPO has them."""
+    recipe = facts["recipe"]
+    changed = [f"{k}={recipe[k]}" for k, default in KEYS.items() if recipe[k] != default]
+    return " ".join([facts["method"], *changed])
+
+
 def rounds_of(run: Path) -> list[dict[str, Any]]:
-    """One row per round of a run's student."""
-    prompts = pl.read_parquet(next(run.glob("data/prompts-*/d2.parquet")))
-    asked = dict(zip(prompts["prompt_id"], prompts["prompt"].to_list(), strict=True))
+    """One row per round that a run's student was trained on pairs."""
+    wrote = {}
+    for manifest in run.glob("samples/student-positive-*-d2-0-*/manifest.json"):
+        wrote[json.loads(manifest.read_text("utf-8"))["adapter"]] = manifest.parent / "shards"
     rows = []
-    for manifest in sorted(run.glob("adapters/*-positive-*/manifest.json")):
+    for manifest in sorted(run.glob("adapters/student-positive-*/manifest.json")):
         facts = json.loads(manifest.read_text("utf-8"))
-        if facts["objective"] != "dpo" or "student" not in facts["learner"]:
+        if facts["objective"] != "dpo":
             continue
-        (data,) = (run / name for name in facts["inputs"] if name.startswith("data/"))
-        pool = pl.read_parquet(data / "candidates.parquet")
+        (prompts,) = (run / name for name in facts["inputs"] if name.startswith("data/round"))
+        made = json.loads((prompts / "manifest.json").read_text("utf-8"))
+        (source,) = (run / name for name in made["inputs"] if name.startswith("data/prompts"))
+        d2 = pl.read_parquet(source / "d2.parquet")
+        asked = dict(zip(d2["prompt_id"], d2["prompt"].to_list(), strict=True))
+        pool = pl.read_parquet(prompts / "candidates.parquet")
         pool = pool.with_columns(gold=gold(pool, asked))
-        pairs = pl.read_parquet(data / "pairs.parquet")
-        by_prompt = pool.sort("perplexity").group_by("prompt_id", maintain_order=True)
-        after = pl.read_parquet(
-            next(run.glob(f"samples/{facts['learner']}-positive-{facts['round']}-d2-*/shards"))
-            / "*.parquet"
-        )
+        pairs = pl.read_parquet(prompts / "pairs.parquet")
+        sides = {side: gold(pairs, asked, side) for side in ("chosen", "rejected")}
+        topic = on_topic(pairs, asked, "chosen") > on_topic(pairs, asked, "rejected")
+        after = wrote.get(f"adapters/{manifest.parent.name}")
         last = facts["history"][-1]
         rows.append(
             {
-                "run": run.name,
+                "variant": variant(facts),
+                "seed": facts["recipe"]["seed"],
                 "round": facts["round"],
+                "pairs": len(pairs),
                 "pool": pool["gold"].mean(),
-                "picked": pool.filter("selected")["gold"].mean(),
-                "best": by_prompt.agg(pl.col("gold").max())["gold"].mean(),
-                "highest": by_prompt.agg(pl.col("gold").last())["gold"].mean(),
-                "rejected": gold(pairs, asked, "rejected").mean(),
-                "student after": gold(after, asked).mean(),
+                "chosen": sides["chosen"].mean(),
+                "best": pool.group_by("prompt_id").agg(pl.col("gold").max())["gold"].mean(),
+                "rejected": sides["rejected"].mean(),
+                "right": (sides["chosen"] > sides["rejected"]).mean(),
+                "by topic": topic.mean(),
+                "after": gold(pl.read_parquet(after / "*.parquet"), asked).mean()
+                if after
+                else None,
                 "accuracy": last["accuracy"],
                 "margin": last["margin"],
             }
@@ -60,5 +84,9 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=160, float_precision=3):
-        print(pl.DataFrame([row for run in sys.argv[1:] for row in rounds_of(Path(run))]))
+    table = pl.DataFrame([row for run in sys.argv[1:] for row in rounds_of(Path(run))])
+    means = table.group_by("variant", "round", maintain_order=True).agg(
+        pl.len().alias("seeds"), pl.exclude("seed").mean()
+    )
+    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=180, float_precision=3):
+        print(table.sort("variant", "seed", "round"), means.sort("variant", "round"), sep="\n")
