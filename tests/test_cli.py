@@ -66,10 +66,11 @@ def test_help_is_quick_and_loads_no_torch(macpo: Macpo) -> None:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = macpo("--help")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # The processor's time: a busy machine does not make the command slow.
+        # The processor's time, which a busy machine stretches less; importing polars or torch
+        # alone would double it.
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.returncode == 0 and "round" in done.stdout
-    assert min(times) < 0.4
+    assert min(times) < 0.6
 
 
 def test_init_status_and_dry_run_need_no_model(macpo: Macpo, tmp_path: Path) -> None:
