@@ -272,14 +272,16 @@ def sweep(
         "agents": [name.strip() for name in agents.split(",")] if agents else None,
     }  # fmt: skip
     loaded = load_study(study, {k: v for k, v in said.items() if v is not None})
-    family = Sweep(loaded, variants(loaded, sets), runs, partial(progress, leave=False), _say_aside)
+    name = Path(study).stem if study else None
+    shown = partial(progress, leave=False)
+    family = Sweep(loaded, variants(loaded, sets), runs, shown, _say_aside, name)
     for one, other in family.twins():
         _say_aside(f"{one} and {other} come out the same: nothing that they differ in is read")
     if dry_run:
         return print_sweep(family.outline())
     found = family.make()
     print_standings(found)
-    for path in write(found, family.folder, Path(study).stem if study else family.home.recipe.run):
+    for path in write(found, family.folder, name or family.home.recipe.run):
         _say(f"wrote    {path}")
     if any(m.problem for m in found.measured):
         raise typer.Exit(1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from macpo_data.errors import Interrupted, MacpoError
 from macpo_data.evaluate import Evaluation
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import TRAINED, Recipe, digest
-from macpo_data.standings import Measured, Standings, markdown, plot
+from macpo_data.standings import MADE, Measured, Standings, markdown, plot
 from macpo_data.store import MANIFEST, atomic, write_json, write_parquet
 from macpo_data.study import Study, Variant
 from rounds import Run
@@ -58,59 +59,72 @@ class Sweep:
         runs: Path,
         progress: Callable[[str], Any],
         say: Callable[[str], None],
+        name: str | None = None,
     ) -> None:
         """Nothing is read or started yet.
 
         Raises:
-            MacpoError: somebody who is to be measured is in no variant, or nothing measures.
+            MacpoError: somebody who is to be measured, or compared with, is trained in no variant,
+                or nothing measures.
         """
         self.study, self.variants, self.say = study, variants, say
         self._title = ""
         shown: Progress = lambda title: progress(f"{self._title}{title}")  # noqa: E731
         self.home = Run(variants[0].recipe, runs, shown, say)
         self.runs = [self.home.beside(variant.recipe) for variant in variants]
-        self.agents = study.agents or self.home.recipe.students
-        for recipe in (variant.recipe for variant in variants):
+        self.agents = list(dict.fromkeys(study.agents or self.home.recipe.students))
+        self.recipes = [[v.name, v.recipe.model_dump(mode="json")] for v in variants]
+        self.digest = digest(self.recipes)
+        # Two studies may share a run's folder.
+        self.folder = self.home.store.root / FOLDER / re.sub(r"[^\w-]", "_", name or self.digest)
+        known = set[str]()
+        for variant, run in zip(variants, self.runs, strict=True):
+            recipe, against = run.recipe, run.recipe.eval.against
             if recipe.data.source != "world" and not (recipe.eval.reward or recipe.eval.against):
                 raise MacpoError(
                     "nothing would measure the answers: set eval.reward to a reward model, or "
                     "eval.against to a baseline for a judge"
                 )
-        known = {agent for run in self.runs for agent in run.recipe.agents}
+            if against not in (None, evaluate.CHOSEN):
+                try:
+                    evaluate.find_policy(run.plan, against)
+                except MacpoError as error:
+                    raise MacpoError(f"{variant.name}: eval.against: {error}") from None
+            known |= {policy.agent for policy in evaluate.every_policy(run.plan)}
         if wrong := [agent for agent in self.agents if agent not in known]:
-            raise MacpoError(f"no agent {wrong[0]!r} to measure: choose {', '.join(sorted(known))}")
-
-    @property
-    def folder(self) -> Path:
-        """Where the table and the plot go."""
-        return self.home.store.root / FOLDER
+            raise MacpoError(
+                f"no agent {wrong[0]!r} that is trained: measure {', '.join(sorted(known))}"
+            )
 
     def twins(self) -> list[tuple[str, str]]:
-        """Variants that come out the same: every step has the same result."""
+        """Variants that come out the same: every step has the same result, and its measure."""
         first: dict[tuple[str, ...], str] = {}
         seed = self.variants[0].recipe.seed
         found = []
         for variant, run in zip(self.variants, self.runs, strict=True):
             if variant.recipe.seed == seed:
                 names = tuple(run.plan.name(step) for step in run.plan.steps)
+                recipe = run.recipe
+                names += (recipe.eval.model_dump_json(), recipe.stop)
+                names += () if recipe.stop == "rounds" else (str(recipe.stop_below),)
                 if (other := first.setdefault(names, variant.name)) != variant.name:
                     found.append((other, variant.name))
         return found
 
-    @cached_property
+    @property
     def steps(self) -> list[Task]:
         """Every distinct step."""
-        named = [(run, run.plan.name(step), step) for run in self.runs for step in run.plan.steps]
+        named = [(run, run.plan.name(step), step) for run in self.runs for step in _steps(run)]
         return list({name: _task(run, name, step) for run, name, step in reversed(named)}.values())
 
-    @cached_property
+    @property
     def answers(self) -> list[Task]:
         """Every distinct set of held-out answers that is measured."""
         found = {}
         for run in self.runs:
             values = run.recipe.model_dump(mode="json")
             key = _key(values, "eval", run.recipe.students[0])
-            for policy in self._measured([p for s in run.plan.steps if (p := s.makes)]):
+            for policy in self._measured([p for s in _steps(run) if (p := s.makes)]):
                 name = run.plan.sample_name(policy, "test", "0")
                 found[name] = Task(name, key, _size(values, "test"))
         return list(found.values())
@@ -134,14 +148,15 @@ class Sweep:
         """What would be made."""
         own: dict[str, list[str]] = {}
         for variant, run in zip(self.variants, self.runs, strict=True):
-            own.setdefault(variant.name, []).extend(run.plan.name(s) for s in run.plan.steps)
+            own.setdefault(variant.name, []).extend(run.plan.name(s) for s in _steps(run))
         todo = {task.name for task in self.todo(self.steps)}
         rows, before = [], set[str]()
         for name, steps in own.items():
             rows.append((name, len(steps), len({*steps} - before), len({*steps} & todo)))
             before |= {*steps}
         seeds = list(dict.fromkeys(variant.recipe.seed for variant in self.variants))
-        left = said(*self.seconds_left())
+        some = self.todo(self.steps + self.answers)
+        left = said(*self.seconds_left()) if some else "nothing is left to make"
         return Outline(self.home.store.root, seeds, rows, len(before), len(todo), left)
 
     def make(self) -> Standings:
@@ -150,17 +165,20 @@ class Sweep:
         Raises:
             Interrupted: somebody pressed Ctrl-C; what is finished stays.
         """
-        recipes = [[v.name, v.recipe.model_dump(mode="json")] for v in self.variants]
-        write_json(self.folder / f"variants-{digest(recipes)}.json", recipes)
+        write_json(self.folder / f"variants-{self.digest}.json", self.recipes)
+        found = []
         with self.home:
-            found = [self._make(n) for n in range(len(self.variants))]
+            for n, run in enumerate(self.runs):
+                # Processes of its own would stay until the end, beside those of all others.
+                with nullcontext() if run.recipe.engine == self.home.recipe.engine else run:
+                    found.append(self._make(n))
         return Standings(found, self.agents)
 
     def _make(self, n: int) -> Measured:
         variant, run = self.variants[n], self.runs[n]
         seed = variant.recipe.seed
         self._title = f"[{n + 1}/{len(self.runs)}] {variant.name}, seed {seed}: "
-        mine = {run.plan.name(step) for step in run.plan.steps}
+        mine = {run.plan.name(step) for step in _steps(run)}
         todo = sum(task.name in mine for task in self.todo(self.steps))
         if todo:
             left = said(*self.seconds_left())
@@ -170,10 +188,11 @@ class Sweep:
         problem = problem or unmeasured
         if problem or todo:
             self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
-        return Measured(variant.name, seed, found, problem)
+        yardsticks = _yardsticks(run, found) if found else {}
+        return Measured(variant.name, seed, found, problem, yardsticks)
 
     def _measure(self, run: Run) -> Evaluation | None:
-        policies = self._measured(evaluate.trained(run.plan, run.store))
+        policies = self._measured(evaluate.trained(run.plan, run.store, run.converged_after()))
         model = run.recipe.eval.reward
         if policies and model and model.model == TRAINED:
             run.train_reward()
@@ -194,9 +213,22 @@ def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
         return None, " ".join(str(error).split())
 
 
+def _steps(run: Run) -> list[Step]:
+    """Those of a run that are made: where it has converged, none after that."""
+    last = run.converged_after()
+    return [step for step in run.plan.steps if last is None or step.round <= last]
+
+
+def _yardsticks(run: Run, found: Evaluation) -> dict[str, str]:
+    """What each measure depends on besides the answers: who judged, and the baseline's answers."""
+    manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
+    against = manifest["samples"].get(run.recipe.eval.against)
+    return {m: f"{seal} {against if m == 'win' else ''}" for m, (_, seal) in manifest["by"].items()}
+
+
 def _scores(found: Evaluation | None) -> str:
     """The means of each measure, round by round."""
-    rows = found.table.rows(named=True) if found else []
+    rows = found.table.filter(MADE).rows(named=True) if found else []
     means: dict[str, list[str]] = {}
     for row in rows:
         means.setdefault(f"{row['agent']} {row['measure']}", []).append(f"{row['mean']:.3f}")
@@ -219,14 +251,20 @@ def finish(run: Run) -> None:
 
 
 def write(found: Standings, folder: Path, title: str) -> list[Path]:
-    """Write the table, what it was made of, and the plot where there is something to show."""
-    texts = {"table.md": markdown(found, title), "plot.svg": plot(found, title)}
-    write_parquet(folder / "results.parquet", found.results)
-    for name, text in texts.items():
-        if text is not None:
-            with atomic(folder / name) as temporary:
+    """Write the table, what it was made of, and the plot where there is something to show.
+
+    Raises:
+        MacpoError: there is no plot; the table is written.
+    """
+    written = [folder / "results.parquet"]
+    write_parquet(written[0], found.results)
+    (folder / "plot.svg").unlink(missing_ok=True)  # it may be that of another table
+    for name, make in (("table.md", markdown), ("plot.svg", plot)):
+        if (text := make(found, title)) is not None:
+            written.append(folder / name)
+            with atomic(written[-1]) as temporary:
                 temporary.write_text(text, "utf-8")
-    return [folder / "results.parquet", *(folder / n for n, text in texts.items() if text)]
+    return written
 
 
 def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
@@ -235,7 +273,7 @@ def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
     Raises:
         MacpoError: a record cannot be read.
     """
-    for path in sorted((run.store.root / FOLDER).glob("variants-*.json")):
+    for path in sorted((run.store.root / FOLDER).rglob("variants-*.json")):
         try:
             recipes = [Recipe.model_validate(r) for _, r in json.loads(path.read_text("utf-8"))]
         except (OSError, ValueError) as error:

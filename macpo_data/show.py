@@ -323,7 +323,7 @@ def print_sweep(found: Outline) -> None:
     named = sum(steps for _, steps, _, _ in found.variants)
     print(f"{found.root}: {len(found.variants)} variants, seeds {str(found.seeds)[1:-1]}")
     print(f"{named} steps, of which {found.distinct} are distinct: {found.todo} to make")
-    print(found.left if found.todo else "nothing is left to make")
+    print(found.left)
 
 
 def print_standings(found: Standings) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import polars as pl
 
 from macpo_data import stats
+from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate
@@ -26,6 +27,8 @@ UNITS = {
     "score": pl.Float64(),
     "whole": pl.Boolean(),  # whether this variant came to its end with this seed
 }
+# Not the baselines: the bare bases and negative twins.
+MADE = (pl.col("behavior") == "positive") & pl.col("round").is_not_null()
 SHOWN = 4  # rounds that have room in a terminal
 VEGA_LITE = "6.4"  # of those that vl-convert brings
 # Okabe and Ito's without the yellow: seven that the colour-blind tell apart; then with dashes.
@@ -43,6 +46,8 @@ class Measured:
     seed: int
     found: Evaluation | None
     problem: str | None = None  # why it did not come to its end
+    # Measure: what it depends on besides the answers that are measured.
+    yardsticks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,13 @@ class Standings:
         return next((m for m in MEASURES if m in known), None)
 
     @property
+    def is_fair(self) -> bool:
+        """Whether the variants were measured alike, each seed for itself."""
+        of = self.measure or ""
+        known = {(m.seed, m.yardsticks[of]) for m in self.measured if of in m.yardsticks}
+        return len(known) == len({seed for seed, _ in known})
+
+    @property
     def interval(self) -> str:
         """What the intervals are."""
         if len(self.seeds) > 1:
@@ -111,7 +123,7 @@ class Standings:
         else:
             rows = getattr(found, MEASURES[self.measure]).drop_nulls(self.measure)
             rows = rows.with_columns(unit="prompt_id", score=self.measure)
-        rows = rows.filter(behavior="positive")
+        rows = rows.filter(MADE)
         rows = rows.with_columns(variant=pl.lit(m.variant), whole=pl.lit(m.problem is None))
         return rows.select(*UNITS).sort("round", maintain_order=True)
 
@@ -122,12 +134,13 @@ class Standings:
     def _row(self, variant: str, agent: str) -> Row:
         own = self._units.filter(variant=variant, agent=agent).sort("round", maintain_order=True)
         ends = self._ends(variant, agent)
-        moved = ends.filter(pl.col("begin") < pl.col("end"))
+        moved = ends.filter(pl.col("begin") < pl.col("end")).drop_nulls(["first", "last"])
         first = self._ends(self.variants[0], agent)
         beside = ends.join(first, on="unit", suffix="_first", maintain_order="left")
+        beside = beside.drop_nulls(["last", "last_first"])
         ahead = self._estimate(beside["last"] - beside["last_first"])
         last = self.results.filter(variant=variant, agent=agent, measure=self.measure or "")
-        last = last.filter(pl.col("round") == pl.col("round").max().over("seed"))
+        last = last.filter(MADE).filter(pl.col("round") == pl.col("round").max().over("seed"))
         return Row(
             variant,
             agent,
@@ -145,13 +158,21 @@ class Standings:
         )  # fmt: skip
 
     def _ends(self, variant: str, agent: str) -> pl.DataFrame:
-        """Of each unit that came to its end the first and last round, and their scores."""
+        """The first and last round of those that came to their end, and each unit's scores there.
+
+        All prompts of a seed have the same rounds; a prompt has no score where it lacks that round.
+        """
         own = self._units.filter(pl.col("whole"), variant=variant, agent=agent)
-        score, round_ = pl.col("score").sort_by("round"), pl.col("round")
-        ends = own.group_by("unit", maintain_order=True).agg(
-            first=score.first(), last=score.last(), begin=round_.min(), end=round_.max()
+        round_ = pl.col("round")
+        begin, end = round_.min(), round_.max()
+        if len(self.seeds) > 1:
+            begin, end = begin.over("unit"), end.over("unit")
+        score, own = pl.col("score"), own.with_columns(begin=begin, end=end)
+        return own.group_by("unit", maintain_order=True).agg(
+            pl.col("begin", "end").first(),
+            first=score.filter(round_ == pl.col("begin")).first(),
+            last=score.filter(round_ == pl.col("end")).first(),
         )
-        return ends
 
 
 def cells(found: Standings, rounds: Sequence[int]) -> list[list[str]]:
@@ -198,6 +219,11 @@ def notes(found: Standings) -> list[str]:
     ]
     if len(found.variants) > 1:
         said.append(f"ahead: of {found.variants[0]} in the last round, {paired}")
+    if not found.is_fair:
+        said.append(
+            f"not one yardstick: what {found.measure} depends on, a reward model or the answers "
+            "compared with, differs between the variants"
+        )
     return said + below
 
 
@@ -224,11 +250,20 @@ def _said(value: Estimate | None, sign: str = "") -> str:
 
 
 def plot(found: Standings, title: str) -> str | None:
-    """The measure over the rounds as SVG, a line per variant; None where nothing was measured."""
+    """The measure over the rounds as SVG, a line per variant; None where nothing was measured.
+
+    Raises:
+        MacpoError: it cannot be drawn.
+    """
     import vl_convert
 
-    spec = _spec(found, title)
-    return None if spec is None else str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    try:
+        # The library ends the whole process over a control character.
+        spec = _spec(found, "".join(c if c.isprintable() else " " for c in title))
+        return None if spec is None else str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+    except (RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise MacpoError(f"no plot, its table is written: {first}") from None
 
 
 def _spec(found: Standings, title: str) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from macpo_data.recipe import Count, Name, Recipe, Section, Seed, explain, load_
 
 Settings = dict[str, Any]  # dotted key of the recipe: value
 AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed
+SHARED = {"run": "--run", "rounds": "--until", "seed": "--seeds"}  # by all variants: its option
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
 
 
@@ -90,11 +91,13 @@ def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
     """Read `key=a,b,c` as a person types it.
 
     Raises:
-        MacpoError: there is no key or no value.
+        MacpoError: there is no key or no value, or a key is there twice.
     """
-    grid = {}
+    grid: dict[str, Any] = {}
     for text in given:
         key, _, values = text.partition("=")
+        if key in grid:
+            raise MacpoError(f"--grid {text}: {key} was given before; give all its values at once")
         try:
             grid[key] = yaml.safe_load(f"[{values}]")
         except (yaml.YAMLError, ValueError, RecursionError):
@@ -123,12 +126,15 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
         sets: settings from the command line, which have the last word.
 
     Raises:
-        MacpoError: a variant is no valid recipe, or they have different run folders.
+        MacpoError: a variant is no valid recipe, or sets what all share.
     """
     if not study.variants and not study.grid and study.seeds == 1:
         raise MacpoError(
             "nothing to compare: say --grid key=a,b, --seeds 3, or a study: " + ", ".join(shipped())
         )
+    named = [*study.set, *(setting.partition("=")[0] for setting in sets or [])]
+    if isinstance(study.seeds, list) and "seed" in named:
+        raise MacpoError("seed: the study lists its seeds; choose others with --seeds")
     everywhere = [(k, v) for k in ("run", "rounds") if (v := getattr(study, k)) is not None]
     recipes = {}
     for name, settings in _points(study):
@@ -137,8 +143,6 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
             recipes[name] = load_recipe(study.recipe, sets, over)
         except RecipeError as error:
             raise RecipeError(f"{error.source}, {name}", error.problems) from None
-    if len({recipe.run for recipe in recipes.values()}) > 1:
-        raise MacpoError("run: all variants share one folder; name it with --run, not in a variant")
     first = next(iter(recipes.values())).seed
     seeds = study.seeds if isinstance(study.seeds, list) else range(first, first + study.seeds)
     return [
@@ -149,15 +153,29 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
 
 
 def _points(study: Study) -> list[tuple[str, Settings]]:
-    """Every variant with every point of the grid: its name, and what is laid over."""
-    found = []
+    """Every variant with every point of the grid: its name, and what is laid over.
+
+    Raises:
+        MacpoError: it sets what all share, or its name is another's or cannot be shown.
+    """
+    found: dict[str, Settings] = {}
     for name, settings in (study.variants or {"": {}}).items():
         for values in product(*study.grid.values()):
             point = dict(zip(study.grid, values, strict=True))
-            said = [name, *(f"{key}={_short(value)}" for key, value in point.items())]
-            found.append((", ".join(filter(None, said)) or AS_WRITTEN, settings | point))
-    return found
+            parts = [name, *(f"{key}={_short(key, value)}" for key, value in point.items())]
+            said = ", ".join(filter(None, parts)) or AS_WRITTEN
+            for key in SHARED.keys() & {*settings, *point}:
+                raise MacpoError(f"{said!r}: {key}: all variants share it; say {SHARED[key]}")
+            if not said.isprintable():
+                raise MacpoError(f"variant {said!r}: its name goes into tables; use plain letters")
+            if said in found:
+                raise MacpoError(f"two variants are called {said!r}: leave one out, or rename it")
+            found[said] = settings | point
+    return list(found.items())
 
 
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def _short(key: str, value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MacpoError(f"grid {key}: {error}; write its values out") from None

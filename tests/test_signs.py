@@ -225,12 +225,16 @@ def answers(agent: str, golds: dict[int, list[float]], text: str = "one of many"
 
 
 def test_an_evaluation_by_hand() -> None:
-    """The student falls from 1 to 0, its teacher stands still; an answer is twice as long."""
+    """The student falls from 1 to 0, its teacher stands still; an answer is twice as long.
+
+    All four prompts lose 1, so that the change's interval is -1 to -1: the mean of 0 would have
+    to have lost nothing to stay above its line, 0 + 1.
+    """
     falls, stands = {0: [1.0] * 4, 1: [0.0] * 4}, {0: [1.0] * 4, 1: [1.0] * 4}
     responses = pl.concat([answers("s", falls), answers("t", stands)])
     found = of_evaluation(responses, ["t"])
-    gold = Sign(value=0.0, before=1.0, line=0.0, crossed=True)
-    assert found["s-positive-1"]["gold"] == {**gold, "line": found["s-positive-1"]["gold"]["line"]}
+    gold = Sign(value=0.0, before=1.0, line=1.0, crossed=True)
+    assert found["s-positive-1"]["gold"] == gold
     assert found["t-positive-1"]["gold"]["crossed"] is False
     assert found["teachers-1"]["plateau"]["crossed"] is True
     assert found["s-positive-1"]["chars"]["crossed"] is True  # 12 to 23 characters

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
         p.relative_to(whole) for p in made(whole)
     }
     for name in ("table.md", "plot.svg"):
-        assert (killed / "sweep" / name).read_bytes() == (whole / "sweep" / name).read_bytes()
+        (one,), (other,) = (root.glob(f"sweep/*/{name}") for root in (killed, whole))
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_one_variant_fails_and_the_others_go_on(macpo: Macpo, recipe_file: Path) -> None:
@@ -121,9 +123,9 @@ def test_one_variant_fails_and_the_others_go_on(macpo: Macpo, recipe_file: Path)
     found = macpo("sweep", "./study.yaml", fake=True)
     assert found.returncode == 1 and "Traceback" not in found.stderr
     assert "[1/2] none left, seed 0: failed: " in found.stderr
-    table = (study.parent / "runs/one/sweep/table.md").read_text()
+    table = (study.parent / "runs/one/sweep/study/table.md").read_text()
     assert "failed: none left, seed 0: gen round 0 student: no pair is left" in table
-    results = pl.read_parquet(study.parent / "runs/one/sweep/results.parquet")
+    results = pl.read_parquet(study.parent / "runs/one/sweep/study/results.parquet")
     assert results.filter(variant="fine")["round"].unique().sort().to_list() == [0, 1]
     assert results.filter(variant="none left").is_empty()  # its student was never trained
 
@@ -136,8 +138,86 @@ def test_who_is_measured(open_sweep: OpenSweep) -> None:
         ("three", "student"), ("two", "student"), ("three", "teacher3")
     ]  # fmt: skip
     assert cells(found, [0, 1])[1][0] == "three, student"
-    with pytest.raises(MacpoError, match="no agent 'x' to measure: choose student, teacher1"):
+    assert open_sweep(agents=["student", "student"], seeds=2).agents == ["student"]
+    with pytest.raises(
+        MacpoError, match=r"no agent 'x' that is trained: measure student, teacher1"
+    ):
         open_sweep(agents=["x"], seeds=2)
+    referee = {"agents.referee": {"role": "judge", "base": "x"}}
+    with pytest.raises(MacpoError, match=r"no agent 'referee' that is trained"):
+        open_sweep(agents=["referee"], seeds=2, set=referee)
+
+
+def test_a_bare_base_as_baseline(open_sweep: OpenSweep) -> None:
+    """It is in the results, and no round of the table; one that is not there is told at once."""
+    found = open_sweep(seeds=2, rounds=0, set={"eval.against": "student-base"}).make()
+    assert None in found.results["round"].to_list()
+    assert [list(row.rounds) for row in found.rows] == [[0]] and not found.rows[0].problems
+    with pytest.raises(MacpoError, match=r"late: eval.against: no policy 'student-positive-9'"):
+        open_sweep(variants={"fine": {}, "late": {"eval.against": "student-positive-9"}})
+
+
+def test_one_yardstick_for_all(open_sweep: OpenSweep) -> None:
+    """Answers are compared with those of a round 0 that another training made."""
+    human = {"data.source": "world", "eval.against": "student-positive-0"}
+    other = open_sweep(grid={"sft.epochs": [1, 2]}, set=human, rounds=1).make()
+    assert other.is_fair  # the gold score needs none
+    wins = [
+        Measured(m.variant, m.seed, m.found and only(m.found, "win"), None, m.yardsticks)
+        for m in other.measured
+    ]
+    (said,) = [n for n in notes(Standings(wins, ["student"])) if "yardstick" in n]
+    assert "win depends on" in said
+    assert Standings([*wins[:1], *wins[:1]], ["student"]).is_fair
+
+
+def only(found: Evaluation, measure: str) -> Evaluation:
+    return replace(found, table=found.table.filter(measure=measure))
+
+
+def test_processes_of_its_own_end_with_a_variant(
+    open_sweep: OpenSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are shared go on to the end."""
+    sweep, closed = open_sweep(grid={"engine.batch_size": [4, 8]}, rounds=0), []
+    for n, run in enumerate(sweep.runs):
+        monkeypatch.setattr(run, "close", lambda kill=False, n=n: closed.append(n))
+    home = sweep.home.recipe.engine.batch_size
+    sweep.make()
+    assert set(closed) == {
+        n for n, run in enumerate(sweep.runs) if run.recipe.engine.batch_size != home
+    } != set()  # fmt: skip
+
+
+def test_a_converged_run_has_no_later_steps(open_sweep: OpenSweep) -> None:
+    """Whatever the student gains is too little; another variant makes all rounds all the same."""
+    stop = {"stop": "converged", "stop_below": 1.0}
+    sweep = open_sweep(variants={"all": {}, "stops": stop}, rounds=3)
+    assert not sweep.twins()
+    found = sweep.make()
+    plan = sweep.outline()
+    (_, whole, _, _), (_, some, _, _) = plan.variants
+    assert some < whole and plan.todo == 0 and plan.left == "nothing is left to make"
+    assert [list(row.rounds) for row in found.rows] == [[0, 1, 2, 3], [0, 1, 2]]
+    alone = open_sweep(variants={"stops": stop}, rounds=3, run="alone")
+    alone.make()
+    assert alone.outline().todo == 0 and not alone.todo(alone.answers)
+
+
+def test_answers_are_left_to_make_too(open_sweep: OpenSweep) -> None:
+    sweep = open_sweep(seeds=2, rounds=0)
+    for run in sweep.runs:
+        run.finish_round(0)
+    plan = sweep.outline()
+    assert plan.todo == 0 and plan.left != "nothing is left to make"
+
+
+def test_two_studies_in_one_folder(open_sweep: OpenSweep) -> None:
+    one, other = open_sweep(seeds=2), open_sweep(seeds=3)
+    assert one.folder != other.folder and one.folder.parent == other.folder.parent
+    assert Sweep(one.study, one.variants, Path("runs"), no_progress, print, "..").folder == Path(
+        "runs/test/sweep/__"
+    )
 
 
 def test_the_runs_own_reward_model_is_trained_first(open_sweep: OpenSweep) -> None:
@@ -162,6 +242,7 @@ def test_clean_keeps_what_a_sweep_made(open_sweep: OpenSweep, macpo: Macpo) -> N
     args = ("clean", "-r", "recipe.yaml")
     kept = macpo(*args, fake=True)
     assert "every result is reached" in kept.stdout and str(path.name) in kept.stderr
+    assert path.parent == sweep.folder
     path.unlink()
     assert "unreached" in macpo(*args, fake=True).stdout
     path.write_text("[[1]]")
@@ -216,7 +297,15 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--grid", "dpo.beta=[1"], "write it as"),
         (["--grid", "dpo.betta=1,2"], "quickstart, dpo.betta=1: dpo.betta: unknown key"),
         (["--grid", "dpo.beta=0.1,strong"], "quickstart, dpo.beta=strong: dpo.beta: "),
-        (["--grid", "run=a,b"], "run: all variants share one folder"),
+        (["--grid", "run=a,b"], "'run=a': run: all variants share it; say --run"),
+        (["--grid", "seed=1,2"], "seed: all variants share it; say --seeds"),
+        (["--grid", "rounds=1,2"], "rounds: all variants share it; say --until"),
+        (["--seeds", "1,2", "--set", "seed=3"], "the study lists its seeds; choose others with"),
+        (["--grid", "dpo.beta=1", "--grid", "dpo.beta=2"], "dpo.beta was given before"),
+        (["--grid", "dpo.beta=1,1"], "two variants are called 'dpo.beta=1'"),
+        (["--grid", "dpo.beta={a: &x [*x]}"], "grid dpo.beta: Circular reference"),
+        (["--grid", r'dpo.loss="a\x07b",ipo'], r"variant 'dpo.loss=a\\x07b': its name goes into"),
+        (["./bell.yaml"], r"variant 'a\\nb': its name goes into tables"),
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
         (["--seeds", "0"], "sweep: seeds"),
         (
@@ -235,6 +324,7 @@ def test_a_mistake_is_one_line(
     import cli
 
     monkeypatch.chdir(tmp_path)
+    Path("bell.yaml").write_text(r'variants: {"a\nb": {}, b: {}}')
     Path("bad.yaml").write_text("grid: {dpo.beta: []}\ngrids: {}\n")
     monkeypatch.setattr(sys, "argv", ["macpo", "sweep", *args])
     with pytest.raises(SystemExit) as ended:
@@ -269,7 +359,7 @@ def test_settings_have_an_order(recipe_file: Path) -> None:
 # ---------------------------------------------------------------------------- the table
 
 
-def evaluation(means: list[float], prompts: list[list[float]] | None = None) -> Evaluation:
+def evaluation(means: list[float], prompts: list[list[float | None]] | None = None) -> Evaluation:
     """A student's rounds: their means, and where wanted the scores of single prompts."""
     rows = [
         {"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": mean,
@@ -324,11 +414,36 @@ def test_the_table_of_one_seed() -> None:
     assert "over the prompts of one seed" in notes(found)[0]
 
 
+def test_a_prompt_that_lacks_a_score_is_left_out() -> None:
+    """In the last round a has no score for the last prompt, which had gained .9 before.
+
+    Its change is over the other two: .4 - .1 and .5 - .2. b is ahead by .1 on these two; it has a
+    last round of its own, and the third prompt's .9 is compared with nothing.
+    """
+    a = evaluation([0.2] * 3, [[0.1, 0.2, 0.0], [0.1, 0.2, 0.9], [0.4, 0.5, None]])
+    b = evaluation([0.2] * 2, [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]])
+    found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
+    one, other = found.rows
+    assert other.ahead is not None
+    assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
+
+
 def test_nothing_was_measured(tmp_path: Path) -> None:
     found = Standings([Measured("a|b", 0, None, "no luck")], ["student"])
     written = write(found, tmp_path, "*title*")
     assert [p.name for p in written] == ["results.parquet", "table.md"]
     assert "- failed: a\\|b, seed 0: no luck" in written[1].read_text()
+
+
+def test_a_plot_that_fails_costs_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does that of an earlier table stay beside the new one. A bell in a title is fine."""
+    found = Standings([Measured("a", 0, evaluation([0.2], [[0.1, 0.3]]))], ["student"])
+    assert write(found, tmp_path, "a\x07bell")[2].is_file()
+    monkeypatch.setattr("macpo_data.standings.VEGA_LITE", "0.1")
+    with pytest.raises(MacpoError, match="no plot, its table is written: "):
+        write(found, tmp_path, "new")
+    assert "# new" in (tmp_path / "table.md").read_text()
+    assert not (tmp_path / "plot.svg").exists()
 
 
 def test_the_plot(tmp_path: Path) -> None:
