@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -46,14 +46,17 @@ class VLLMServer:
                 stderr=log,
                 start_new_session=True,
             )
+        deadline = time.monotonic() + 600
         while not self._answers():
-            assert self._process.poll() is None, self.log.read_text()[-2000:]
+            late = self._process.poll() is not None or time.monotonic() > deadline
+            assert not late, self.log.read_text()[-2000:]
             time.sleep(0.2)
 
     def kill(self) -> None:
         """With the process of its engine; nothing is tidied up."""
         if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def _answers(self) -> bool:

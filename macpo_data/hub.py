@@ -131,7 +131,8 @@ def push_to_folder(push: Push, to: Path) -> bool:
             temporary.write_bytes(new)
     for old in sorted(to.rglob("*")):
         path = old.relative_to(to).as_posix()
-        if old.is_file() and push.owns(path) and path not in files:
+        left = old.name.startswith(".") and old.suffix == ".tmp"  # by a push that was killed
+        if old.is_file() and (left or push.owns(path)) and path not in files:
             old.unlink()
             changed = True
     shutil.rmtree(staging)

@@ -95,7 +95,10 @@ class Plan:
         """Of the three parts of the data. Noise is no part of it: it is laid over them later."""
         noise = ("noise", "label_noise")
         data = {k: v for k, v in self.recipe.read("data").items() if k not in noise}
-        return digest(["prompts", FORMAT, data, self.recipe.seed])
+        parts = [getattr(self.recipe.data, part) for part in ("d1", "d2", "test")]
+        # Since a limit bounds both datasets of a part together, it draws others.
+        both = ["together"] if self.recipe.data.limit and any(p.more for p in parts) else []
+        return digest(["prompts", FORMAT, data, self.recipe.seed, *both])
 
     def policy_fingerprint(self, policy: Policy) -> str:
         """Of a policy: its train step's, or that of its base."""

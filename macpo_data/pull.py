@@ -86,24 +86,25 @@ def pull_round(
         if recipe_to.exists() and recipe_to.read_text("utf-8") != text:
             raise HubError(f"{recipe_to} is another recipe; choose a name with --recipe-to FILE")
         recipe_to.parent.mkdir(parents=True, exist_ok=True)
+        fresh = [path for path in (recipe_to, *templates) if not path.exists()]
         for path, template in templates.items():
             path.write_text(template, "utf-8")
-        fresh = not recipe_to.exists()
         recipe_to.write_text(text, "utf-8")
         try:
             recipe = load_recipe(str(recipe_to.absolute()))
             if not local_paths and (own := _local_paths(recipe)):
                 raise HubError(
                     f"{place}: its recipe reads {', '.join(map(plain, own))} of this machine; say "
-                    "--local-paths if it may, or train without it: `macpo train --dataset`"
+                    "--local-paths if it may, or train without it: `macpo train --dataset "
+                    f"{place} --config {main}`"
                 )
             plan = make_plan(recipe)
             store = Store(runs / recipe.run, say)
             steps = _steps(plan, entries, place)
             _lock(read, place, main, store)
         except MacpoError:
-            if fresh:
-                recipe_to.unlink()
+            for path in fresh:
+                path.unlink()
             raise
 
         # 3. Datasets, then the adapters from which they are trained.

@@ -106,6 +106,8 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         )
         trainer.collate, trainer.data_collator = trainer.data_collator, hold
         trainer.confidence = job.confidence
+        # Both losses are means over a step's tokens, whatever the model's own can do.
+        trainer.model_accepts_loss_kwargs = True
         if job.confidence and trainer.aux_loss_enabled:
             say("the load-balancing loss of its experts is left out")
         shard(trainer)

@@ -100,3 +100,14 @@ def test_however_it_is_cut(
     matrices = weights(tmp_path / "cut")
     for name, matrix in weights(out).items():
         torch.testing.assert_close(matrices[name], matrix, atol=1e-4, rtol=1e-3)
+
+
+def test_a_model_that_is_not_told_the_number_of_tokens(
+    job: Job, tmp_path: Path, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Gemma 4 is not, by its own word: the loss is a mean over a step's tokens all the same."""
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    found = told(job, tmp_path / "out", micro_batch_size=2)
+    assert found["loss"] == pytest.approx(whole[1]["loss"], abs=1e-4)

