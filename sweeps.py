@@ -141,7 +141,9 @@ class Sweep:
             rates = _timed(p for p in root.parent.glob("*") if p != root) | rates
         # What no run of this method tells, one of another method may.
         found = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
-        known = [about(timed, size) for timed, size in found if timed]
+        # Nor does a count tell about all that there are (size 1), or the reverse.
+        alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in found]
+        known = [about(timed, size) for timed, size in alike if timed]
         return sum(known), len(todo) - len(known)
 
     def outline(self) -> Outline:
@@ -312,8 +314,8 @@ def _key(
 def _size(recipe: dict[str, Any], *parts: str) -> int:
     """Prompts that are asked for in some parts of the data; 1 where all are taken."""
     data = recipe["data"]
-    counts = [data[part]["count"] or 0 for part in parts]
-    return sum(min(count, data["limit"] or count) for count in counts) or 1
+    counts = [data[part]["count"] or data["limit"] for part in parts]
+    return 1 if None in counts else sum(min(count, data["limit"] or count) for count in counts)
 
 
 def about(timed: list[tuple[int, float]], size: int) -> float:

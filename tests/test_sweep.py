@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
+from macpo_data.show import print_sweep
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
 from rounds import unreachable
@@ -204,12 +205,17 @@ def test_a_converged_run_has_no_later_steps(open_sweep: OpenSweep) -> None:
     assert alone.outline().todo == 0 and not alone.todo(alone.answers)
 
 
-def test_answers_are_left_to_make_too(open_sweep: OpenSweep) -> None:
+def test_answers_are_left_to_make_too(
+    open_sweep: OpenSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep = open_sweep(seeds=2, rounds=0)
     for run in sweep.runs:
         run.finish_round(0)
-    plan = sweep.outline()
-    assert plan.todo == 0 and plan.left != "nothing is left to make"
+    print_sweep(sweep.outline())
+    assert "0 to make\n" in (told := capsys.readouterr().out) and "nothing is left" not in told
+    sweep.make()
+    print_sweep(sweep.outline())
+    assert "nothing is left to make" in capsys.readouterr().out
 
 
 def test_two_studies_in_one_folder(open_sweep: OpenSweep) -> None:
@@ -223,6 +229,8 @@ def test_two_studies_in_one_folder(open_sweep: OpenSweep) -> None:
 def test_the_runs_own_reward_model_is_trained_first(open_sweep: OpenSweep) -> None:
     found = open_sweep(seeds=2, rounds=0, set={"eval.reward": "trained"}).make()
     assert set(found.results["measure"]) == {"gold", "reward"}
+    said = {of: {m.yardsticks[of] for m in found.measured} for of in ("gold", "reward")}
+    assert [len(each) for each in said.values()] == [1, 2]  # each seed has a model of its own
     assert not any(m.problem for m in found.measured)
 
 
@@ -272,6 +280,14 @@ def test_the_nearest_size_tells() -> None:
     """Of 4, 100 and 110 prompts the last is nearest to 150: 11 s and 13 s, times 150 / 110."""
     timed = [(4, 3.0), (100, 5.0), (110, 11.0), (110, 13.0)]
     assert about(timed, 150) == pytest.approx(12 * 150 / 110)
+
+
+def test_nobody_knows_how_many_all_are(open_sweep: OpenSweep) -> None:
+    """What some prompts took tells nothing of a source that is read to its end."""
+    open_sweep(seeds=[0]).make()
+    whole = {"data.d1.count": None, "data.d2.count": 4}
+    sweep = open_sweep(seeds=2, run="whole", set=whole)
+    assert sweep.seconds_left()[1] == len(sweep.steps)
 
 
 @pytest.mark.parametrize(
