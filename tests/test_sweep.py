@@ -240,6 +240,7 @@ def test_variants_that_come_out_the_same(open_sweep: OpenSweep) -> None:
         (f"engine.batch_size=4, dpo.beta={b}", f"engine.batch_size=8, dpo.beta={b}")
         for b in (0.1, 0.2)
     ]
+    assert not open_sweep(grid={"eval.against": ["chosen", "student-base"]}).twins()
 
 
 def test_clean_keeps_what_a_sweep_made(open_sweep: OpenSweep, macpo: Macpo) -> None:
