@@ -592,7 +592,7 @@ def test_parts_that_share_need_counts(tmp_path: Path) -> None:
         ("x.jsonl", b"7\n", "cannot read"),
         ("x.json", b"[1, 2", "cannot read"),
         ("x.jsonl.gz", b"no gzip", "cannot read"),
-        ("x.jsonl.gz", gzip.compress(b'{"prompt": "p"}\n' * 99)[:-9], "cannot read"),
+        ("x.jsonl.gz", gzip.compress(b'{"prompt": "p"}\n' * 99, mtime=0)[:-9], "cannot read"),
         ("x.parquet", b"PAR1" + b"\0" * 40, "cannot read"),
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "mixes"),
         ("x.jsonl", b'{"prompt": [{"from": "user"}], "chosen": "a", "rejected": "b"}\n', "role"),
