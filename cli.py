@@ -785,6 +785,9 @@ def _next(command: str) -> None:
     _say(f"next: {command}")
 
 
+INTERRUPTED = "interrupted; run the same command again to go on: what is finished stays"
+
+
 def main() -> None:
     """Run the command; a person's mistake is one line on stderr and exit code 1."""
     # Raised as any other error, before typer would end silently.
@@ -794,6 +797,10 @@ def main() -> None:
     except Interrupted as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # what typer makes of the KeyboardInterrupt that polars raises
+            print(f"error: {INTERRUPTED}", file=sys.stderr)
+        raise
     except MacpoError as error:
         sys.exit(f"error: {plain(' '.join(str(error).split()))}")
     except OSError as error:
@@ -807,7 +814,10 @@ def main() -> None:
 
 
 def _interrupt(*_: object) -> None:
-    raise Interrupted("interrupted; run the same command again to go on: what is finished stays")
+    # Inside polars, polars raises KeyboardInterrupt before Python calls this. What is tidied up for
+    # that is not broken off; raised in a generator that is being closed, this would be lost.
+    if not isinstance(sys.exc_info()[1], GeneratorExit | KeyboardInterrupt):
+        raise Interrupted(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give all memory back; after Ctrl-C, at once."""
-        self.close(kill=kind is Interrupted)
+        self.close(kill=kind in (Interrupted, KeyboardInterrupt))
 
     def close(self, kill: bool = False) -> None:
         """End the processes; the next step starts new ones."""

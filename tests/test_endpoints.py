@@ -478,7 +478,7 @@ def asked(server: Scripted) -> Counter[str]:
 def test_kill_9_and_ctrl_c_lose_little_and_nothing_for_good(tmp_path: Path) -> None:
     """A kill costs each of the three agents at work at most the shard of 8 rows that is being
 
-    filled and the one after it; Ctrl-C what its 4 slots were at, and at once after.
+    filled and the one after it; Ctrl-C what its 4 slots were at, and on busy cores those after.
     """
     with serve() as server:
         subprocess.run(moaa(tmp_path, server), cwd=tmp_path, check=True, capture_output=True)
@@ -497,7 +497,7 @@ def test_kill_9_and_ctrl_c_lose_little_and_nothing_for_good(tmp_path: Path) -> N
             allowed += lost[kill]
             if kill == signal.SIGINT:
                 assert gen.returncode == 130 and "what is finished stays" in said.splitlines()[-1]
-                assert "Task" not in said
+                assert "Traceback" not in said and "Task" not in said
             else:
                 assert gen.returncode == -kill
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
