@@ -101,7 +101,7 @@ def init(
     to: Annotated[Path, typer.Option(help="Where to write it.")] = Path("macpo.yaml"),
 ) -> None:
     """Copy a shipped recipe to ./macpo.yaml, to be edited."""
-    from macpo_data.recipe import recipe_text
+    from macpo_data.loading import recipe_text
 
     _, text = recipe_text(recipe)
     if to.exists():
@@ -562,8 +562,8 @@ def check(
 ) -> None:
     """Look at any preference dataset as each trainer would; exit 1 where something is wrong."""
     from macpo_data import checks, overlap
+    from macpo_data.loading import load_settings
     from macpo_data.models import Base, load_chat
-    from macpo_data.recipe import load_settings
     from macpo_data.show import print_check
     from macpo_data.tables import read_table
 
@@ -609,7 +609,7 @@ def doctor(
 ) -> None:
     """Say what is installed and reachable, whether it fits together, and what mends it."""
     from macpo_data.doctor import examine
-    from macpo_data.recipe import load_recipe
+    from macpo_data.loading import load_recipe
     from macpo_data.show import print_health
 
     findings = list(examine(lambda: load_recipe(recipe, sets), runs))
@@ -659,7 +659,7 @@ def clean(
 
 
 def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
-    from macpo_data.recipe import load_recipe
+    from macpo_data.loading import load_recipe
     from macpo_data.show import progress
     from rounds import Run
 

@@ -19,10 +19,11 @@ import yaml
 
 from macpo_data import remote, sources
 from macpo_data.errors import HubError, MacpoError, StoreError, plain
+from macpo_data.loading import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.models import adapter_sha256
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import Recipe, load_recipe, text_files
+from macpo_data.recipe import Recipe, text_files
 from macpo_data.render import INDEX, Index, read_index
 from macpo_data.store import MANIFEST, Store, write_json
 

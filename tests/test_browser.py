@@ -14,7 +14,7 @@ from conftest import RECIPE, no_progress
 
 from benchmarks.report import big_run
 from macpo_data.evaluate import evaluate, trained
-from macpo_data.recipe import load_recipe
+from macpo_data.loading import load_recipe
 from macpo_data.report import Source, collect
 from macpo_data.report_page import page
 from rounds import Run

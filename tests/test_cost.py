@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from cli import app
 from macpo_data.cost import Ask, Sizes, judging
+from macpo_data.loading import load_recipe, shipped
 from macpo_data.methods import make_plan, method
-from macpo_data.recipe import Endpoint, load_recipe, shipped
+from macpo_data.recipe import Endpoint
 
 SIZES = Sizes({"d1": 10, "d2": 100, "test": 1}, 1.0, prompt=50.0, answer=30.0, note="")
 

@@ -13,7 +13,8 @@ from conftest import Macpo
 
 from macpo_data import doctor
 from macpo_data.errors import MacpoError
-from macpo_data.recipe import Recipe, load_recipe
+from macpo_data.loading import load_recipe
+from macpo_data.recipe import Recipe
 
 
 def lines(recipe: Recipe | None = None) -> list[tuple[str, str, str, str]]:
@@ -97,7 +98,7 @@ def test_nothing_heavy_is_loaded() -> None:
 
     code = (
         "import sys; from pathlib import Path; from macpo_data.doctor import examine\n"
-        "from macpo_data.recipe import load_recipe\n"
+        "from macpo_data.loading import load_recipe\n"
         "list(examine(lambda: load_recipe('quickstart'), Path('runs')))\n"
         "assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()"
     )

@@ -11,8 +11,9 @@ from conftest import OpenRun
 
 from macpo_data import card, select
 from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
-from macpo_data.recipe import Recipe, Select, load_recipe
+from macpo_data.recipe import Recipe, Select
 from macpo_data.schema import CANDIDATES, SCORES, check
 from rounds import Run
 

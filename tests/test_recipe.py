@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.recipe import Recipe, load_recipe, recipe_text, shipped
+from macpo_data.loading import load_recipe, recipe_text, shipped
+from macpo_data.recipe import Recipe
 
 PAPER = ("hh_helpful", "hh_harmless", "pku_saferlhf")
 MINIMAL: dict[str, Any] = {
