@@ -89,6 +89,8 @@ class RayEngine:
         shape = single.Shape(self.base, len(adapters), single.lora_rank(adapters), scoring=False)
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        for name in ("ray", "ray.data"):  # which set their own levels once more
+            logging.getLogger(name).setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
         config = vLLMEngineProcessorConfig(

@@ -144,9 +144,9 @@ def _choose(
 
 def weak_labels(step: Step, ctx: Context) -> RoundData:
     """The student learns from what the labelling teacher wrote, good and bad."""
-    positive, negative = step.policies
-    rejected = ctx.generate([negative], "d2")
-    candidates = select.first(ctx.generate([positive], "d2"), rejected, ctx.recipe.select)
+    both = ctx.generate(step.policies, "d2")  # the good one's answer, then the bad one's
+    rejected = both.gather_every(2, offset=1)
+    candidates = select.first(both.gather_every(2), rejected, ctx.recipe.select)
     return ctx.weak_labels(ctx.pair(candidates, rejected))
 
 
