@@ -635,7 +635,7 @@ def clean(
 
     A folder that several recipes share needs all of them named.
     """
-    from rounds import remove, unreachable
+    from cleaning import remove, unreachable
     from sweeps import recorded
 
     opened = [_open(name, runs, sets) for name in recipe or (None,)]

@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,21 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from macpo_data import evaluate, models, signs, world
+from macpo_data import evaluate, models, signs
 from macpo_data.context import Context, Progress, RoundData
-from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError, StoreError
+from macpo_data.engines import pick
+from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
 from macpo_data.generate import versions
 from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
 from macpo_data.methods import make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe
-from macpo_data.store import Manifest, State, Store, inputs, states, write_parquet
-from macpo_data.worker import Report, Worker, Workers
+from macpo_data.store import State, Store, inputs, states, write_parquet
+from macpo_data.worker import Workers
+from training import fit, pretrain
 
 if TYPE_CHECKING:
     from macpo_data.evaluate import Evaluation
-    from macpo_train.train import Job
 
 Kind = Literal["gen", "train"]
 STALE = "it is damaged, or made from what changed since: --redo makes it anew"
@@ -297,6 +295,8 @@ class Run:
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
         )
+        if not fake and pick(recipe.engine).name in ("vllm", "ray"):
+            self._writers.close()  # the cache of a vLLM takes most of a GPU, however many are kept
         facts = fit(job, f"training {step.makes}", self.progress, self._trainers, self._keep)
         if not _first():
             while not self.store.is_done(name):
@@ -459,108 +459,6 @@ def _first() -> bool:
 
 def _several() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def fit(
-    job: Job, title: str, progress: Progress, workers: Workers, shared: bool = False
-) -> dict[str, Any]:
-    """Train in a process of its own, or one that all bases share; the fake engine needs none."""
-    from macpo_train.train import train
-
-    with progress(title) as report:
-        if job.fake:
-            return train(report, job)
-        worker = workers.get("training" if shared else job.base.id)
-        facts: dict[str, Any] = worker.call("macpo_train.train:train", job, report=report)
-        return facts
-
-
-def pretrain(bases: list[str], progress: Progress) -> None:
-    """Make those of the embedded world's bases that are missing."""
-    bases = [base for base in bases if base.startswith(models.WORLD)]
-    for base in bases:
-        models.check_world_base(base)
-    names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
-    missing = [name for name in names if not world.is_ready(name)]
-    if not missing:
-        return
-    with progress(f"pretraining {', '.join(missing)} (once, then cached)") as report:
-        pretrain_bases(missing, report)
-
-
-def pretrain_bases(names: list[str], report: Report) -> None:
-    """Pretrain bases of the embedded world side by side, a process of one thread each.
-
-    Raises:
-        MacpoError: a process ended, or the disk refused a write.
-    """
-    counts = {name: (0, world.BASES[name].prompts) for name in names}
-
-    def pretrain(name: str) -> None:
-        def progress(done: int, total: int, note: str) -> None:
-            counts[name] = (done, total)
-            read, of = (sum(column) for column in zip(*counts.values(), strict=True))
-            report(read, of, note)
-
-        worker = Worker(f"base {name}")
-        try:
-            worker.call("macpo_train.pretrain:pretrain", name, report=progress)
-        finally:
-            worker.close()
-
-    def cost(name: str) -> int:
-        spec = world.BASES[name]
-        return -spec.layers * spec.width**2 * spec.prompts
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The longest first, so that the short ones fill the gap.
-        list(pool.map(pretrain, sorted(names, key=cost)))
-
-
-_ROUND = re.compile(r"(?:^data/round|-positive)-(\d+)-")
-
-
-def unreachable(runs: list[Run]) -> list[str]:
-    """Results in a run's folder that none of these recipes reaches, begun ones included."""
-    store = runs[0].store
-    made = [int(found[1]) for name in store.names() if (found := _ROUND.search(name))]
-    reached = set()
-    for run in runs:
-        # The last round is no identity: rounds beyond today's were made by this recipe too.
-        last = max([run.recipe.rounds, *made])
-        plan = make_plan(run.recipe.model_copy(update={"rounds": last}))
-        reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name, plan.reward_name}
-        policies = dict.fromkeys([*evaluate.every_policy(plan), *map(Policy, plan.recipe.agents)])
-        for name in store.names():
-            kind, _, rest = name.partition("/")
-            if kind == "eval" and evaluate.is_of(plan, _manifest(store, name)):
-                reached.add(name)
-            for policy in policies:
-                found = re.fullmatch(rf"{re.escape(str(policy))}-(.+)-([0-9a-f]{{8}})", rest)
-                if kind == "samples" and found:
-                    part, _, draw = found[1].partition("-")
-                    if plan.sample_name(policy, part, draw) == name:
-                        reached.add(name)
-                scored = kind in ("scores", "answers") and found
-                if scored and scored[1].endswith(plan.policy_fingerprint(policy)):
-                    reached.add(name)
-    # What the rewards of an evaluation are made from has no name that the plan could tell.
-    reached |= {n for name in reached for n in (_manifest(store, name) or {}).get("inputs", {})}
-    return [name for name in store.names() if name not in reached]
-
-
-def _manifest(store: Store, name: str) -> Manifest | None:
-    """A result's manifest, unless it is damaged or not there."""
-    try:
-        return store.manifest(name)
-    except StoreError:
-        return None
-
-
-def remove(store: Store, name: str) -> None:
-    """Delete a result. Its manifest goes first, so that a kill leaves nothing that looks done."""
-    (store.path(name) / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(store.path(name))
 
 
 def summary(data: RoundData) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
 from macpo_data.tables import default_config, read_table
 from macpo_data.worker import Workers
 from macpo_train.train import ADAPTER_FILES, Job
-from rounds import fit, pretrain
+from training import fit, pretrain
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"

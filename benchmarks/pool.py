@@ -2,8 +2,8 @@
 
 Per variant, seed and round of the student: mean gold of all candidates, of what became chosen, of
 the best possible, of the rejected, and of what the student writes on the same prompts after, where
-it was asked; how many pairs there are, in how many the chosen answer is the better one, in how many
-it is no better by topic, and how the training ended. No step of a method sees these numbers.
+it was asked; how many pairs there are, in how many the chosen answer is the better one, the worse
+one, and the better one by topic alone, and how the training ended. No step of a method sees this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ import polars as pl
 
 from macpo_data import world
 
-KEYS = {"positives": "mutual", "negatives_by": "fine_tuning", "frozen_teachers": False}
+KEYS = {
+    "positives": "mutual",
+    "negatives": "once",
+    "negatives_by": "fine_tuning",
+    "frozen_teachers": False,
+    "dpo.reference": "previous",
+    "dpo.beta": 0.1,
+    "select.min_chars": 1,
+}
 
 
 def gold(frame: pl.DataFrame, asked: dict[str, Any], column: str = "response") -> pl.Series:
@@ -35,7 +43,12 @@ def on_topic(frame: pl.DataFrame, asked: dict[str, Any], column: str) -> pl.Seri
 def variant(facts: dict[str, Any]) -> str:
     """The method, and the keys that are not as MACPO has them."""
     recipe = facts["recipe"]
-    changed = [f"{k}={recipe[k]}" for k, default in KEYS.items() if recipe[k] != default]
+    teachers = sum(agent["role"] == "teacher" for agent in recipe["agents"].values())
+    changed = [] if teachers == 3 else [f"teachers={teachers}"]
+    for path, default in KEYS.items():
+        part, _, key = path.rpartition(".")
+        if (value := (recipe[part] if part else recipe)[key]) != default:
+            changed.append(f"{path}={value}")
     return " ".join([facts["method"], *changed])
 
 
@@ -58,7 +71,7 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
         pool = pool.with_columns(gold=gold(pool, asked))
         pairs = pl.read_parquet(prompts / "pairs.parquet")
         sides = {side: gold(pairs, asked, side) for side in ("chosen", "rejected")}
-        topic = on_topic(pairs, asked, "chosen") > on_topic(pairs, asked, "rejected")
+        topic = [on_topic(pairs, asked, side) for side in ("chosen", "rejected")]
         after = wrote.get(f"adapters/{manifest.parent.name}")
         last = facts["history"][-1]
         rows.append(
@@ -72,7 +85,8 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
                 "best": pool.group_by("prompt_id").agg(pl.col("gold").max())["gold"].mean(),
                 "rejected": sides["rejected"].mean(),
                 "right": (sides["chosen"] > sides["rejected"]).mean(),
-                "by topic": topic.mean(),
+                "wrong": (sides["chosen"] < sides["rejected"]).mean(),
+                "by topic": (topic[0] > topic[1]).mean(),
                 "after": gold(pl.read_parquet(after / "*.parquet"), asked).mean()
                 if after
                 else None,
@@ -88,5 +102,5 @@ if __name__ == "__main__":
     means = table.group_by("variant", "round", maintain_order=True).agg(
         pl.len().alias("seeds"), pl.exclude("seed").mean()
     )
-    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=180, float_precision=3):
+    with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=200, float_precision=3):
         print(table.sort("variant", "seed", "round"), means.sort("variant", "round"), sep="\n")

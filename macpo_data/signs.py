@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import polars as pl
 
 from macpo_data import diversity
+from macpo_data.generate import repetition
 
 if TYPE_CHECKING:
     from macpo_data.stats import Estimate
@@ -292,9 +293,14 @@ def of_evaluation(responses: pl.DataFrame, teachers: Sequence[str]) -> dict[str,
 
 
 def _answers(answers: pl.DataFrame) -> dict[str, Any]:
-    chars = answers["response"].fill_null("").str.len_chars().mean()
-    cut = (answers["finish_reason"] == "length").mean()
-    return {"chars": chars, "cut": cut, **_distinct(diversity.sample(answers))}
+    texts, written = diversity.sample(answers), answers["response"].fill_null("")
+    return {
+        "chars": written.str.len_chars().mean(),
+        "cut": (answers["finish_reason"] == "length").mean(),
+        "loops": written.map_elements(repetition, pl.Float64).gt(LOOP).mean(),
+        "self_bleu": diversity.self_bleu(texts),
+        **_distinct(texts),
+    }
 
 
 def _fall(scores: pl.Series, moved: Estimate) -> Sign:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cli
+from cleaning import unreachable
 from macpo_data import judge
 from macpo_data.errors import ModelError, RecipeError
 from macpo_data.loading import load_recipe
@@ -25,7 +26,7 @@ from macpo_data.recipe import Engine, Judge, RewardModel
 from macpo_data.reward import Scorer, accuracy, one_reward, rewards, score
 from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store import Shards
-from rounds import Run, unreachable
+from rounds import Run
 
 Rows = pl.DataFrame
 

@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
+from cleaning import remove, unreachable
 from macpo_data.errors import DataError, MacpoError, StoreError
 from macpo_data.plan import Step
-from rounds import Run, remove, unreachable
+from rounds import Run
 
 
 def bytes_of(run: Run, pattern: str) -> dict[str, bytes]:
@@ -150,7 +151,15 @@ def test_what_a_change_makes_anew(open_run: OpenRun) -> None:
     assert not {str(s) for s in real.steps if real.fingerprint(s) == first[str(s)]} - {
         f"gen round 0 teacher{n}" for n in (1, 2, 3)
     }
+    parallel = ("tensor_parallel=2", "pipeline_parallel=2")
+    knobs = (*parallel, "memory=0.5", "max_model_len=512", "enforce_eager=true")
+    assert changed("engine.adapters=merge", *(f"engine.vllm.{knob}" for knob in knobs)) == set()
+    assert changed("engine.quantization=fp8") >= {"gen round 0 student"}
     assert changed("engine.dtype=bfloat16") >= {"gen round 0 student"}
+    labels = changed("labeller=teacher2")
+    assert "gen round 0 student" in labels and "train round 0 teacher1 positive" not in labels
+    base, gamma = changed("dpo.reference=base"), changed("dpo.gamma=0.5")
+    assert gamma == beta and base >= beta and not {s for s in base if "round 0" in s}
     assert "train round 0 teacher1 positive" not in changed("engine.dtype=bfloat16")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ import yaml
 from conftest import RECIPE, make_tiny_base
 from test_kill import kill_until_done, start
 
+import rounds
+import training
 from macpo_data import world
 from macpo_data.engines import Request, ScoreRequest, Voice, pick
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
+from macpo_data.loading import load_recipe
 from macpo_data.models import Base, load_model
 from macpo_data.recipe import Engine, Sampling
 from macpo_data.schema import Message
@@ -192,6 +196,10 @@ def test_a_merged_copy_says_nearly_the_same(base: Base, adapters: list[str]) -> 
     requests = asking(adapters[:1])[10:]
     assert len(dict(engine.score(requests))) == 10
     assert engine.facts()["adapters"] == "merge" and engine.facts()["dtype"] == "bfloat16"
+    voice = voices(adapters)[1]
+    asked = [Request(voice, prompt, GREEDY, 0, "a") for prompt in prompts(6)]
+    got, exact = (dict(e.generate(asked)) for e in (engine, TransformersEngine(base, Engine())))
+    assert sum(got[i] == exact[i] for i in exact) >= 3  # rounding may turn a word
     assert engine._engine and engine._engine.vllm_config.lora_config is None
     engine.close()
 
@@ -252,6 +260,34 @@ def test_ray_says_what_transformers_says(base: Base, adapters: list[str]) -> Non
     got = dict(engine.generate(requests))
     assert got == dict(TransformersEngine(base, Engine()).generate(requests))
     assert engine.facts()["engine"] == "ray"
+
+
+@pytest.mark.slow
+def test_rounds_0_and_1_and_no_engine_beside_a_training(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bases are to be kept loaded, and yet an engine's memory is given back before training."""
+    values = yaml.safe_load(RECIPE)
+    values["agents"] = {name: values["agents"][name] for name in ("teacher1", "student")}
+    for agent in values["agents"].values():
+        agent["base"] = base.id
+    values["engine"] |= {"name": "vllm", "keep_loaded": 4}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    beside = []
+
+    def fit(*args: Any) -> dict[str, Any]:
+        beside.append([p.name for p in multiprocessing.active_children() if "vllm" in p.name])
+        return training.fit(*args)
+
+    monkeypatch.setattr(rounds, "fit", fit)
+    recipe = load_recipe(str(tmp_path / "tiny.yaml"))
+    with rounds.Run(recipe, tmp_path, lambda _: nullcontext(lambda *_: None), print) as run:
+        wrote = [step for n in (0, 1) for step, _ in run.finish_round(n).wrote]
+        assert [p for p in multiprocessing.active_children() if "vllm" in p.name]
+        assert set(wrote) == set(run.plan.steps)
+    assert beside == [[]] * 6
+    manifests = (tmp_path / "test/samples").glob("*/manifest.json")
+    assert {json.loads(m.read_text())["engine"] for m in manifests} == {"vllm"}
 
 
 @pytest.mark.slow

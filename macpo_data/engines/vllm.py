@@ -345,7 +345,9 @@ def _writing(request: Request, stops: list[int]) -> SamplingParams:
 def _reading() -> SamplingParams:
     from vllm import SamplingParams
 
-    return SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+    return SamplingParams(
+        max_tokens=1, temperature=0, prompt_logprobs=0, flat_logprobs=True, detokenize=False
+    )
 
 
 def _score(output: RequestOutput, prompt: int, finished: bool) -> Score:
