@@ -282,9 +282,10 @@ def test_rounds_0_and_1_and_no_engine_beside_a_training(
     monkeypatch.setattr(rounds, "fit", fit)
     recipe = load_recipe(str(tmp_path / "tiny.yaml"))
     with rounds.Run(recipe, tmp_path, lambda _: nullcontext(lambda *_: None), print) as run:
-        wrote = [step for n in (0, 1) for step, _ in run.finish_round(n).wrote]
+        outcomes = [run.finish_round(0), run.make("gen", 1)]
         assert [p for p in multiprocessing.active_children() if "vllm" in p.name]
-        assert set(wrote) == set(run.plan.steps)
+        outcomes.append(run.finish_round(1))
+        assert {step for outcome in outcomes for step, _ in outcome.wrote} == set(run.plan.steps)
     assert beside == [[]] * 6
     manifests = (tmp_path / "test/samples").glob("*/manifest.json")
     assert {json.loads(m.read_text())["engine"] for m in manifests} == {"vllm"}
