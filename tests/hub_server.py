@@ -49,6 +49,7 @@ class Repo:
     """A repository: its commits, and what names them."""
 
     private: bool = False
+    gated: bool = False  # its name is shown to everybody, its files to nobody here
     commits: dict[str, Tree] = field(default_factory=dict)
     parents: dict[str, str | None] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -174,6 +175,8 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, path: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
         if path == "/api/validate-yaml":
             return self.json({"errors": [], "warnings": []})
+        if path == "/api/models":
+            return self.json([])
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path.startswith("/lfs/"):
@@ -200,6 +203,10 @@ class Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": path} for path in repo.commits[commit]]
             said = {"id": name, "sha": commit, "siblings": files, "private": repo.private}
             return self.json({**said, "tags": [], "downloads": 0, "likes": 0})
+        if verb == "auth-check":
+            if repo.gated:
+                raise Refused(403, "GatedRepo", "Access to this model is restricted")
+            return self.json({})
         if verb == "refs":
             return self.json(
                 {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Macpo
+from hub_server import READER, Repo, serve
 
 from macpo_data import doctor
 from macpo_data.errors import MacpoError
@@ -90,6 +91,26 @@ def test_a_hub_that_does_not_answer_matters_to_who_needs_it(
     monkeypatch.setattr(constants, "ENDPOINT", "http://localhost:9")
     assert doctor._hub(needed=False).status == "warning"
     assert doctor._hub(needed=True).status == "problem"
+
+
+def test_bases_that_are_gated_or_not_there(
+    macpo: Macpo, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gated base shows its name to everybody, and yet cannot be read."""
+    bases = ("--set", "agents.teacher1.base=org/open", "--set", "agents.teacher2.base=org/gated")
+    bases = (*bases, "--set", "agents.student.base=org/nowhere")
+    with serve() as hub:
+        for name in ("open", "gated"):
+            hub.repos["models", f"org/{name}"] = repo = Repo(gated=name == "gated")
+            repo.add("main", {}, None)
+        for name, value in (("ENDPOINT", hub.url), ("TOKEN", READER), ("HUB_OFFLINE", "0")):
+            monkeypatch.setenv(f"HF_{name}", value)
+        done = macpo("doctor", "-r", recipe_file, *bases)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 1 and READER not in said
+    assert "ok base: org/open" in said
+    assert "org/gated" in said and "accept its licence on its page" in said
+    assert "org/nowhere" in said and "there is no such repository" in said
 
 
 def test_nothing_heavy_is_loaded() -> None:

@@ -29,7 +29,7 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.loading import load_recipe
 from macpo_data.models import Base, load_model
-from macpo_data.recipe import Engine, Sampling
+from macpo_data.recipe import VLLM, Engine, Sampling
 from macpo_data.schema import Message
 
 if find_spec("vllm") is None:
@@ -233,6 +233,22 @@ def test_cpu_vllm_still_takes_no_adapter_for_the_last_one() -> None:
     out = torch.zeros(1, 1)
     bgmv_shrink(torch.ones(1, 3), weights, out, torch.tensor([-1]))
     assert out.item() == 3
+
+
+def test_the_recipe_reaches_vllm() -> None:
+    hardware = VLLM(
+        memory=0.5, tensor_parallel=2, pipeline_parallel=3, max_model_len=99, enforce_eager=False
+    )
+    settings = Engine(name="vllm", quantization="fp8", vllm=hardware)
+    told = ours.engine_arguments(
+        ours.Shape(Base("org/x", "abc"), 2, 16, False), settings, "float16"
+    )
+    assert told["gpu_memory_utilization"] == 0.5 and "kv_cache_memory_bytes" not in told
+    assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (2, 3)
+    assert told["max_model_len"] == 99 and told["enforce_eager"] is False
+    assert (told["quantization"], told["dtype"], told["revision"]) == ("fp8", "float16", "abc")
+    assert told["enable_lora"] and told["max_lora_rank"] == 16 and told["max_loras"] >= 2
+    assert told["trust_remote_code"] is False
 
 
 def test_the_engine_that_writes_and_the_one_that_scores() -> None:
