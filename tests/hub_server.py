@@ -139,7 +139,11 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: `Hub.log` has it."""
 
     def answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # whoever sent it was killed
+            self.close_connection = True
+            return
         split = urlsplit(self.path)
         self.query = parse_qs(split.query)
         line = f"{self.command} {unquote(split.path)}"
