@@ -97,8 +97,8 @@ def test_bases_that_are_gated_or_not_there(
     macpo: Macpo, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gated base shows its name to everybody, and yet cannot be read."""
-    bases = ("--set", "agents.teacher1.base=org/open", "--set", "agents.teacher2.base=org/gated")
-    bases = (*bases, "--set", "agents.student.base=org/nowhere")
+    named = ("teacher1.base=org/open", "teacher2.base=org/gated", "student.base=org/nowhere")
+    bases = [word for each in named for word in ("--set", f"agents.{each}")]
     with serve() as hub:
         for name in ("open", "gated"):
             hub.repos["models", f"org/{name}"] = repo = Repo(gated=name == "gated")
