@@ -110,7 +110,7 @@ def test_gen_that_is_killed_asks_only_for_the_rest(copy: Path, base: Base) -> No
     assert kill_until_done(copy, ["gen", *STUDENT], SHARDS, [2, 9]) >= 1
     first = check(copy, base, {"d2": 2})["teacher1-negative-0 d2"]
     (line,) = first["endpoints_with_others"].values()
-    assert 0 < line["attempts"] < PROMPTS
+    assert 0 < line["attempts"] < 2 * PROMPTS  # both adapters' answers are asked for together
 
 
 def test_a_server_that_is_killed_and_comes_back(
