@@ -9,7 +9,7 @@ from macpo_data import evaluate
 from macpo_data.errors import StoreError
 from macpo_data.methods import make_plan
 from macpo_data.plan import Policy
-from macpo_data.store import Manifest, Store
+from macpo_data.store import MANIFEST, Manifest, Store
 from rounds import Run
 
 _ROUND = re.compile(r"(?:^data/round|-positive)-(\d+)-")
@@ -54,5 +54,5 @@ def _manifest(store: Store, name: str) -> Manifest | None:
 
 def remove(store: Store, name: str) -> None:
     """Delete a result. Its manifest goes first, so that a kill leaves nothing that looks done."""
-    (store.path(name) / "manifest.json").unlink(missing_ok=True)
+    (store.path(name) / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(store.path(name))

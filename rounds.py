@@ -18,7 +18,6 @@ import polars as pl
 
 from macpo_data import evaluate, models, signs
 from macpo_data.context import Context, Progress, RoundData
-from macpo_data.engines import pick
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
 from macpo_data.generate import versions
 from macpo_data.live import NOTES, noted
@@ -32,6 +31,7 @@ from training import fit, pretrain
 
 if TYPE_CHECKING:
     from macpo_data.evaluate import Evaluation
+    from macpo_train.train import Job
 
 Kind = Literal["gen", "train"]
 STALE = "it is damaged, or made from what changed since: --redo makes it anew"
@@ -295,9 +295,7 @@ class Run:
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
         )
-        if not fake and pick(recipe.engine).name in ("vllm", "ray"):
-            self._writers.close()  # the cache of a vLLM takes most of a GPU, however many are kept
-        facts = fit(job, f"training {step.makes}", self.progress, self._trainers, self._keep)
+        facts = self._fit(job, f"training {step.makes}")
         if not _first():
             while not self.store.is_done(name):
                 time.sleep(0.1)
@@ -315,6 +313,11 @@ class Run:
                 job.base.id if recipe.dpo.reference == "base" else manifest["start"]
             )
         self.store.finish(name, manifest)
+
+    def _fit(self, job: Job, title: str) -> dict[str, Any]:
+        """Train, with nothing beside that holds most of a GPU, however many bases are kept."""
+        self._writers.close_engines()
+        return fit(job, title, self.progress, self._trainers, self._keep)
 
     def evaluate(
         self, policies: list[Policy], against: str | None = None, redo: bool = False
@@ -402,7 +405,7 @@ class Run:
                 fake=fake,
                 logs=self.store.path("logs"),
             )
-            facts = fit(job, "training the reward model", self.progress, self._trainers, self._keep)
+            facts = self._fit(job, "training the reward model")
             facts |= self._held_out(context.prompts("test"))
             facts |= {"kind": "reward", "format": FORMAT, "base": job.base.id}
             facts |= {"base_revision": job.base.revision, "recipe": recipe.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""The recipe: the user's YAML, validated. All its mistakes are reported at once.
+"""The recipe's sections, as `loading` reads them from a YAML.
 
 A field marked `Knob` changes how fast or where a thing is made, not what it is; every other field
 is identity and enters the fingerprints of the steps that read it.

@@ -106,6 +106,11 @@ class Workers:
         """Whether a worker of that name runs, or of that base by another engine."""
         return any(own == name or own.startswith(f"{name} (") for own in self._workers)
 
+    def close_engines(self) -> None:
+        """Close those that run an engine with memory of its own, such as `BASE (vllm)`."""
+        for name in [name for name in self._workers if name.endswith(")")]:
+            self._workers.pop(name).close()
+
     def close(self, kill: bool = False) -> None:
         """Close all."""
         while self._workers:

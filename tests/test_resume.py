@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
-from conftest import OpenRun
+from conftest import Macpo, OpenRun
 from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
@@ -248,3 +248,11 @@ def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -
     assert known["of"] == "previous" and manifest["shared_prompt"] is True
     assert manifest["history"][0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
     assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_training_needs_no_engine(macpo: Macpo, tiny_recipe: Path) -> None:
+    """What was written elsewhere is trained on where no vLLM or Ray is installed."""
+    said = ["--round", "0", "--learner", "teacher1", "-r", tiny_recipe]
+    assert macpo("gen", *said).returncode == 0
+    done = macpo("train", *said, "--set", "engine.name=ray")
+    assert done.returncode == 0, done.stderr
