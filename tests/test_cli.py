@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RECIPE, Macpo, shared
+from test_kill import matching
 
 from macpo_data.loading import shipped
 
@@ -256,7 +257,7 @@ def test_ctrl_c_says_what_stays(tmp_path: Path, recipe_file: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not list(tmp_path.glob("runs/test/adapters/*")):
+    while not matching(tmp_path, "runs/test/adapters/*"):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import random
@@ -26,13 +27,18 @@ def start(cwd: Path, *args: str) -> subprocess.Popen[bytes]:
     )
 
 
+def matching(cwd: Path, pattern: str) -> list[str]:
+    """What matches while another process writes and removes: `Path.glob` fails on a lost folder."""
+    return glob.glob(pattern, root_dir=cwd, recursive=True, include_hidden=True)
+
+
 def kill_until_done(cwd: Path, args: list[str], pattern: str, counts: list[int]) -> int:
     """Run a command, killing it when so many files match; then let it finish. Returns the kills."""
     rng = random.Random(str(args))
     kills = 0
     for count in counts:
         process = start(cwd, *args)
-        while process.poll() is None and len(list(cwd.glob(pattern))) < count:
+        while process.poll() is None and len(matching(cwd, pattern)) < count:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         if process.poll() is None:
@@ -59,7 +65,7 @@ def test_gen_on_the_fake_engine(recipe_file: Path, tmp_path: Path) -> None:
     assert start(tmp_path, *args, "--runs", "whole").wait(timeout=120) == 0
     whole = tables(tmp_path / "whole")
     pattern = "killed/test/**/*.parquet"
-    total = len(list(tmp_path.glob(pattern.replace("killed", "whole"))))
+    total = len(matching(tmp_path, pattern.replace("killed", "whole")))
     counts = sorted(random.Random(0).sample(range(1, total), 8))
     assert kill_until_done(tmp_path, [*args, "--runs", "killed"], pattern, counts) >= 6
     assert tables(tmp_path / "killed") == whole and len(whole) == 16
@@ -113,7 +119,7 @@ def test_a_killed_train_on_a_dataset_goes_on(
     sets = ["dpo.epochs=8", "dpo.batch_size=2", "train.save_steps=2", "train.dtype=float32"]
     train += [word for each in sets for word in ("--set", each)]
     process = start(tmp_path, *train, "--out", "killed")
-    while not list(tmp_path.glob(".killed.partial/adapter/trainer/checkpoint-*/macpo.json")):
+    while not matching(tmp_path, ".killed.partial/adapter/trainer/checkpoint-*/macpo.json"):
         assert process.poll() is None
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)

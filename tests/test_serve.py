@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import RECIPE, make_tiny_base, no_progress
-from test_kill import kill_until_done, start
+from test_kill import kill_until_done, matching, start
 
 from benchmarks.vllm_server import VLLMServer, serve_base
 from macpo_data.engines import Request, Voice, openai
@@ -123,7 +123,7 @@ def test_a_server_that_is_killed_and_comes_back(
     ended = Event()
 
     def restart() -> None:
-        while len(list(copy.glob(SHARDS))) < 6 and not ended.is_set():
+        while len(matching(copy, SHARDS)) < 6 and not ended.is_set():
             time.sleep(0.002)
         server.kill()
         server.start()
