@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from macpo_data.plan import Step
     from macpo_data.report import Source
     from macpo_data.store import State
-    from rounds import Outcome, Run
+    from macpo_run.rounds import Outcome, Run
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -173,7 +173,7 @@ def train(
     """
     if dataset is not None:
         from macpo_data.show import progress
-        from standalone import train_on
+        from macpo_run.standalone import train_on
 
         if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
@@ -264,7 +264,7 @@ def sweep(
     """
     from macpo_data.show import print_standings, print_sweep, progress
     from macpo_data.study import load_study, parse_grid, parse_seeds, variants
-    from sweeps import Sweep, write
+    from macpo_run.sweeps import Sweep, write
 
     said = {
         "recipe": recipe, "grid": parse_grid(grid or []) or None, "rounds": until, "run": run,
@@ -635,8 +635,8 @@ def clean(
 
     A folder that several recipes share needs all of them named.
     """
-    from cleaning import remove, unreachable
-    from sweeps import recorded
+    from macpo_run.cleaning import remove, unreachable
+    from macpo_run.sweeps import recorded
 
     opened = [_open(name, runs, sets) for name in recipe or (None,)]
     if len({run.store.root for run in opened}) > 1:
@@ -661,7 +661,7 @@ def clean(
 def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
     from macpo_data.loading import load_recipe
     from macpo_data.show import progress
-    from rounds import Run
+    from macpo_run.rounds import Run
 
     run = Run(load_recipe(recipe, sets), runs, progress, lambda line: print(line, file=sys.stderr))
     run.label = Path(recipe).stem if recipe else run.recipe.run

@@ -26,7 +26,7 @@ from macpo_data import mixture
 from macpo_data.recipe import Recipe
 from macpo_data.schema import MESSAGES
 from macpo_data.show import progress
-from rounds import Run
+from macpo_run.rounds import Run
 
 SLOTS = 32  # of each model
 FAULTS = ("429=0.005", "500=0.01", "garbage=0.005")

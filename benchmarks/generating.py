@@ -16,7 +16,7 @@ from macpo_data.engines import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine, batch_seed
 from macpo_data.models import Base
 from macpo_data.recipe import Engine, Sampling
-from training import pretrain_bases
+from macpo_run.training import pretrain_bases
 
 REQUESTS, BATCH, REPEATS = 256, 64, 5
 BASE = "strong"

@@ -17,7 +17,7 @@ from macpo_data.report_page import page
 from macpo_data.schema import prompt_id
 from macpo_data.show import progress
 from macpo_data.store import write_parquet
-from rounds import Run
+from macpo_run.rounds import Run
 
 CHROMIUM = "chromium"
 PAIRS = 5000

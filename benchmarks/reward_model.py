@@ -24,7 +24,7 @@ from macpo_data import stats
 from macpo_data.loading import load_recipe
 from macpo_data.reward import accuracy
 from macpo_data.show import progress
-from rounds import Run
+from macpo_run.rounds import Run
 
 FILES = {part: str(DATA / f"hh_harmless_{part}.parquet") for part in ("d1", "d2", "test")}
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from macpo_data.evaluate import Evaluation
     from macpo_data.recipe import Recipe
     from macpo_data.standings import Standings
-    from sweeps import Outline
+    from macpo_run.sweeps import Outline
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}

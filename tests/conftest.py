@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
+    from macpo_run.rounds import Run
     from macpo_train.train import Job
-    from rounds import Run
 
 # Tiny models are fastest on one thread, and two processes then never fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -189,7 +189,7 @@ OpenRun = Callable[..., "Run"]
 def open_run(recipe_file: Path, tmp_path: Path) -> OpenRun:
     """A run on the fake engine, with settings laid over the recipe."""
     from macpo_data.loading import load_recipe
-    from rounds import Run
+    from macpo_run.rounds import Run
 
     def call(*sets: str, file: Path = recipe_file, fake: bool = True) -> Run:
         engine = ["engine.name=fake"] if fake else []

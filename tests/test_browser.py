@@ -17,7 +17,7 @@ from macpo_data.evaluate import evaluate, trained
 from macpo_data.loading import load_recipe
 from macpo_data.report import Source, collect
 from macpo_data.report_page import page
-from rounds import Run
+from macpo_run.rounds import Run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -18,7 +18,7 @@ from macpo_data.recipe import Columns
 from macpo_data.show import pick
 from macpo_data.sources import preference_rows, read_file
 from macpo_data.tables import read_table
-from standalone import scores_depend_on, train_on, usable_pairs, workplace
+from macpo_run.standalone import scores_depend_on, train_on, usable_pairs, workplace
 
 Row = dict[str, Any]
 

@@ -21,7 +21,7 @@ from macpo_data.evaluate import latest
 from macpo_data.exports import converse, questions
 from macpo_data.plan import Policy
 from macpo_data.schema import MESSAGES, Message, prompt_id
-from rounds import Run
+from macpo_run.rounds import Run
 
 STUDENT = Policy("student", "positive", 0)
 

@@ -15,7 +15,7 @@ from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
 from macpo_data.schema import CANDIDATES, SCORES, check
-from rounds import Run
+from macpo_run.rounds import Run
 
 JUDGED = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=teacher2"]
 SELF = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=student"]

@@ -17,7 +17,7 @@ from macpo_data import render
 from macpo_data.errors import RecipeError
 from macpo_data.recipe import Mixture
 from macpo_data.schema import MESSAGES, Message, prompt_id
-from rounds import Run
+from macpo_run.rounds import Run
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from macpo_data.report_page import page
 from macpo_data.schema import CANDIDATES, PAIRS, RESPONSES
 from macpo_data.store import write_parquet
 from macpo_data.verdict import change, verdict
-from rounds import Run
+from macpo_run.rounds import Run
 
 
 def source(run: Run, label: str = "mine") -> Source:

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cli
-from cleaning import unreachable
 from macpo_data import judge
 from macpo_data.errors import ModelError, RecipeError
 from macpo_data.loading import load_recipe
@@ -26,7 +25,8 @@ from macpo_data.recipe import Engine, Judge, RewardModel
 from macpo_data.reward import Scorer, accuracy, one_reward, rewards, score
 from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store import Shards
-from rounds import Run
+from macpo_run.cleaning import unreachable
+from macpo_run.rounds import Run
 
 Rows = pl.DataFrame
 

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
-from cleaning import remove, unreachable
 from macpo_data.errors import DataError, MacpoError, StoreError
 from macpo_data.plan import Step
-from rounds import Run
+from macpo_run.cleaning import remove, unreachable
+from macpo_run.rounds import Run
 
 
 def bytes_of(run: Run, pattern: str) -> dict[str, bytes]:

@@ -28,7 +28,7 @@ from macpo_data.errors import ModelError
 from macpo_data.loading import load_recipe
 from macpo_data.models import Base
 from macpo_data.recipe import Endpoint, Engine, Sampling
-from rounds import Run
+from macpo_run.rounds import Run
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (`make vllm`)", allow_module_level=True)

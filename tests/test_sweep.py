@@ -24,14 +24,14 @@ from conftest import Macpo, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleaning import unreachable
 from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.show import print_sweep
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
-from sweeps import Sweep, about, recorded, said, write
+from macpo_run.cleaning import unreachable
+from macpo_run.sweeps import Sweep, about, recorded, said, write
 
 OpenSweep = Callable[..., Sweep]
 GRID = {"dpo.beta": [0.05, 0.1], "select.by": ["perplexity", "random"]}

@@ -21,8 +21,6 @@ import yaml
 from conftest import RECIPE, make_tiny_base
 from test_kill import kill_until_done, start
 
-import rounds
-import training
 from macpo_data import world
 from macpo_data.engines import Request, ScoreRequest, Voice, pick
 from macpo_data.engines.transformers import TransformersEngine
@@ -31,6 +29,7 @@ from macpo_data.loading import load_recipe
 from macpo_data.models import Base, load_model
 from macpo_data.recipe import VLLM, Engine, Sampling
 from macpo_data.schema import Message
+from macpo_run import rounds, training
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (`make vllm`)", allow_module_level=True)

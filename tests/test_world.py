@@ -180,7 +180,7 @@ def test_packed_answers_cost_what_separate_ones_cost() -> None:
 def test_a_base_is_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from training import pretrain_bases
+    from macpo_run.training import pretrain_bases
 
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
     seen: list[tuple[int, int, str]] = []
@@ -205,7 +205,7 @@ def test_a_killed_command_leaves_no_child_and_no_base(
 ) -> None:
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
     code = (
-        "from training import pretrain_bases\n"
+        "from macpo_run.training import pretrain_bases\n"
         "pretrain_bases(['weak-a'], lambda *progress: print(*progress, flush=True))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:

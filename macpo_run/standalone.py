@@ -1,0 +1,246 @@
+"""Training on any one preference dataset, without recipe and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from filelock import FileLock, Timeout
+
+from macpo_data import models, remote, sources
+from macpo_data.context import Progress
+from macpo_data.errors import DataError, MacpoError, ModelError
+from macpo_data.generate import versions
+from macpo_data.loading import load_settings
+from macpo_data.recipe import Agent, TrainSettings
+from macpo_data.schema import SCORES
+from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
+from macpo_data.tables import default_config, read_table
+from macpo_data.worker import Workers
+from macpo_run.training import fit, pretrain
+from macpo_train.train import ADAPTER_FILES, Job
+
+# Several pairs of one prompt are no mistake here: each is a row to learn from.
+KEPT = "duplicate_prompt"
+SCORED = ("sum_logprob", "num_tokens", "eot_logprob")
+
+
+def train_on(
+    dataset: str,
+    base: str,
+    out: Path,
+    *,
+    config: str | None,
+    revision: str | None,
+    init: str | None,
+    sets: list[str] | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Path:
+    """Train an adapter on a dataset, whoever made it, and return its folder.
+
+    Killed, and said again with the same settings, it goes on from its last checkpoint.
+
+    Args:
+        dataset: on the Hub, a folder, or a file.
+        base: model on the Hub or a folder.
+        out: where the adapter goes; a manifest beside it says how it came to be.
+        config: of the dataset.
+        revision: of the dataset.
+        init: adapter to go on from: a folder, or org/name[/subfolder][@revision] on the Hub.
+        sets: settings as `a.b=c`.
+        progress: shows how far it is.
+        say: prints a line.
+
+    Raises:
+        MacpoError: anything that a person can mend.
+    """
+    settings, out = load_settings(sets), out.resolve()
+    if init and "lora" in settings.model_fields_set:
+        raise MacpoError("lora.*: the adapter of --init keeps its shape; leave out one of them")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MacpoError(f"{out} exists already; choose another folder with --out")
+    raw = read_table(dataset, config, revision)
+    pairs, counts = usable_pairs(raw, settings, dataset)
+    for reason, count in counts.items():
+        say(f"left out {count} rows: {reason}")
+    agent = Agent(
+        role="student",
+        base=base,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    fake = settings.engine.name == "fake"
+    found = models.Base(base, None if fake else models.resolve(agent), agent.trust_remote_code)
+    if not fake:
+        pretrain([base], progress)
+    start = None if init is None else _adapter(init)
+    scored_under = scores_depend_on(dataset, config) or {}
+    reference = "the starting adapter" if start and settings.dpo.reference == "previous" else base
+    if settings.objective == "dpo":
+        say(f"starting from {init or base}; the reference is {reference}")
+
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one keeps the books
+    with workplace(out, first) as work:
+        table, made = work / "pairs.parquet", work / "adapter"
+        write_parquet(table, pairs)
+        made.mkdir(exist_ok=True)
+        job = Job(
+            dataset=table,
+            column="chosen",
+            base=found,
+            chat_template=settings.chat_template,
+            start=start,
+            out=made,
+            settings=settings.dpo if settings.objective == "dpo" else settings.sft,
+            lora=settings.lora,
+            train=settings.train,
+            confidence=settings.confidence,
+            seed=settings.seed,
+            fake=fake,
+            scored_under=scored_under if scored_under.get("base") == base else None,
+            cache=work / "reference",
+            logs=out.parent / "logs",
+            name=out.name,
+        )
+        with closing(Workers(1)) as workers:
+            facts = fit(job, f"training {out.name} on {len(pairs)} pairs", progress, workers)
+        if not first:
+            return out
+        manifest = {
+            "kind": "train",
+            "dataset": dataset,
+            "config": config,
+            "revision": revision,
+            "pairs_sha256": sha256(table),
+            "left_out": counts,
+            "base": base,
+            "base_revision": found.revision,
+            "start": init,
+            "start_sha256": start and models.adapter_sha256(start),
+            "reference": reference if settings.objective == "dpo" else None,
+            # An adapter that is gone on with has its own shape.
+            "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
+            "adapter_sha256": models.adapter_sha256(made),
+            **versions(),
+            **facts,
+        }
+        write_json(made / MANIFEST, manifest)
+        if out.exists():
+            out.rmdir()
+        shutil.move(made, out)
+        shutil.rmtree(work)
+    return out
+
+
+@contextmanager
+def workplace(out: Path, first: bool) -> Iterator[Path]:
+    """The folder beside `out` in which a training that was killed goes on.
+
+    What it keeps of other settings is not taken: checkpoints and log-probabilities know theirs.
+    A start that fails before there are any leaves nothing behind.
+
+    Raises:
+        MacpoError: another process is at work there.
+    """
+    work = out.with_name(f".{out.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work / "lock")
+    try:
+        if first:
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise MacpoError(f"another process trains into {out}; choose another --out") from None
+    try:
+        yield work
+    except BaseException:
+        kept = [*work.glob("adapter/trainer/checkpoint-*"), *work.glob("reference/*")]
+        if first and not kept:
+            shutil.rmtree(work)
+        raise
+    finally:
+        lock.release()
+
+
+def scores_depend_on(dataset: str, config: str | None) -> dict[str, Any] | None:
+    """What a dataset's scores depend on, where macpo made them and its manifest is here.
+
+    It stands beside the file of a run's or a pulled dataset, and inside a published folder.
+    """
+    place = Path(dataset).expanduser()
+    found = [place.parent / MANIFEST]
+    if place.is_dir():
+        name = config or default_config(place / "README.md")
+        found = list(place.glob(f"macpo/{name}/data/*/{MANIFEST}"))
+    try:
+        (manifest,) = found
+        under: dict[str, Any] | None
+        (under,) = json.loads(manifest.read_text("utf-8"))["scored_under"].values()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return under
+
+
+def usable_pairs(
+    raw: pl.DataFrame, settings: TrainSettings, place: str
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows to train on, and how many were left out by reason.
+
+    Raises:
+        DataError: a column is missing, or no row can be used.
+    """
+    rows = sources.preference_rows(raw, settings.columns, place)
+    # What a dataset of macpo says of its answers: one that was cut does not teach to stop, and
+    # scores may spare the reference pass.
+    told = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}
+    sides = {"chosen": settings.columns.chosen, "rejected": settings.columns.rejected}
+    rows = rows.with_columns(
+        raw[f"{column}_{name}"].alias(f"{side}_{name}")
+        for side, column in sides.items()
+        for name, t in told.items()
+        if raw.schema.get(f"{column}_{name}") == t
+    )
+    good = pl.col("reason").is_null() | (pl.col("reason") == KEPT)
+    wanted = ["chosen", *(["rejected"] if settings.objective == "dpo" else [])]
+    good &= pl.all_horizontal(pl.col(name).is_not_null() for name in wanted)
+    left = rows.filter(~good)["reason"].fill_null("no_answer").value_counts().sort("reason")
+    counts = dict(left.iter_rows())
+    pairs = rows.filter(good).drop("reason")
+    if pairs.is_empty():
+        raise DataError(f"{place}: no usable pair among {len(raw)} rows ({counts}); `macpo check`")
+    return pairs, counts
+
+
+def _adapter(init: str) -> Path:
+    """The folder of an adapter, fetched from the Hub where it is not here."""
+    folder = Path(init).expanduser()
+    if folder.is_dir() or init.startswith((".", "/", "~")):
+        if not all((folder / name).is_file() for name in ADAPTER_FILES):
+            raise ModelError(
+                f"no adapter in {init}: a folder with {' and '.join(ADAPTER_FILES)} is needed"
+            )
+        return folder
+    place, _, revision = init.partition("@")
+    parts = place.split("/")
+    repo = remote.check_repo("/".join(parts[:2]))
+    prefix = "".join(f"{part}/" for part in parts[2:])
+    with remote.one_line("fetch the adapter", init):
+        from huggingface_hub import snapshot_download
+
+        remote.connect()
+        where = remote.ask(
+            snapshot_download,
+            repo,
+            revision=revision or None,
+            allow_patterns=[f"{prefix}{name}" for name in ADAPTER_FILES],
+        )
+    folder = Path(where) / prefix
+    if not (folder / ADAPTER_FILES[1]).is_file():
+        raise ModelError(f"{init} holds no adapter in safetensors; name it as org/name/subfolder")
+    return folder
