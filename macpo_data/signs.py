@@ -101,6 +101,14 @@ RULES = {
         "see what is wrong with the others' answers, or save their time",
         high=0.9,
     ),
+    # Against the first step's: in the world .5 to 1.15 times it, and its steps differ by a sixth.
+    "loss": Rule(
+        "loss",
+        "what it is trained on becomes less likely than at the start",
+        "lower the learning rate",
+        high=1.5,
+        of="times",
+    ),
     # Nats against the start of the training; a fall or collapse that was seen began with these.
     "chosen_shift": Rule(
         "nats",
@@ -235,20 +243,25 @@ def _lengths(signs: Mapping[str, Sign]) -> dict[str, Sign]:
 
 
 def of_training(history: Sequence[Mapping[str, float]]) -> Signs:
-    """Signs in the last steps of a DPO training, against its first; other trainings have none.
+    """Signs in the last steps of a training, against its first.
 
     Args:
         history: metrics by step, so far.
     """
-    if len(history) < WINDOW or "chosen_shift" not in history[0]:
+    if len(history) < WINDOW:
         return {}
 
     def mean(name: str, steps: int) -> float:
         return sum(row[name] for row in history[-steps:]) / steps
 
+    first = history[0]
+    if "chosen_shift" not in first:
+        # With the confidence loss the whole is a mixture whose weights change.
+        name = "weak" if "weak" in first else "loss"
+        return {"loss": sign("loss", mean(name, WINDOW), first[name])}
     # Against the reference, so that it matters little which rows a batch holds.
     shifts = ("chosen_shift", "rejected_shift")
-    told = {name: mean(name, WINDOW) - history[0][name] for name in shifts}
+    told = {name: mean(name, WINDOW) - first[name] for name in shifts}
     told["reward_margin"] = mean("margin", WINDOW)
     if len(history) >= ENOUGH:
         told["accuracy"] = mean("accuracy", ENOUGH)

@@ -84,7 +84,8 @@ def run(
 ) -> dict[str, Any]:
     """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one."""
     of = identity(job)
-    watch = Watch(report, keys, job.settings.batch_size, of, job.train.save_steps)
+    name = job.name or job.out.name
+    watch = Watch(report, name, keys, job.settings.batch_size, of, job.train.save_steps)
     trainer = make(watch)
     quiet(trainer)
     folder = Path(trainer.args.output_dir)

@@ -26,10 +26,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     """Tells each step, warns, stops at a loss that is not finite, and marks checkpoints."""
 
     def __init__(
-        self, report: Report, keys: dict[str, str], rows: int, identity: str, save_steps: int | None
+        self,
+        report: Report,
+        name: str,
+        keys: dict[str, str],
+        rows: int,
+        identity: str,
+        save_steps: int | None,
     ) -> None:
         """`keys` renames trl's metrics; `identity` is what a checkpoint has to match."""
         self.report = report
+        self.name = name
         self.keys = keys
         self.rows = rows  # per step
         self.identity = identity
@@ -81,7 +88,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         new = {n: s for n, s in found.items() if s["crossed"] and n not in self.said}
         self.said |= new.keys()
         for line in sentences(new):
-            say(f"step {state.global_step}: {line}")
+            say(f"{self.name}, step {state.global_step}: {line}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint where it is time."""

@@ -208,10 +208,20 @@ def test_a_training(last: dict[str, float], name: str | None) -> None:
 
 
 def test_a_training_of_few_steps_or_another_kind() -> None:
-    """Four steps tell nothing, ten no accuracy; fine-tuning and reward models have no reference."""
+    """Four steps tell nothing, ten no accuracy."""
     assert of_training(steps(WINDOW - 1, margin=99.0)) == {}
     assert set(of_training(steps(10))) == {"chosen_shift", "rejected_shift", "reward_margin"}
-    assert of_training([{"loss": 1.0}] * 9) == of_training([{"reward_margin": 1.0}] * 9) == {}
+
+
+def test_a_fine_tuning() -> None:
+    """The mean of the last five losses is held against 1.5 times the first: here 3 times 1.5."""
+    for last, above in ((4.5, False), (4.51, True)):
+        history = [{"loss": 3.0}] * 4 + [{"loss": last}] * WINDOW
+        assert of_training(history) == {
+            "loss": {"value": last, "before": 3.0, "line": 4.5, "crossed": above}
+        }
+    mixed = [{"loss": 9.0 * n, "weak": 2.0} for n in range(9)]  # only the labels' part counts
+    assert not crossed(of_training(mixed))
 
 
 def answers(agent: str, golds: dict[int, list[float]], text: str = "one of many") -> pl.DataFrame:
