@@ -268,7 +268,7 @@ def sweep(
 
     said = {
         "recipe": recipe, "grid": parse_grid(grid or []) or None, "rounds": until, "run": run,
-        "seeds": parse_seeds(seeds) if seeds else None,
+        "seeds": None if seeds is None else parse_seeds(seeds),
         "agents": [name.strip() for name in agents.split(",")] if agents else None,
     }  # fmt: skip
     loaded = load_study(study, {k: v for k, v in said.items() if v is not None})
@@ -537,9 +537,8 @@ def pull(
     pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside, local_paths)
     for line in pulled:
         _say(line)
-    where = "" if to == Path("macpo.yaml") else f" --recipe {to}"
-    runs_ = "" if runs == RUNS else f" --runs {runs}"
-    _next(f"macpo train --round {round_}{where}{runs_}")
+    recipe = [] if to == Path("macpo.yaml") else ["--recipe", str(to)]
+    _next(f"macpo train --round {round_}" + _options_said(recipe, runs, None))
 
 
 @app.command()

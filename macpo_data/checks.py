@@ -235,8 +235,8 @@ def findings(
             found.append(_finding(good, "error", text, pl.col("prompt_id").is_in(ids)))
     if chat is not None:
         found.append(_too_long(good, chat, max_length))
-    if columns.rejected:
-        found += [each for each in [_length_bias(good)] if each]
+    if columns.rejected and not good.is_empty():
+        found.append(_length_bias(good))
     cut = [pl.col(n) == "length" for n in table.columns if n.endswith("chosen_finish_reason")]
     if cut:
         at = table.with_row_index("at")
@@ -297,9 +297,7 @@ def _too_long(good: pl.DataFrame, chat: Any, max_length: int) -> Finding:
     return Finding("error", text, len(over), over[0] if over else None)
 
 
-def _length_bias(good: pl.DataFrame) -> Finding | None:
-    if good.is_empty():
-        return None
+def _length_bias(good: pl.DataFrame) -> Finding:
     chosen, rejected = (pl.col(side).str.len_chars() for side in ("chosen", "rejected"))
     share, ratio = good.select(
         share=(chosen > rejected).mean(), ratio=chosen.mean() / rejected.mean()

@@ -251,11 +251,11 @@ class Context:
 
         A response that was not written, or does not fit the model, has no score.
         """
-        prompts = pl.concat([self.prompts("d2"), self.prompts("test")]).select(
-            "prompt_id", "prompt"
-        )
         rows = samples.with_row_index()
         if "prompt" not in rows.columns:
+            prompts = pl.concat(
+                self.prompts(part).select("prompt_id", "prompt") for part in ("d2", "test")
+            )
             rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
         rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
@@ -384,11 +384,18 @@ class Context:
             return {}
         return begun
 
-    def _begin(self, name: str, shards: Shards, made_from: dict[str, str]) -> None:
-        """Keep the shards of a killed run, unless what they were made from changed since."""
-        if self._begun(name).get("inputs") != made_from:
+    def _begin(
+        self, name: str, shards: Shards, made_from: dict[str, str], by: str | None = None
+    ) -> None:
+        """Keep the shards of a killed run, unless what made them changed since.
+
+        Texts may come from several engines; `by` names the one that all scores of a set are of.
+        """
+        begun = self._begun(name)
+        if begun.get("inputs") != made_from or begun.get("scored_by") != by:
             folder = self.store.clear(name)
-            write_json(folder / BEGUN, {"inputs": made_from, "shard_size": shards.size})
+            kept = {"inputs": made_from, "shard_size": shards.size, "scored_by": by}
+            write_json(folder / BEGUN, kept)
 
     def _voice(self, policy: Policy) -> Voice:
         """The policy's adapter, checked, on its agent's template."""
@@ -474,8 +481,10 @@ class Context:
     def _make_on(self, base: Base, todo: dict[str, tuple[Policy, Task]], what: str) -> None:
         started = time.monotonic()
         tasks = [task for _, task in todo.values()]
+        scorer = None if tasks[0].sampling else self.recipe.score.engine
+        by = scorer and f"{scorer} {self.recipe.engine.adapters}"
         for name, (policy, task) in todo.items():
-            self._begin(name, task.shards, self._made_from(policy))
+            self._begin(name, task.shards, self._made_from(policy), by)
         writers = list(dict.fromkeys(str(policy) for policy, _ in todo.values()))
         who = ", ".join(writers) if len(writers) < 4 else f"{len(writers)} policies of {base.id}"
         title = what if "under" in what else f"{what}: {who}"
@@ -483,7 +492,6 @@ class Context:
             if self.recipe.engine.name == "fake" or base == ENDPOINTS:
                 facts = run_tasks(report, self.recipe.engine, base, tasks)
             else:
-                scorer = None if tasks[0].sampling else self.recipe.score.engine
                 engine = pick(self.recipe.engine, scorer)
                 # vLLM takes the GPU for itself, so a process that runs it runs nothing else.
                 own = f" ({engine.name})" if engine.name != "transformers" else ""

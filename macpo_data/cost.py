@@ -57,10 +57,8 @@ class Ask:
 
     def money(self, endpoint: Endpoint | None, out: float) -> float | None:
         """What all of it costs; None without prices."""
-        if endpoint is None or endpoint.price_in is None or endpoint.price_out is None:
-            return None
-        each = self.tokens_in * endpoint.price_in + out * endpoint.price_out
-        return self.prompts * self.calls * each / 1e6
+        calls = self.prompts * self.calls
+        return None if endpoint is None else endpoint.cost(calls * self.tokens_in, calls * out)
 
 
 def writing(

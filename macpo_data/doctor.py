@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
+import psutil
 from packaging.requirements import Requirement
 
 from macpo_data.engines import pick
@@ -140,7 +142,8 @@ def _hardware(runs: Path) -> Iterator[Health]:
         yield Health("ok", "gpu", "{}, {} MiB, {} MiB free".format(*gpu.split(", ")))
     if not gpus():
         yield Health("warning", "gpu", "none: models run on the CPU", "only small ones are quick")
-    total, free = _memory()
+    memory = psutil.virtual_memory()
+    total, free = memory.total / 2**30, memory.available / 2**30
     low = free < MEMORY
     yield Health(
         "warning" if low else "ok",
@@ -158,23 +161,16 @@ def _hardware(runs: Path) -> Iterator[Health]:
     )
 
 
-def _memory() -> tuple[float, float]:
-    """All and free memory of this machine, GiB."""
-    page = os.sysconf("SC_PAGE_SIZE") / 2**30
-    total, free = os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-    if (info := Path("/proc/meminfo")).exists():  # where it is told, with the caches
-        lines = dict(line.split(":") for line in info.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) / 2**20
-    return total, free
-
-
 def _engine(recipe: Recipe) -> Health:
     """Which engines the recipe comes to here."""
     try:
         writes, scores = pick(recipe.engine), pick(recipe.engine, recipe.score.engine)
     except MacpoError as error:
-        gpu = bool(gpus())
-        return Health("problem", "engine", str(error), "pip install vllm" if gpu else "make vllm")
+        name = "ray" if recipe.engine.name == "ray" else "vllm"
+        packages = {"vllm": "vllm", "ray": "vllm 'ray[data]'"}[name]
+        mend = f"pip install {packages}" if gpus() else f"make {name}"
+        # What else it says is for those who have no doctor.
+        return Health("problem", "engine", re.split("[;:]", str(error))[0], mend)
     return Health("ok", "engine", f"{writes.name} writes, {scores.name} scores")
 
 

@@ -50,6 +50,11 @@ def hidden_os_error(error: BaseException, path: str | None = None) -> OSError | 
     return OSError(int(number[1]), os.strerror(int(number[1])), path) if number else None
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; the rest is for its developers."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+
+
 def plain(text: str) -> str:
     """Text without the control characters that a terminal would obey."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from macpo_data.context import Context
 from macpo_data.errors import DataError
+from macpo_data.mixture import as_rows
 from macpo_data.plan import Policy
 from macpo_data.recipe import digest
-from macpo_data.schema import MESSAGES, Message, prompt_id
+from macpo_data.schema import Message
 from macpo_data.sources import read_file
 from macpo_data.store import atomic
 
@@ -93,11 +92,7 @@ def converse(ctx: Context, policy: Policy, asked: list[Question]) -> list[list[s
     answers: list[list[str]] = [[] for _ in asked]
     for turn in range(1 + max((len(question.turns) for question in asked), default=0)):
         speaking = [n for n, question in enumerate(asked) if turn <= len(question.turns)]
-        dialogues = [_so_far(asked[n], answers[n]) for n in speaking]
-        rows = pl.DataFrame(
-            {"prompt_id": [prompt_id(each) for each in dialogues], "prompt": dialogues},
-            schema={"prompt_id": pl.String, "prompt": MESSAGES},
-        )
+        rows = as_rows([_so_far(asked[n], answers[n]) for n in speaking])
         (written,) = ctx.ask([(policy, rows)], ctx.recipe.sampling, f"export-{turn}")
         for n, text in zip(speaking, written["response"], strict=True):
             answers[n].append(text or "")

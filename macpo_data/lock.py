@@ -80,24 +80,17 @@ class Lock:
         """
         try:
             pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
-            pins.setdefault("models", {})
-            pins.setdefault("data", {})
+            if all(isinstance(each, dict) for each in (pins, *pins.values())):
+                return {"models": {}, "data": {}} | pins
         except (ValueError, AttributeError):
-            raise StoreError(
-                f"{self.path} is damaged; restore it, or delete it to pin anew"
-            ) from None
-        return dict(pins)
+            pass
+        raise StoreError(f"{self.path} is damaged; restore it, or delete it to pin anew")
 
     def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
         with FileLock(self.path.with_name(".lock.json.lock")):
-            try:
-                pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
-                known: dict[str, str | None] = pins.setdefault(kind, {})
-                if key not in known:
-                    known[key] = resolve()
-                    write_json(self.path, pins)
-                return known[key]
-            except (ValueError, AttributeError, TypeError):
-                raise StoreError(
-                    f"{self.path} is damaged; restore it, or delete it to pin anew"
-                ) from None
+            pins = self.pins()
+            known = pins.setdefault(kind, {})
+            if key not in known:
+                known[key] = resolve()
+                write_json(self.path, pins)
+            return known[key]

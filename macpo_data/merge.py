@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from macpo_data.errors import ModelError
+from macpo_data.errors import ModelError, first_line
 from macpo_data.models import Base, load_model, load_tokenizer
 from macpo_data.worker import Report
 
@@ -25,8 +25,8 @@ def merge(report: Report, base: Base, adapter: Path, out: Path) -> dict[str, Any
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise ModelError(f"adapter {adapter} does not fit {base.id}: {first}") from None
+        said = first_line(error)
+        raise ModelError(f"adapter {adapter} does not fit {base.id}: {said}") from None
     merged.save_pretrained(out)
     load_tokenizer(base).save_pretrained(out)
     report(1, 1, "merged")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from macpo_data import world
 from macpo_data.chat import Chat, make_chat
-from macpo_data.errors import ModelError
+from macpo_data.errors import ModelError, first_line
 from macpo_data.recipe import Agent, digest
 
 if TYPE_CHECKING:
@@ -247,8 +247,7 @@ def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
             **kwargs,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise ModelError(f"cannot load base {base.id}: {first}") from None
+        raise ModelError(f"cannot load base {base.id}: {first_line(error)}") from None
 
 
 def voice_identity(

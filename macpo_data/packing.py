@@ -230,8 +230,8 @@ def _causal(model: Any) -> Any:
 def _attention(causal: Any, parts: torch.Tensor) -> tuple[Any, str | None]:
     """The mask, and the attention to use where it is not the model's own.
 
-    Earlier tokens of the prompt and of the same answer are seen. Padding sees padding, for a row of
-    the mask must not be empty; nothing sees it.
+    Earlier tokens of the prompt and of the same answer are seen. Padding sees itself and the
+    prompt, for a row of the mask must not be empty; nothing sees it.
     """
     import torch
 

@@ -1,7 +1,8 @@
 """The recipe's sections, as `loading` reads them from a YAML.
 
-A field marked `Knob` changes how fast or where a thing is made, not what it is; every other field
-is identity and enters the fingerprints of the steps that read it.
+A field marked KNOB changes how fast or where a thing is made, not what it is; every other field is
+identity and enters the fingerprints of the steps that read it. One marked LATER does so where it
+is not at its default, so that results from before it existed keep their names.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     StringConstraints,
     model_validator,
 )
@@ -24,7 +27,7 @@ from pydantic import (
 from macpo_data import prompts
 from macpo_data.errors import MacpoError
 
-KNOB = "knob"
+KNOB, LATER = "knob", "later"
 # Names become paths and dataset config names, so nothing but plain characters.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -67,7 +70,8 @@ class Section(BaseModel):
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if KNOB in field.metadata:
+            unset = LATER in field.metadata and value == field.default
+            if KNOB in field.metadata or unset:
                 del values[name]
             elif isinstance(value, Section):
                 values[name] = value.identity()
@@ -103,11 +107,7 @@ class PartSpec(Section):
     path: str | list[str] | None = None  # in place of data.path, for this part
     split: str | None = None  # a split of a Hub dataset
     count: Count | None = None  # rows to draw; null takes all
-    more: More | None = None  # a second dataset, whose rows come after these
-
-    def identity(self) -> dict[str, Any]:
-        """What is not there is no part of it, so that older results keep their names."""
-        return {k: v for k, v in super().identity().items() if v is not None or k != "more"}
+    more: Annotated[More | None, LATER] = None  # a second dataset, whose rows come after these
 
 
 class DataBase(Section):
@@ -119,13 +119,9 @@ class DataBase(Section):
     limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
-    label_noise: Share = 0.0  # share of the student's weak labels whose sides are swapped
-    overlap: bool = False  # d2 may be drawn from the prompts of d1
-
-    def identity(self) -> dict[str, Any]:
-        """What is switched off is no part of it, so that older results keep their names."""
-        off = ("label_noise", "overlap")
-        return {k: v for k, v in super().identity().items() if v or k not in off}
+    # Share of the student's weak labels whose sides are swapped.
+    label_noise: Annotated[Share, LATER] = 0.0
+    overlap: Annotated[bool, LATER] = False  # d2 may be drawn from the prompts of d1
 
 
 class WorldData(DataBase):
@@ -191,6 +187,23 @@ Data = Annotated[
 ]
 
 
+def _has_port(url: str) -> bool:
+    """Whether a URL's port can be one."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All names in a JSON value, in lower case."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield name.lower()
+        yield from _keys(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from _keys(inner)
+
+
 class Endpoint(Section):
     """A model behind an OpenAI-compatible server. Which server answers is no identity."""
 
@@ -206,13 +219,18 @@ class Endpoint(Section):
     # local: what is trained on the base speaks here. load: vLLM's server loads it from our folder.
     adapters: Annotated[Literal["local", "load"], KNOB] = "local"
     # Laid over each request's body, such as top_k: null for a server that refuses it.
-    extra: dict[str, Any] = {}
+    extra: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def _holds_no_key(self) -> Endpoint:
         problems = []
-        if not re.fullmatch(r"https?://[^\s@?#]+", self.base_url):
+        if not (re.fullmatch(r"https?://[^\s@?#]+", self.base_url) and _has_port(self.base_url)):
             problems.append("base_url: write http(s)://host/path without a key, see api_key_env")
+        problems += [
+            f"extra: {name} looks like a secret, and what stands here is published; see api_key_env"
+            for name in _keys(self.extra)
+            if re.search(r"api.?key|auth|secret|password|credential|(access|bearer).?token", name)
+        ]
         if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             problems.append("api_key_env: name an environment variable, not the key itself")
         if problems:
@@ -231,7 +249,7 @@ class Agent(Section):
 
     role: Annotated[Literal["teacher", "student", "proposer", "aggregator", "judge"], KNOB]
     base: str = ""  # Hub id, local folder, or world:NAME; an endpoint needs none
-    endpoint: Endpoint | None = None  # a server that speaks for it
+    endpoint: Annotated[Endpoint | None, LATER] = None  # a server that speaks for it
     revision: str = "main"  # of the base on the Hub; pinned in lock.json when first read
     chat_template: str = "tokenizer"  # tokenizer | vicuna | alpaca | chatml | a Jinja file
     lr_scale: Annotated[Positive, KNOB] = 1.0  # multiplies its learning rates; train steps read it
@@ -246,8 +264,6 @@ class Agent(Section):
     def identity(self) -> dict[str, Any]:
         """A template in a file counts by its content, not by its path."""
         values = super().identity()
-        if self.endpoint is None:  # no part of it, so that older results keep their names
-            del values["endpoint"]
         if self.chat_template not in NAMED_TEMPLATES:
             values["chat_template"] = digest(read_template(self.chat_template))
         return values
@@ -266,11 +282,13 @@ class Sampling(Section):
 class Select(Section):
     """Which candidates become chosen responses."""
 
-    by: Literal["perplexity", "judge", "reward", "random"] = "perplexity"  # who is best
+    # Who is best.
+    by: Annotated[Literal["perplexity", "judge", "reward", "random"], LATER] = "perplexity"
     # Where perplexity selects: which is best.
-    order: Literal["lowest", "highest", "middle", "random"] = "lowest"
+    order: Annotated[Literal["lowest", "highest", "middle", "random"], LATER] = "lowest"
     keep: Count = 1  # pairs per prompt, the best first
-    pool: Annotated[Share | None, Field(gt=0.0)] = None  # share kept of all of these, the best
+    # Share kept of all of these, the best.
+    pool: Annotated[Share | None, Field(gt=0.0), LATER] = None
     max_perplexity: Positive | None = None  # where perplexity selects, none above it is chosen
     on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
     min_chars: Annotated[int, Field(ge=0)] = 1
@@ -278,10 +296,12 @@ class Select(Section):
     truncated: bool = True  # catch responses that the token limit cut
     max_repetition: Share | None = 0.5  # share of 3-word runs that occurred before in the response
     same_as_rejected: bool = True  # catch a chosen response equal to the rejected one
-    test_sets: list[str] = []  # files or Hub ids; prompts that occur in them are dropped
+    # Files or Hub ids; prompts that occur in them are dropped.
+    test_sets: Annotated[list[str], LATER] = []
     ngram: Annotated[int, Field(ge=2)] = 8  # words in a run, for prompts that overlap a test set
     ngram_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5  # of a test prompt's runs, to drop
-    near_duplicates: Annotated[float | None, Field(gt=0.0, le=1.0)] = None  # drop those as alike
+    # Drop those as alike.
+    near_duplicates: Annotated[float | None, Field(gt=0.0, le=1.0), LATER] = None
 
     @property
     def excludes(self) -> bool:
@@ -289,16 +309,10 @@ class Select(Section):
         return bool(self.test_sets) or self.near_duplicates is not None
 
     def identity(self) -> dict[str, Any]:
-        """What is switched off is no part of it, so that older results keep their names."""
+        """How test sets are read counts where there are any."""
         values = super().identity()
-        for name in ("by", "order", "pool"):
-            if values[name] == type(self).model_fields[name].default:
-                del values[name]
         if not self.test_sets:
-            for name in ("test_sets", "ngram", "ngram_share"):
-                del values[name]
-        if self.near_duplicates is None:
-            del values["near_duplicates"]
+            del values["ngram"], values["ngram_share"]
         return values
 
 
@@ -486,7 +500,7 @@ class Framing(Section):
 
 
 class Train(Section):
-    """What SFT and DPO share."""
+    """What all training shares."""
 
     max_length: Count = 1024  # tokens of prompt and response
     # Longer ones lose the response's end, or the prompt's beginning, or are left out.
@@ -525,7 +539,7 @@ class Engine(Section):
     # auto: vllm where it is installed and there is a GPU, else transformers.
     name: Annotated[Literal["auto", "transformers", "vllm", "ray", "fake"], KNOB] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: as the base was saved
-    quantization: str | None = None  # as vLLM names it, such as fp8
+    quantization: Annotated[str | None, LATER] = None  # as vLLM names it, such as fp8
     adapters: Annotated[Literal["lora", "merge"], KNOB] = "lora"  # merge: vLLM serves a copy each
     vllm: Annotated[VLLM, KNOB] = VLLM()
     batch_size: Annotated[Count, KNOB] = 64  # sequences per forward pass
@@ -539,14 +553,13 @@ class Engine(Section):
             raise ValueError("vllm.data_parallel above 1 needs engine.name=ray")
         if self.name == "ray" and self.adapters == "merge":
             raise ValueError("adapters=merge needs engine.name=vllm")
+        if self.quantization and self.name == "transformers":
+            raise ValueError("quantization needs engine.name=vllm or ray")
         return self
 
     def identity(self) -> dict[str, Any]:
         """Which real engine wrote is no identity, but a fake one is."""
-        values = super().identity() | {"fake": self.name == "fake"}
-        if self.quantization is None:  # no part of it, so that older results keep their names
-            del values["quantization"]
-        return values
+        return super().identity() | {"fake": self.name == "fake"}
 
 
 class Score(Section):
@@ -583,23 +596,18 @@ class Recipe(Section):
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()
-    confidence: Confidence | None = None  # of the student's fine-tuning; null: cross-entropy
+    # Of the student's fine-tuning; null: cross-entropy.
+    confidence: Annotated[Confidence | None, LATER] = None
     negative: Negative = Negative()
     dpo: DPO = DPO()
     lora: Lora = Lora()
     train: Train = Train()
     engine: Engine = Engine()
     score: Annotated[Score, KNOB] = Score()
-    mixture: Mixture | None = None
-    judge: Judge | None = None
+    mixture: Annotated[Mixture | None, LATER] = None
+    judge: Annotated[Judge | None, LATER] = None
     reward: Annotated[RewardTraining, KNOB] = RewardTraining()  # for evaluation alone
     eval: Annotated[Eval, KNOB] = Eval()
-
-    def identity(self) -> dict[str, Any]:
-        """What is not there is no part of it, so that older results keep their names."""
-        optional = ("mixture", "judge", "confidence")
-        absent = [name for name in optional if getattr(self, name) is None]
-        return {k: v for k, v in super().identity().items() if k not in absent}
 
     @property
     def teachers(self) -> list[str]:

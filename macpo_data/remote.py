@@ -1,6 +1,6 @@
 """Calls to the Hub: patient with what passes, one line for what does not, never a token.
 
-Everything that publishes or fetches goes through `ask`.
+Whatever publishes or fetches a round goes through `ask`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,12 +57,8 @@ def connect() -> HfApi:
 
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there is one."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if response is not None:
-            return int(response.status_code)
-        error = error.__cause__  # type: ignore[assignment]
-    return None
+    response = _response(error)
+    return None if response is None else int(response.status_code)
 
 
 def ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -147,18 +144,13 @@ def differs(content: Path | bytes, remote: str | None) -> bool:
     """Whether a file here is not the one that a listing names."""
     if remote is None:
         return True
-    data = content if isinstance(content, bytes) else None
     sha, git = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
-    size = len(data) if data is not None else Path(str(content)).stat().st_size
-    git.update(f"blob {size}\0".encode())
-    if data is not None:
-        sha.update(data)
-        git.update(data)
-    else:
-        with Path(str(content)).open("rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
-                git.update(block)
+    with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        git.update(f"blob {file.seek(0, os.SEEK_END)}\0".encode())
+        file.seek(0)
+        while block := file.read(1 << 20):
+            sha.update(block)
+            git.update(block)
     return remote not in (sha.hexdigest(), git.hexdigest())
 
 
@@ -240,9 +232,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def _response(error: BaseException) -> Any:
+    found = (getattr(each, "response", None) for each in _chain(error))
+    return next((response for response in found if response is not None), None)
+
+
 def _retry_after(error: BaseException) -> float:
-    response = next((r for e in _chain(error) if (r := getattr(e, "response", None))), None)
+    response = _response(error)
     try:
-        return min(float(response.headers.get("Retry-After", 0)), TIMEOUT) if response else 0.0
-    except ValueError:
+        return 0.0 if response is None else min(float(response.headers["Retry-After"]), TIMEOUT)
+    except (KeyError, ValueError):
         return 0.0

@@ -18,6 +18,7 @@ from macpo_data.errors import StoreError
 from macpo_data.evaluate import latest
 from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
 from macpo_data.generate import versions
+from macpo_data.lock import Lock
 from macpo_data.plan import Plan, Step
 from macpo_data.schema import CANDIDATES, RESPONSES, empty
 from macpo_data.signs import flags, of_evaluation
@@ -239,12 +240,11 @@ def _evaluation(plan: Plan, store: Store, warnings: list[str]) -> tuple[Rows, pl
 def _provenance(source: Source, made: list[Manifest]) -> dict[str, Any]:
     """What it takes to make the same again."""
     recipe, store = source.plan.recipe, source.store
-    lock = store.root / "lock.json"
     used = [json.dumps([m["versions"], m["python"]], sort_keys=True) for m in made]
     return {
         "commands": [f"macpo run --until {recipe.rounds}{source.said}"],
         "seed": recipe.seed,
-        "pins": json.loads(lock.read_text("utf-8")) if lock.is_file() else {},
+        "pins": Lock(store.root).pins(),
         "versions": [json.loads(text) for text in dict.fromkeys(used)],
         "recipe": yaml.safe_dump(
             recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True

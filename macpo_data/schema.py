@@ -121,7 +121,7 @@ JUDGEMENTS: Table = {
     "round": pl.Int64(),
     "against": pl.String(),  # the baseline: a policy, or chosen for the human's answer
     "longer": pl.Int64(),  # characters by which the policy's answer is the longer one
-    "first": pl.String(),  # a, b or null: the verdict with the policy's answer (a) shown first
+    "first": pl.String(),  # a, b, tie or null: the verdict with the policy's answer (a) shown first
     "second": pl.String(),  # likewise with the baseline's (b) shown first
     "win": pl.Float64(),  # 1 the policy, 0 the baseline, 0.5 a tie or two minds, null unreadable
 }

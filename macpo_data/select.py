@@ -94,9 +94,8 @@ def competing(
         CANDIDATES in the same order; those with a reason are out, unless it is only counted.
     """
     scores = {n: pl.lit(None, t) for n, t in SCORES.items() if n not in candidates.columns}
-    frame = candidates.with_columns(_rejected=pl.lit(None, pl.String), **scores)
-    if rejected is not None:
-        frame = _with_rejected(frame.drop("_rejected"), rejected)
+    nothing = candidates.clear() if rejected is None else rejected
+    frame = _with_rejected(candidates.with_columns(**scores), nothing)
     again = ~pl.struct("prompt_id", "response").is_first_distinct()
     twin = pl.when(again & pl.col("response").is_not_null()).then(pl.lit("duplicate_answer"))
     frame = frame.with_columns(reason=pl.coalesce(_reason(settings), twin))

@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from macpo_data.errors import DataError
+from macpo_data.errors import DataError, first_line
 from macpo_data.errors import plain as without_controls
 from macpo_data.plan import Policy, Step
 from macpo_data.worker import Report
@@ -133,7 +133,8 @@ def _table(*columns: Column | str, title: str | None = None) -> Table:
 
 def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
     """Calls, tokens and money of gen steps, and their sum. What several ask is counted once."""
-    priced = any(agent.endpoint and agent.endpoint.price_in for agent in recipe.agents.values())
+    endpoints = [agent.endpoint for agent in recipe.agents.values() if agent.endpoint]
+    priced = any(endpoint.cost(1, 1) is not None for endpoint in endpoints)
     numbers = ["a prompt", "calls", "tokens in", "out", "at most"]
     numbers += ["money", "at most"] if priced else []
     columns = [Column(name, no_wrap=True) for name in ("what", "who")]
@@ -203,7 +204,7 @@ def pick(
             else:
                 frame = frame.sort(expression, nulls_last=True, maintain_order=True)
         except pl.exceptions.PolarsError as error:
-            first = str(error).split("\n")[0].split("; valid columns")[0]
+            first = first_line(error).split("; valid columns")[0]
             raise DataError(
                 f"{flag} {text!r}: {first}; columns are {', '.join(sorted(frame.columns))}"
             ) from None
@@ -313,10 +314,8 @@ def print_summary(found: dict[str, Any]) -> None:
 
 def print_sweep(found: Outline) -> None:
     """Which steps a sweep has, how many of them are made once for several, and the time left."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("variant")
-    for column in ("steps", "not above", "to make"):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = ("steps", "not above", "to make")
+    table = _table("variant", *(Column(n, justify="right", no_wrap=True) for n in numbers))
     for name, *counts in found.variants:
         table.add_row(plain(name), *map(str, counts))
     Console().print(table)
@@ -331,10 +330,8 @@ def print_standings(found: Standings) -> None:
     from macpo_data.standings import SHOWN, cells, known_rounds, notes
 
     head, *rows = cells(found, known_rounds(found, SHOWN))
-    table = Table(box=None, pad_edge=False)
-    table.add_column(head[0], overflow="fold")
-    for column in head[1:]:
-        table.add_column(column, justify="right")
+    numbers = (Column(name, justify="right") for name in head[1:])
+    table = _table(Column(head[0], overflow="fold"), *numbers)
     for row in rows:
         table.add_row(*map(plain, row))
     console = Console()

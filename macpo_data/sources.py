@@ -18,7 +18,7 @@ from pathlib import Path
 import polars as pl
 
 from macpo_data import models, schema, world
-from macpo_data.errors import DataError
+from macpo_data.errors import DataError, first_line
 from macpo_data.recipe import Columns, Data, FileData, More, PairsData, PartSpec, PKUData, WorldData
 from macpo_data.schema import MESSAGES, PROMPTS, UNUSABLE, Part
 
@@ -263,7 +263,7 @@ def _read_hub(path: str, subset: str | None, split: str | None, revision: str) -
         frame = read.to_polars()
     except ValueError as error:  # how datasets says that it knows no such split or configuration
         raise DataError(
-            f"dataset {path}: {_first_line(error)}; check data.subset and the parts' split"
+            f"dataset {path}: {first_line(error)}; check data.subset and the parts' split"
         ) from None
     except Exception as error:  # every way of not reaching the Hub has its own class
         raise DataError(models.unreachable("dataset", path, error)) from None
@@ -301,13 +301,9 @@ def read_file(path: str) -> pl.DataFrame:
         return pl.read_ndjson(io.BytesIO(content), infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"cannot read {path}: {_first_line(error)}; it is damaged, cut short or of another "
+            f"cannot read {path}: {first_line(error)}; it is damaged, cut short or of another "
             f"kind than its name says ({', '.join(LOCAL_SUFFIXES)}): fetch it anew"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
 def _one_form(data: FileData | More, raw: pl.DataFrame, path: str) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data import stats
-from macpo_data.errors import MacpoError
+from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluate import Evaluation
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate
@@ -262,8 +262,7 @@ def plot(found: Standings, title: str) -> str | None:
         spec = _spec(found, "".join(c if c.isprintable() else " " for c in title))
         return None if spec is None else str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
     except (RuntimeError, ValueError) as error:
-        first = str(error).partition("\n")[0]
-        raise MacpoError(f"no plot, its table is written: {first}") from None
+        raise MacpoError(f"no plot, its table is written: {first_line(error)}") from None
 
 
 def _spec(found: Standings, title: str) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ class Study(Section):
     run: Name | None = None  # folder under runs/ that all share; null: the recipe's own
     rounds: Annotated[int, Field(ge=0)] | None = None  # the last one; null: the recipe's
     # So many, from the recipe's seed on, or these.
-    seeds: Count | Annotated[list[Seed], Field(min_length=1)] = 1
+    seeds: Annotated[Count, Field(le=1000)] | Annotated[list[Seed], Field(min_length=1)] = 1
     agents: list[str] = Field(default=[])  # whom to measure; none: the student
     set: Settings = Field(default={})  # laid over the recipe, for all variants
     # Name in the table: what is laid over the recipe for it.
@@ -146,6 +146,8 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
             raise RecipeError(f"{error.source}, {name}", error.problems) from None
     first = next(iter(recipes.values())).seed
     seeds = study.seeds if isinstance(study.seeds, list) else range(first, first + study.seeds)
+    if seeds[-1] >= 2**32:
+        raise MacpoError(f"seeds: there is none above {2**32 - 1}; set a lower seed")
     return [
         Variant(name, recipe.model_copy(update={"seed": seed}))
         for seed in dict.fromkeys(seeds)

@@ -13,7 +13,7 @@ import polars as pl
 import yaml
 
 from macpo_data import remote, sources
-from macpo_data.errors import DataError
+from macpo_data.errors import DataError, first_line
 
 
 def read_table(
@@ -104,8 +104,8 @@ def _read_files(files: list[Path]) -> pl.DataFrame:
     try:
         return pl.concat(frames, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
-        first = str(error).split("\n")[0]
-        raise DataError(f"{files[0].parent}: its files do not fit together: {first}") from None
+        said = first_line(error)
+        raise DataError(f"{files[0].parent}: its files do not fit together: {said}") from None
 
 
 def _read_hub(
@@ -119,8 +119,8 @@ def _read_hub(
         try:
             read = datasets.load_dataset(repo, config, split=split, revision=revision)
         except ValueError as error:  # how datasets says that it has no such configuration or split
-            first = str(error).strip().split("\n")[0]
-            raise DataError(f"dataset {repo}: {first}; check --config and --revision") from None
+            said = first_line(error)
+            raise DataError(f"dataset {repo}: {said}; check --config and --revision") from None
         except datasets.exceptions.DatasetNotFoundError:
             raise DataError(
                 f"dataset {repo}: there is none of that name"

@@ -115,6 +115,12 @@ class Run:
             )
         if learner is not None and learner not in self.recipe.agents:
             raise MacpoError(f"no learner {learner!r}: choose {', '.join(self.recipe.agents)}")
+        learners = dict.fromkeys(step.learner for step in self.plan.steps)
+        if learner is not None and learner not in learners:
+            raise MacpoError(
+                f"{learner} learns nothing in method {self.recipe.method}: choose "
+                f"{', '.join(learners)}"
+            )
         return [
             step
             for step in self.plan.steps
@@ -466,8 +472,6 @@ def _several() -> bool:
 
 def summary(data: RoundData) -> dict[str, Any]:
     """Counts and means that say at a glance what a dataset is."""
-    import polars as pl
-
     pairs = data.pairs
 
     def counts(frame: pl.DataFrame, column: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from macpo_data import evaluate
 from macpo_data.context import Progress
-from macpo_data.errors import Interrupted, MacpoError
+from macpo_data.errors import Interrupted, MacpoError, first_line, plain
 from macpo_data.evaluate import Evaluation
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import TRAINED, Recipe, digest
@@ -205,14 +205,18 @@ class Sweep:
 
 
 def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
-    """What comes of it, and what a person can mend where it fails."""
+    """What comes of it, and what is wrong where it fails."""
     try:
         return work(run), None
     except Interrupted:
         raise
     except MacpoError as error:
-        run.close()  # a process that ended is of no use to the next
-        return None, " ".join(str(error).split())
+        problem = " ".join(str(error).split())
+    except RuntimeError as error:  # such as out of memory, in whose last line it is named
+        run.say(plain(str(error)))
+        problem = plain(str(error).strip().split("\n")[-1])
+    run.close()  # a process that ended is of no use to the next
+    return None, problem
 
 
 def _steps(run: Run) -> list[Step]:
@@ -222,10 +226,14 @@ def _steps(run: Run) -> list[Step]:
 
 
 def _yardsticks(run: Run, found: Evaluation) -> dict[str, str]:
-    """What each measure depends on besides the answers: who judged, and the baseline's answers."""
+    """What each measure depends on besides the answers: prompts, judge, the baseline's answers."""
     manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
     against = manifest["samples"].get(run.recipe.eval.against)
-    return {m: f"{seal} {against if m == 'win' else ''}" for m, (_, seal) in manifest["by"].items()}
+    asked = digest(sorted(found.responses["prompt_id"].unique()))
+    return {
+        measure: f"{asked} {seal} {against if measure == 'win' else ''}"
+        for measure, (_, seal) in manifest["by"].items()
+    }
 
 
 def _scores(found: Evaluation | None) -> str:
@@ -279,8 +287,8 @@ def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
         try:
             recipes = [Recipe.model_validate(r) for _, r in json.loads(path.read_text("utf-8"))]
         except (OSError, ValueError) as error:
-            first = str(error).split("\n")[0]
-            raise MacpoError(f"{path}: {first}; remove it, if its results may go") from None
+            said = first_line(error)
+            raise MacpoError(f"{path}: {said}; remove it, if its results may go") from None
         yield path, [run.beside(recipe) for recipe in recipes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from macpo_data import models, world
@@ -55,11 +56,8 @@ def pretrain_bases(names: list[str], report: Report) -> None:
             read, of = (sum(column) for column in zip(*counts.values(), strict=True))
             report(read, of, note)
 
-        worker = Worker(f"base {name}")
-        try:
+        with closing(Worker(f"base {name}")) as worker:
             worker.call("macpo_train.pretrain:pretrain", name, report=progress)
-        finally:
-            worker.close()
 
     def cost(name: str) -> int:
         spec = world.BASES[name]

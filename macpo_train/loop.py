@@ -1,4 +1,4 @@
-"""What SFT and DPO have alike: the settings of transformers' Trainer, and going on after a kill."""
+"""What trainings have alike: the settings of transformers' Trainer, and going on after a kill."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from accelerate.utils import fsdp2_prepare_model
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import PrinterCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.models import adapter_sha256
 from macpo_data.recipe import NAMED_TEMPLATES, digest, read_template
 from macpo_data.signs import of_training
 from macpo_train.train import Job, Report, sharded
-from macpo_train.watch import Watch, last_checkpoint, quiet, say
+from macpo_train.watch import Watch, last_checkpoint, say
 
 _LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")  # a person's own wish
 
 
 def training_arguments(job: Job, rows: int) -> dict[str, Any]:
-    """What SFT and DPO tell transformers' Trainer alike.
+    """What all of them tell transformers' Trainer.
 
     Raises:
         ModelError: the batch cannot be cut so.
@@ -87,7 +88,7 @@ def run(
     name = job.name or job.out.name
     watch = Watch(report, name, keys, job.settings.batch_size, of, job.train.save_steps)
     trainer = make(watch)
-    quiet(trainer)
+    trainer.remove_callback(PrinterCallback)  # `watch` tells each step
     folder = Path(trainer.args.output_dir)
     checkpoint = last_checkpoint(folder, of)
     if checkpoint is None:

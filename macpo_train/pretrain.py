@@ -101,7 +101,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def pretrain(report: Report, name: str, threads: int = 1) -> Path:
+def pretrain(report: Report, name: str) -> Path:
     """Pretrain one base, unless it is ready, and return its folder.
 
     `report` gets the number of prompts read so far and in all. Another process that trains the
@@ -114,7 +114,7 @@ def pretrain(report: Report, name: str, threads: int = 1) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not world.is_ready(name):
-            torch.set_num_threads(threads)
+            torch.set_num_threads(1)
             partial = target.with_name(f"{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()

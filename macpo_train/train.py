@@ -1,4 +1,7 @@
-"""A dataset and a starting policy in, an adapter out. Everything comes as an argument."""
+"""A dataset and a starting policy in, an adapter or a classifier out.
+
+Everything comes as an argument.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data.chat import make_chat
-from macpo_data.errors import ModelError
+from macpo_data.errors import ModelError, first_line
 from macpo_data.models import Base, load_model, load_tokenizer
 from macpo_data.recipe import DPO, SFT, Confidence, Lora, RewardTraining, Train
 
@@ -148,8 +151,8 @@ def policy(job: Job) -> Any:
         try:
             model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            first = str(error).strip().split("\n")[0]
-            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {first}") from None
+            said = first_line(error)
+            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {said}") from None
         _check_whole(job.start, job.base, model)
         return model
     return with_adapter(model, job, "CAUSAL_LM")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.signs import ENOUGH, of_training, sentences
@@ -123,8 +123,3 @@ def say(line: str) -> None:
     """Tell a person, beside the bar; one of several processes does."""
     if os.environ.get("RANK", "0") == "0":
         print(f"training: {line}", file=sys.stderr, flush=True)
-
-
-def quiet(trainer: Any) -> None:
-    """Keep transformers from printing each step's metrics: `Watch` tells them."""
-    trainer.remove_callback(PrinterCallback)

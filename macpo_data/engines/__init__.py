@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from macpo_data.chat import Chat
 from macpo_data.errors import ModelError
-from macpo_data.models import ENDPOINTS, Base, gpus
+from macpo_data.models import ENDPOINTS, Base, gpus, load_chat
 from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.recipe import Engine as Settings
 from macpo_data.schema import Message
@@ -84,13 +84,36 @@ class Engine(Protocol):
         """Yield (index, score), None where prompt and response do not fit into the model."""
 
     def scored_under(self, voice: Voice) -> dict[str, Any]:
-        """Everything on which a voice's scores depend; equal values, equal scores."""
+        """Everything on which a voice's scores depend; empty for one that scores nothing."""
+        return {}
 
     def note(self) -> str:
         """What a person who waits wants to know beside the count; may be empty."""
+        return ""
 
     def facts(self) -> dict[str, Any]:
         """What manifests say of the engine: name, device, dtype, hashes of the templates used."""
+
+
+class Chats:
+    """The chat of each voice on a base, loaded once per template."""
+
+    def __init__(self, base: Base) -> None:
+        """Nothing is loaded yet."""
+        self._base = base
+        self._by_template: dict[str, Chat] = {}
+
+    def __call__(self, voice: Voice) -> Chat:
+        """How a voice's messages become token ids."""
+        name = voice.chat_template
+        if name not in self._by_template:
+            self._by_template[name] = load_chat(self._base, name)
+        return self._by_template[name]
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """The hash of every template that was used."""
+        return {name: chat.sha256 for name, chat in self._by_template.items()}
 
 
 def completion(chat: Chat, ids: Sequence[int]) -> Completion:
@@ -119,6 +142,11 @@ def pick(settings: Settings, scorer: str | None = None) -> Settings:
         raise ModelError(
             "vLLM is not installed: `macpo doctor` says which version fits; or set "
             "engine.name=transformers and score.engine=forward"
+        )
+    if settings.quantization and name == "transformers" and scorer is None:
+        raise ModelError(
+            f"engine.quantization={settings.quantization} needs vLLM; set engine.name=vllm, or "
+            "leave it out"
         )
     return settings.model_copy(update={"name": name})
 

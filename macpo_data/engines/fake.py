@@ -6,13 +6,13 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice
+from macpo_data.engines import Completion, Engine, Request, Score, ScoreRequest, Voice
 from macpo_data.models import Base
 
 _WORDS = ("well", "sure", "first", "then", "water", "light", "stone", "paper", "north", "garden")
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Words and numbers that follow from the request alone."""
 
     def __init__(self, base: Base) -> None:
@@ -30,10 +30,6 @@ class FakeEngine:
             if "[[A]]" in request.prompt[-1]["content"]:  # a judge's
                 text = rng.choice(("[[A]]", "[[B]]"))
             yield i, Completion(text, "length" if cut else "stop", length)
-
-    def note(self) -> str:
-        """Nothing."""
-        return ""
 
     def facts(self) -> dict[str, Any]:
         """Only its name: there is nothing else to say."""

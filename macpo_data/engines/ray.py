@@ -7,18 +7,26 @@ machines of a cluster need the base, and the run's folder under the same path.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.chat import Chat
-from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice, completion
+from macpo_data.engines import (
+    Chats,
+    Completion,
+    Engine,
+    Request,
+    Score,
+    ScoreRequest,
+    completion,
+)
 from macpo_data.engines import vllm as single
 from macpo_data.errors import ModelError
-from macpo_data.models import Base, load_chat
+from macpo_data.models import Base
 from macpo_data.recipe import Engine as Settings
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Writes; scoring is left to the other engines."""
 
     def __init__(self, base: Base, settings: Settings) -> None:
@@ -27,7 +35,7 @@ class RayEngine:
         self.base = base
         self._settings = settings
         self._dtype = single.saved_dtype(base) if settings.dtype == "auto" else settings.dtype
-        self._chats: dict[str, Chat] = {}
+        self._chat = Chats(base)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
         """As Ray hands batches back, in whatever order.
@@ -61,21 +69,13 @@ class RayEngine:
             raise ModelError("engine.name=ray cannot score; set score.engine=forward")
         return iter(())
 
-    def scored_under(self, voice: Voice) -> dict[str, Any]:
-        """Nothing: it scores nothing."""
-        return {}
-
-    def note(self) -> str:
-        """Nothing."""
-        return ""
-
     def facts(self) -> dict[str, Any]:
         """Name, dtype, copies, and the hash of every chat template that was used."""
         return {
             "engine": "ray",
             "dtype": self._dtype,
             "data_parallel": self._settings.vllm.data_parallel,
-            "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+            "template_sha256": self._chat.sha256,
         }
 
     def _infer(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, list[int]]]:
@@ -96,7 +96,7 @@ class RayEngine:
         config = vLLMEngineProcessorConfig(
             model_source=self.base.source,
             engine_kwargs=single.engine_arguments(shape, self._settings, self._dtype),
-            runtime_env={"env_vars": dict(single.ENVIRONMENT)},
+            runtime_env={"env_vars": {name: os.environ[name] for name in single.ENVIRONMENT}},
             concurrency=(knobs.data_parallel, knobs.data_parallel),
             batch_size=min(self._settings.batch_size, len(rows)),
             placement_group_config={"bundles": [{"CPU": 1}]} if current_platform.is_cpu() else None,
@@ -109,10 +109,13 @@ class RayEngine:
             config,
             postprocess=lambda row: {"index": row["index"], "ids": row["generated_tokens"]},
         )
-        for row in infer(ray.data.from_items(rows)).iter_rows():
-            yield int(row["index"]), [int(token) for token in row["ids"]]
-
-    def _chat(self, voice: Voice) -> Chat:
-        if voice.chat_template not in self._chats:
-            self._chats[voice.chat_template] = load_chat(self.base, voice.chat_template)
-        return self._chats[voice.chat_template]
+        try:
+            for row in infer(ray.data.from_items(rows)).iter_rows():
+                yield int(row["index"]), [int(token) for token in row["ids"]]
+        except ray.exceptions.RayError as error:
+            # Above it stands what happened on the way through the cluster.
+            said = str(error).strip().split("\n")[-1]
+            raise ModelError(
+                f"Ray cannot serve {self.base.id}: {said}; change engine.vllm or "
+                "engine.quantization, or set engine.name=vllm"
+            ) from None

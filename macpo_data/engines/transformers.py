@@ -8,9 +8,17 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from macpo_data.chat import Chat
-from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice, completion
-from macpo_data.models import Base, load_model, load_tokenizer, voice_identity
+from macpo_data.engines import (
+    Chats,
+    Completion,
+    Engine,
+    Request,
+    Score,
+    ScoreRequest,
+    Voice,
+    completion,
+)
+from macpo_data.models import Base, load_model, voice_identity
 from macpo_data.packing import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
 from macpo_data.recipe import Engine as Settings
 from macpo_data.recipe import digest
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Writes with `model.generate` and scores with a forward pass, in batches by length."""
 
     def __init__(self, base: Base, settings: Settings) -> None:
@@ -32,9 +40,8 @@ class TransformersEngine:
         self.model: Any = load_model(base, settings.dtype).eval()
         # The recipe says how to sample; what the base's repository would add is left out.
         self.model.generation_config = GenerationConfig()
-        self.tokenizer = load_tokenizer(base)
         self.max_length = int(getattr(self.model.config, "max_position_embeddings", 1 << 30))
-        self._chats: dict[str, Chat] = {}
+        self._chat = Chats(base)
         self._adapters: dict[str, str] = {}
         self._settings = settings
         self._scoring = ""
@@ -116,17 +123,13 @@ class TransformersEngine:
                     eot = tokens.pop() if requests[i].finished else 0.0
                     yield i, Score(sum(tokens), len(tokens), eot)
 
-    def note(self) -> str:
-        """Nothing."""
-        return ""
-
     def facts(self) -> dict[str, Any]:
         """Name, device, dtype, and the hash of every chat template that was used."""
         return {
             "engine": "transformers",
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+            "template_sha256": self._chat.sha256,
             **({"scoring": self._scoring} if self._scoring else {}),
         }
 
@@ -185,14 +188,6 @@ class TransformersEngine:
     def _batches(self, members: list[int], lengths: list[int]) -> list[list[int]]:
         """Cut into batches by length."""
         return _cut([i for _, i in sorted(zip(lengths, members, strict=True))], self.batch_size)
-
-    def _chat(self, voice: Voice) -> Chat:
-        from macpo_data.chat import make_chat
-
-        if voice.chat_template not in self._chats:
-            chat = make_chat(self.tokenizer, voice.chat_template, self.base.id)
-            self._chats[voice.chat_template] = chat
-        return self._chats[voice.chat_template]
 
     def _speaking(self, voice: Voice) -> AbstractContextManager[None]:
         """Switch to a voice's adapter, or to none."""

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_args
 
+from pydantic import ValidationError
+
 from macpo_data import merge
-from macpo_data.chat import Chat, make_chat
-from macpo_data.engines import Completion, Request, Score, ScoreRequest, Voice, completion
-from macpo_data.errors import ModelError
-from macpo_data.models import Base, is_folder, load_tokenizer, voice_identity
+from macpo_data.engines import (
+    Chats,
+    Completion,
+    Engine,
+    Request,
+    Score,
+    ScoreRequest,
+    Voice,
+    completion,
+)
+from macpo_data.errors import ModelError, first_line
+from macpo_data.models import Base, is_folder, voice_identity
 from macpo_data.recipe import Engine as Settings
 from macpo_data.worker import Worker
 
@@ -55,7 +66,7 @@ class Shape:
         return same and holds and bool(self.slots) == bool(into.slots)
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """Writes in one continuous batch; what ends early makes room for what waits."""
 
     def __init__(self, base: Base, settings: Settings) -> None:
@@ -63,8 +74,7 @@ class VLLMEngine:
         set_environment()
         self.base = base
         self._settings = settings
-        self._tokenizer = load_tokenizer(base)
-        self._chats: dict[str, Chat] = {}
+        self._chat = Chats(base)
         self._engine: LLMEngine | None = None
         self._shape: Shape | None = None
         self._loras: dict[str, LoRARequest] = {}
@@ -130,10 +140,6 @@ class VLLMEngine:
         identity = voice_identity(self.base, self._chat(voice), voice.adapter, self._dtype)
         return identity | {"scorer": "vllm", "adapters": self._settings.adapters}
 
-    def note(self) -> str:
-        """Nothing."""
-        return ""
-
     def facts(self) -> dict[str, Any]:
         """Name, device, dtype, and the hash of every chat template that was used."""
         from vllm.platforms import current_platform
@@ -143,7 +149,7 @@ class VLLMEngine:
             "device": current_platform.get_device_name(),
             "dtype": self._dtype,
             "adapters": self._settings.adapters,
-            "template_sha256": {name: chat.sha256 for name, chat in self._chats.items()},
+            "template_sha256": self._chat.sha256,
             **({"scoring": self._checked} if self._checked else {}),
         }
 
@@ -208,11 +214,8 @@ class VLLMEngine:
         return scores
 
     def _apart(self, function: str, *args: Any) -> Any:
-        worker = Worker(self.base.id)
-        try:
+        with closing(Worker(self.base.id)) as worker:
             return worker.call(function, *args, report=lambda done, total, note: None)
-        finally:
-            worker.close()
 
     def _difference(self, score: Score, other: Score) -> float:
         """Between two scores of a response, in nats per token.
@@ -236,10 +239,10 @@ class VLLMEngine:
         self.close()
         try:
             self._engine, self._shape = _start(shape, self._settings, self._dtype), shape
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             raise ModelError(
-                f"vLLM cannot serve {self.base.id}: {_first_line(error)}; change engine.vllm, or "
-                "set engine.name=transformers"
+                f"vLLM cannot serve {self.base.id}: {_reason(error)}; change engine.vllm or "
+                "engine.quantization, or set engine.name=transformers"
             ) from None
         return self._engine
 
@@ -258,12 +261,6 @@ class VLLMEngine:
                 raise _refusal(adapter, error) from None
             self._loras[adapter] = lora
         return engine
-
-    def _chat(self, voice: Voice) -> Chat:
-        if voice.chat_template not in self._chats:
-            chat = make_chat(self._tokenizer, voice.chat_template, self.base.id)
-            self._chats[voice.chat_template] = chat
-        return self._chats[voice.chat_template]
 
 
 def set_environment() -> None:
@@ -369,7 +366,7 @@ def _sample(requests: Sequence[ScoreRequest]) -> list[int]:
 
 def saved_dtype(base: Base) -> str:
     """The numbers in which a base was saved; vLLM's own auto would halve float32."""
-    return str(_config(base).dtype or "auto").removeprefix("torch.")
+    return str(_config(base).dtype or "float32").removeprefix("torch.")
 
 
 def max_length(base: Base) -> int:
@@ -410,12 +407,15 @@ def lora_rank(adapters: set[str]) -> int:
     return next(int(rank) for rank in allowed if rank >= highest)
 
 
+def _reason(error: Exception) -> str:
+    """VLLM checks its settings by pydantic, whose first line only counts the mistakes."""
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ").rstrip(".")
+    return first_line(error)
+
+
 def _refusal(adapter: str, error: Exception) -> ModelError:
     return ModelError(
-        f"vLLM cannot load the adapter {adapter}: {_first_line(error)}; set engine.adapters=merge, "
+        f"vLLM cannot load the adapter {adapter}: {first_line(error)}; set engine.adapters=merge, "
         "or engine.name=transformers"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

@@ -56,7 +56,7 @@ def _contrast(
         choosing = switched_on(recipe, "select.order", "select.pool")
         choosing = (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe), *choosing)
         reads = (*reads, *choosing)
-    return prefer(recipe, agent, t, turn, policies, reads)
+    return prefer(agent, t, turn, policies, reads)
 
 
 def _negative_writer(recipe: Recipe, agent: str) -> tuple[Policy, ...]:

@@ -6,8 +6,6 @@ As direct alignment: the best against the worst goes into DPO, and no reward mod
 from __future__ import annotations
 
 from macpo_data import judge as judges
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes
 from macpo_data.methods import moaa
 from macpo_data.methods.steps import weak_start
 from macpo_data.plan import Step
@@ -19,11 +17,4 @@ def plan(recipe: Recipe) -> list[Step]:
     return [*weak_start(recipe), *moaa.preferring(recipe, judges.policies(recipe.judge))]
 
 
-def build(step: Step, ctx: Context) -> RoundData:
-    """As in MoAA's second stage."""
-    return moaa.preferences(step, ctx)
-
-
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """As in MoAA's second stage."""
-    return moaa.asks(step, recipe, sizes)
+build, asks = moaa.preferences, moaa.asks  # as in MoAA's second stage

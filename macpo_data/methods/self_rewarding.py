@@ -7,7 +7,6 @@ how probable the student finds an answer (judge.kind likelihood), which needs no
 from __future__ import annotations
 
 from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes
 from macpo_data.methods import moaa
 from macpo_data.methods.steps import weak_start
 from macpo_data.plan import Step
@@ -25,6 +24,4 @@ def build(step: Step, ctx: Context) -> RoundData:
     return moaa.preferences(step, ctx)
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """As in MoAA's second stage."""
-    return moaa.asks(step, recipe, sizes)
+asks = moaa.asks  # as there

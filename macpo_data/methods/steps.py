@@ -57,9 +57,8 @@ def weak_start(recipe: Recipe) -> list[Step]:
 
 
 def prefer(
-    recipe: Recipe, agent: str, t: int, turn: int, policies: tuple[Policy, ...],
-    reads: tuple[str, ...],
-) -> list[Step]:  # fmt: skip
+    agent: str, t: int, turn: int, policies: tuple[Policy, ...], reads: tuple[str, ...]
+) -> list[Step]:
     """DPO + gamma * SFT on pairs that are made from what these policies write."""
     before = Policy(agent, "positive", t - 1)
     dpo = (*DPO_READS, f"agents.{agent}.lr_scale")

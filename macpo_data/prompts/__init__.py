@@ -1,4 +1,4 @@
-"""The texts that judges and mixtures are asked with. A recipe can name files of its own."""
+"""The texts that judges, mixtures and frames use. A recipe can name files of its own."""
 
 from __future__ import annotations
 
