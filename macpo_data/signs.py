@@ -60,13 +60,13 @@ DRIFTED = (
 )
 WORSE = (
     "the held-out answers get worse",
-    "go on from the round before with a lower dpo.learning_rate or a higher dpo.beta",
+    "go on from an earlier round with a lower dpo.learning_rate or a higher dpo.beta",
 )
 RULES = {
     # Medians of hundreds of pairs; in the embedded world that works they fall by a fiftieth.
     "perplexity": Rule(
         "perplexity",
-        "the learner finds what it is to learn odder than the round before",
+        "the learner finds what it is to learn odder than before",
         "lower dpo.learning_rate, or bound it with select.max_perplexity",
         high=1.1,
         of="times",
@@ -207,7 +207,7 @@ def of_dataset(
         pairs: PAIRS.
         candidates: CANDIDATES.
         before: those of its dataset of the round before; empty where there is none.
-        first: those of its first round of contrasts, which lengths are compared with; likewise.
+        first: those of its first round of contrasts; likewise.
     """
     gap = pl.col("rejected_perplexity").log() - pl.col("chosen_perplexity").log()
     told: dict[str, Any] = pairs.select(
@@ -234,12 +234,18 @@ def _signs(
     told: Mapping[str, float | None], before: Mapping[str, Sign], first: Mapping[str, Sign]
 ) -> Signs:
     """What there is of some values, each beside its own before."""
-    earlier = {n: s["value"] for n, s in {**before, **_lengths(first)}.items()}
-    return {n: sign(n, v, earlier.get(n)) for n, v in told.items() if v is not None}
+    return {n: sign(n, v, _earlier(n, before, first)) for n, v in told.items() if v is not None}
 
 
-def _lengths(signs: Mapping[str, Sign]) -> dict[str, Sign]:
-    return {name: found for name, found in signs.items() if name.endswith("chars")}
+def _earlier(name: str, before: Mapping[str, Sign], first: Mapping[str, Sign]) -> float | None:
+    """What a value is held against: lengths the first round's, else the better of the two.
+
+    A slow decline crosses no line from one round to the next; a sudden one may start above the
+    first round.
+    """
+    rule, rounds = RULES[name], [first] if name.endswith("chars") else [before, first]
+    values = [found[name]["value"] for found in rounds if name in found]
+    return (max if rule.high is None else min)(values, default=None)
 
 
 def of_training(history: Sequence[Mapping[str, float]]) -> Signs:
@@ -290,11 +296,17 @@ def of_evaluation(responses: pl.DataFrame, teachers: Sequence[str]) -> dict[str,
             told = {n: s["value"] for n, s in signs[after].items()}
             signs[after] = _signs(told, signs[before], signs[rounds[0]])
             for measure in ("gold", "reward"):
-                moved = change(responses, str(agent), measure, before, after)
-                if moved and moved.low == moved.low:  # not nan
-                    signs[after][measure] = _fall(own.filter(round=after)[measure], moved)
+                since = [
+                    moved
+                    for earlier in dict.fromkeys((before, rounds[0]))
+                    if (moved := change(responses, str(agent), measure, earlier, after))
+                    and moved.low == moved.low  # not nan
+                ]
+                if since:
+                    worst = min(since, key=lambda moved: moved.high)
+                    signs[after][measure] = _fall(own.filter(round=after)[measure], worst)
                     if agent in teachers:
-                        gains.setdefault(after, {}).setdefault(str(agent), moved)
+                        gains.setdefault(after, {}).setdefault(str(agent), since[0])
         found |= {f"{agent}-positive-{r}": s for r, s in signs.items()}
     for round_, gained in gains.items():
         if len(gained) == len(teachers):

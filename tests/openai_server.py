@@ -81,6 +81,8 @@ class Scripted:
     key: str | None = None  # another one gets 401
     models: list[str] | None = None  # another one gets 404
     window: int | None = None  # characters of messages that fit; more get 400
+    usage: dict[str, Any] | None = None  # in place of what was used
+    no_load: tuple[int, str] | None = None  # status and words for whoever asks for an adapter
     log: Path | None = None  # every request as a line of JSON
     seen: list[Seen] = field(default_factory=list)
     loads: list[dict[str, Any]] = field(default_factory=list)  # adapters that were asked for
@@ -151,6 +153,8 @@ class Scripted:
     def _load(self, body: dict[str, Any]) -> tuple[int, str]:
         """As vLLM's server does it: an adapter that it sees becomes a model."""
         self.loads.append(body)
+        if self.no_load:
+            return self.no_load[0], json.dumps({"error": {"message": self.no_load[1]}})
         if self.models is None or not (Path(body["lora_path"]) / "adapter_config.json").is_file():
             return 400, json.dumps({"error": {"message": "no such adapter"}})
         self.models.append(body["lora_name"])
@@ -192,7 +196,7 @@ class Scripted:
             "message": {"role": "assistant", "content": text},
             "finish_reason": "length" if fault == "length" else "stop",
         }
-        usage = {
+        usage = self.usage or {
             "prompt_tokens": sum(len(m["content"].split()) for m in messages),
             "completion_tokens": len(text.split()),
         }

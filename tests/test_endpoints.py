@@ -406,6 +406,35 @@ def test_the_key_is_sent_and_kept_nowhere(
     assert not any(b"sk-secret" in path.read_bytes() for path in files)
 
 
+@pytest.mark.parametrize(
+    ("status", "match"), [(400, r"not load .* no, \*\*\*;"), (401, "take the key")]
+)
+def test_a_server_that_repeats_the_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, match: str
+) -> None:
+    """It is asked to load an adapter, and names the key in its refusal."""
+    monkeypatch.setenv("TEST_KEY", "sk-secret")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"1")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with serve(models=["m0"], no_load=(status, "no, sk-secret")) as server:
+        at = Endpoint(base_url=server.url, model="m0", adapters="load", api_key_env="TEST_KEY")
+        voice = Voice(str(tmp_path), "tokenizer", "0123abcd", at)
+        wanted = [Request(voice, [{"role": "user", "content": "Question?"}], SAMPLING, 0, "g")]
+        with pytest.raises(ModelError, match=match) as error:
+            list(openai.OpenAIEngine().generate(wanted))
+    assert "sk-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("count", [None, -1, 10**30, "many"])
+def test_a_count_that_is_none_spoils_no_answer(open_run: OpenRun, count: object) -> None:
+    with serve(usage={"prompt_tokens": count, "completion_tokens": 3}) as server:
+        ctx = context(open_run, server)
+        (frame,) = ask(ctx, questions(2))
+    assert frame["response"].null_count() == 0 and len(server.seen) == 2
+    usage = manifests(ctx)[0]["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (0, 6)
+
+
 def test_a_missing_key_is_said_before_anything_is_asked(
     open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -422,7 +451,11 @@ def test_a_missing_key_is_said_before_anything_is_asked(
     [
         ({"base_url": "http://user:pw@host/v1"}, "base_url: write http"),
         ({"base_url": "host/v1"}, "base_url: write http"),
+        ({"base_url": "http://host:abc/v1"}, "base_url: write http"),
+        ({"base_url": "http://[::1/v1"}, "base_url: write http"),
         ({"api_key_env": "sk-abc-123"}, "api_key_env: name an environment variable"),
+        ({"extra": {"api_key": "sk-abc-123"}}, "extra: api_key looks like a secret"),
+        ({"extra": {"a": [{"Authorization": "sk-abc-123"}]}}, "extra: authorization looks like"),
     ],
 )
 def test_a_recipe_holds_no_key(open_run: OpenRun, endpoint: dict[str, Any], match: str) -> None:

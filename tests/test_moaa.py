@@ -17,6 +17,7 @@ from macpo_data import render
 from macpo_data.errors import RecipeError
 from macpo_data.recipe import Mixture
 from macpo_data.schema import MESSAGES, Message, prompt_id
+from macpo_run.cleaning import unreachable
 from macpo_run.rounds import Run
 
 
@@ -66,6 +67,10 @@ def test_both_rounds(open_run: OpenRun, moaa_file: Path) -> None:
     met = judged.join(full, on="prompt_id", how="semi")
     assert len(full) and len(met) == 3 * len(full)
     assert open_run(file=moaa_file).finish_round(1).wrote == []
+    assert any(name.startswith("answers/") for name in run.store.names())
+    assert unreachable([open_run(file=moaa_file)]) == []
+    other = unreachable([open_run("sampling.temperature=0.1", file=moaa_file)])
+    assert not any(name.startswith("answers/") for name in other)  # who was asked is the same
 
 
 def test_the_best_and_the_worst_by_wins(open_run: OpenRun, moaa_file: Path) -> None:

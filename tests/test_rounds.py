@@ -293,6 +293,9 @@ def test_no_such_round_or_learner(open_run: OpenRun) -> None:
         run.make("gen", 7)
     with pytest.raises(MacpoError, match="choose teacher1, teacher2, teacher3, student"):
         run.make("gen", 0, "nobody")
+    spin = open_run("method=spin")
+    with pytest.raises(MacpoError, match="teacher2 learns nothing in method spin: choose teacher1"):
+        spin.make("gen", 0, "teacher2")
 
 
 def test_clean_finds_what_no_recipe_reaches(open_run: OpenRun) -> None:
@@ -395,6 +398,22 @@ def test_a_cut_shard_of_a_begun_set_is_made_anew(open_run: OpenRun) -> None:
     again.make("gen", 1, "student")
     assert bytes_of(again, "data/*/pairs.parquet") == whole
     assert len(list((folder / "shards").iterdir())) == 3
+
+
+def test_a_begun_score_set_is_not_finished_by_another_scorer(open_run: OpenRun) -> None:
+    """With vLLM's first shard kept, forward passes would stand for scores that are none of theirs.
+
+    What the same scorer began goes on.
+    """
+    run = everything(open_run())
+    folders = sorted((run.store.root / "scores").glob("student-positive-0-*"))
+    for again, kept in (("engine.batch_size=3", True), ("score.engine=vllm", False)):
+        (run.path(step(run, "gen", 1, "student")) / "manifest.json").unlink()
+        for folder in folders:
+            (folder / "manifest.json").unlink()
+        before = {f: f.stat().st_mtime_ns for d in folders for f in d.glob("shards/*.parquet")}
+        open_run(again).make("gen", 1, "student")
+        assert before and all((f.stat().st_mtime_ns == t) is kept for f, t in before.items())
 
 
 def test_clean_keeps_rounds_beyond_the_recipe(open_run: OpenRun) -> None:

@@ -175,6 +175,26 @@ def test_a_dataset_that_goes_wrong() -> None:
     assert "gap 0.0247 (line 0.05), shared words 1 (line 0.5); train the negative" in alone
 
 
+@pytest.mark.parametrize(
+    ("values", "held"),
+    [
+        ([2.0, 2.15, 2.3], (2.0, 2.2, True)),  # slowly, against the first round
+        ([2.0, 1.0, 1.2], (1.0, 1.1, True)),  # at once, from below the first round
+        ([2.0, 2.1, 2.15], (2.0, 2.2, False)),
+    ],
+)
+def test_a_decline_slow_or_sudden(values: list[float], held: tuple[float, float, bool]) -> None:
+    """The learner's perplexity of what it learns, in rounds 1, 2 and 3."""
+    first, before, now = (
+        dataset(chosen=["a"], rejected=["b"], chosen_perplexity=[v], rejected_perplexity=[9.0])
+        for v in values
+    )
+    start = of_dataset(first, candidates([]), {}, {})
+    middle = of_dataset(before, candidates([]), start, start)
+    found = of_dataset(now, candidates([]), middle, start)["perplexity"]
+    assert (found["before"], found["line"], found["crossed"]) == held
+
+
 def test_fine_tuning_data_has_no_rejected_side() -> None:
     found = of_dataset(dataset(chosen=["one answer", "another answer"]), candidates([]), {}, {})
     assert set(found) == {"chosen_chars", "distinct_1", "distinct_2", "self_bleu"}
@@ -252,6 +272,11 @@ def test_an_evaluation_by_hand() -> None:
     assert "teachers-1" not in of_evaluation(responses, ["t", "u"])  # of u nothing is known
     rises = answers("t", {0: [0.0] * 4, 2: [1.0, 0.9, 1.0, 0.9]})
     assert of_evaluation(rises, ["t"])["teachers-2"]["plateau"]["crossed"] is False
+    # Of 40 prompts 1, then 2 are lost in a round, which is no clear fall; 12 of 40 in all are.
+    slow = {r: [0.0] * lost + [1.0] * (40 - lost) for r, lost in enumerate((0, 2, 4, 6, 8))}
+    slid = of_evaluation(answers("s", slow), [])
+    assert [slid[f"s-positive-{r}"]["gold"]["crossed"] for r in (1, 4)] == [False, True]
+    assert slid["s-positive-4"]["gold"]["before"] == 1.0
     cut = of_evaluation(answers("s", {3: [-1.0, 1.0, 1.0, 1.0]}), [])
     assert cut["s-positive-3"]["cut"] == Sign(value=0.25, before=None, line=0.2, crossed=True)
 

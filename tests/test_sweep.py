@@ -131,6 +131,20 @@ def test_one_variant_fails_and_the_others_go_on(macpo: Macpo, recipe_file: Path)
     assert results.filter(variant="none left").is_empty()  # its student was never trained
 
 
+def test_a_variant_without_memory_is_a_line(
+    open_sweep: OpenSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker says of a failure that nobody foresaw ends in its name."""
+    sweep = open_sweep(grid={"dpo.beta": [0.1, 0.2]}, rounds=0)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("in the process of teacher1:\nTraceback ...\nMemoryError: no memory")
+
+    monkeypatch.setattr(sweep.runs[0], "make", fail)
+    first, second = sweep.make().measured
+    assert first.problem == "MemoryError: no memory" and second.problem is None
+
+
 def test_who_is_measured(open_sweep: OpenSweep) -> None:
     found = open_sweep(agents=["student", "teacher3"], variants={
         "three": {}, "two": {"agents.teacher3": None}
@@ -170,6 +184,7 @@ def test_one_yardstick_for_all(open_sweep: OpenSweep) -> None:
     (said,) = [n for n in notes(Standings(wins, ["student"])) if "yardstick" in n]
     assert "win depends on" in said
     assert Standings([*wins[:1], *wins[:1]], ["student"]).is_fair
+    assert not open_sweep(grid={"data.test.count": [3, 4]}, rounds=0).make().is_fair
 
 
 def only(found: Evaluation, measure: str) -> Evaluation:
@@ -229,7 +244,10 @@ def test_two_studies_in_one_folder(open_sweep: OpenSweep) -> None:
 def test_the_runs_own_reward_model_is_trained_first(open_sweep: OpenSweep) -> None:
     found = open_sweep(seeds=2, rounds=0, set={"eval.reward": "trained"}).make()
     assert set(found.results["measure"]) == {"gold", "reward"}
-    said = {of: {m.yardsticks[of] for m in found.measured} for of in ("gold", "reward")}
+    # Behind the prompts, which are each seed's own.
+    said = {
+        of: {m.yardsticks[of].split(" ", 1)[1] for m in found.measured} for of in ("gold", "reward")
+    }
     assert [len(each) for each in said.values()] == [1, 2]  # each seed has a model of its own
     assert not any(m.problem for m in found.measured)
 
@@ -324,7 +342,10 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--grid", r'dpo.loss="a\x07b",ipo'], r"variant 'dpo.loss=a\\x07b': its name goes into"),
         (["./bell.yaml"], r"variant 'a\\nb': its name goes into tables"),
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
-        (["--seeds", "0"], "sweep: seeds"),
+        (["--seeds", "0"], "sweep: seeds: input should be greater than or equal to 1"),
+        (["--seeds", ""], "--seeds : write a count"),
+        (["--seeds", "1000000000000"], "sweep: seeds: input should be less than or equal to 1000"),
+        (["--seeds", "2", "--set", "seed=4294967295"], "seeds: there is none above 4294967295"),
         (
             ["-r", "hh_helpful", "--seeds", "2"],
             "nothing would measure the answers: set eval.reward",

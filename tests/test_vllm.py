@@ -257,6 +257,17 @@ def test_the_engine_that_writes_and_the_one_that_scores() -> None:
     assert pick(Engine(name="fake"), "vllm").name == "fake"
 
 
+def test_what_vllm_refuses_at_its_start(base: Base) -> None:
+    """The reason itself: pydantic, by which vLLM checks, begins with a count of the mistakes."""
+    wrong: list[dict[str, Any]] = [{"vllm": VLLM(max_model_len=10**6)}, {"quantization": "foo"}]
+    for knobs in wrong:
+        small = ours.VLLMEngine(base, Engine.model_validate({"name": "vllm", **knobs}))
+        asked = [Request(voices([])[0], prompts(1)[0], GREEDY, 0, "a")]
+        with pytest.raises(ModelError, match=r"cannot serve .*; change engine.vllm or") as error:
+            list(small.generate(asked))
+        assert "validation error" not in str(error.value) and "\n" not in str(error.value)
+
+
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (`make ray`)")
 
 

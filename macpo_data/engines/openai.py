@@ -22,9 +22,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from macpo_data.engines import Completion, FinishReason, Request, Score, ScoreRequest, Voice
+from macpo_data.engines import (
+    Completion,
+    Engine,
+    FinishReason,
+    Request,
+    Score,
+    ScoreRequest,
+    Voice,
+)
 from macpo_data.errors import ModelError, plain
 from macpo_data.models import adapter_sha256
 from macpo_data.recipe import Endpoint
@@ -55,6 +63,12 @@ class _Choice(BaseModel):
 class _Usage(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plausible(cls, value: Any) -> int:
+        """A count that is none takes nothing away from the answer beside it."""
+        return value if isinstance(value, int) and 0 <= value < 2**40 else 0
 
 
 class _Answer(BaseModel):
@@ -93,7 +107,7 @@ class _Line:
         return f"{self.endpoint.model} at {self.endpoint.base_url}"
 
 
-class OpenAIEngine:
+class OpenAIEngine(Engine):
     """Writes by asking; each endpoint has at most its `concurrency` of requests under way."""
 
     def __init__(self) -> None:
@@ -125,10 +139,6 @@ class OpenAIEngine:
         if requests:
             raise ModelError("an endpoint cannot score; give the agent a base with local weights")
         return iter(())
-
-    def scored_under(self, voice: Voice) -> dict[str, Any]:
-        """Nothing: an endpoint scores nothing."""
-        return {}
 
     def note(self) -> str:
         """Tokens, and where prices are given, money spent and still to spend."""
@@ -310,11 +320,12 @@ async def _load(line: _Line, voice: Voice) -> None:
         passes = error.status_code >= 500 and "add_lora method failed" not in error.message
         if passes or "already" in error.message:
             return
-        said = plain(" ".join(error.message.split()))[:200]
+        if error.status_code in (401, 403):
+            raise _refusal(line, error, body) from None
         raise ModelError(
-            f"{line} does not load the adapter {voice.adapter}: {said}; start it by `vllm serve "
-            "--enable-lora` with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True where it sees that folder, "
-            "or set endpoint.adapters=local"
+            f"{line} does not load the adapter {voice.adapter}: {_said(line, error)}; start it by "
+            "`vllm serve --enable-lora` with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True where it sees "
+            "that folder, or set endpoint.adapters=local"
         ) from None
 
 
@@ -338,8 +349,13 @@ def _refusal(line: _Line, error: APIStatusError, body: dict[str, Any]) -> _Troub
                 f"{line}; set it lower"
             )
         return _Trouble("prompt_too_long", passes=False)
-    said = error.message.replace(line.client.api_key, "***") if named else error.message
-    return _Trouble(f"HTTP {status}: {plain(' '.join(said.split()))[:200]}", passes=False)
+    return _Trouble(f"HTTP {status}: {_said(line, error)}", passes=False)
+
+
+def _said(line: _Line, error: APIStatusError) -> str:
+    """A server's words in a line, without the key, which some repeat."""
+    said = plain(" ".join(error.message.split()))
+    return (said.replace(line.client.api_key, "***") if line.endpoint.api_key_env else said)[:200]
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
