@@ -229,7 +229,7 @@ class Endpoint(Section):
         problems += [
             f"extra: {name} looks like a secret, and what stands here is published; see api_key_env"
             for name in _keys(self.extra)
-            if re.search(r"api.?key|auth|secret|password|credential|(access|bearer).?token", name)
+            if re.search(r"api.?key|authoriz|secret|passw|credential|(access|auth|bearer).?token", name)
         ]
         if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             problems.append("api_key_env: name an environment variable, not the key itself")
