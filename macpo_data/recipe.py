@@ -187,6 +187,9 @@ Data = Annotated[
 ]
 
 
+_SECRET = re.compile(r"api.?key|authoriz|secret|passw|credential|(access|auth|bearer).?token")
+
+
 def _has_port(url: str) -> bool:
     """Whether a URL's port can be one."""
     try:
@@ -229,7 +232,7 @@ class Endpoint(Section):
         problems += [
             f"extra: {name} looks like a secret, and what stands here is published; see api_key_env"
             for name in _keys(self.extra)
-            if re.search(r"api.?key|authoriz|secret|passw|credential|(access|auth|bearer).?token", name)
+            if _SECRET.search(name)
         ]
         if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             problems.append("api_key_env: name an environment variable, not the key itself")
