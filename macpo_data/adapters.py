@@ -157,6 +157,7 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
                 base,
                 store.path(plan.name(step)),
                 out,
+                agent.chat_template,
                 report=report,
             )
         facts |= {"base": agent.base, "base_revision": base.revision, "adapter": plan.name(step)}

@@ -45,7 +45,10 @@ class Chat:
     tokenizer: PreTrainedTokenizerBase
     template: str  # Jinja
     eot_id: int = field(init=False)  # ends the assistant's turn
-    _lead: str = field(init=False)  # what the template puts between prompt and response
+    # What the template puts between prompt and response: words, such as an empty thought, which
+    # are read and never written; or white space, which the response begins with.
+    _opening: str = field(init=False, default="")
+    _lead: str = field(init=False)
     _anchor: str = field(init=False)  # the prompt's last character
     _bos: list[int] = field(init=False)
 
@@ -62,9 +65,13 @@ class Chat:
                 "choose another agents.X.chat_template"
             )
         before, _, tail = full.partition(hole)
-        self._lead = before[len(prompt) :]
-        self._anchor = prompt[-1:]
-        special = [i for i in self._encode(tail) if i in set(tokenizer.all_special_ids)]
+        between = before[len(prompt) :]
+        self._opening, self._lead = (between, "") if between.strip() else ("", between)
+        self._anchor = (prompt + self._opening)[-1:]
+        # Not every token that a tokenizer has for turns is among those that it names.
+        added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        known = added | set(tokenizer.all_special_ids)
+        special = [i for i in self._encode(tail) if i in known]
         eot = special[0] if special else tokenizer.eos_token_id
         if eot is None:
             raise ModelError(
@@ -79,7 +86,7 @@ class Chat:
     @property
     def sha256(self) -> str:
         """Identify the template, 64 hex digits."""
-        return hashlib.sha256(self.template.encode()).hexdigest()
+        return hashlib.sha256((self.template + self._opening).encode()).hexdigest()
 
     @property
     def stop_ids(self) -> list[int]:
@@ -105,7 +112,7 @@ class Chat:
             for token, hole in holes.items():
                 content = content.replace(token, hole)
             safe.append({"role": message["role"], "content": content})
-        text = self._render(safe, True)
+        text = self._render(safe, True) + self._opening
         if any(hole in text for hole in holes.values()):
             ids = self._encode_around(text, holes)
         else:

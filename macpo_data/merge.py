@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from macpo_data.chat import make_chat
 from macpo_data.errors import ModelError, first_line
 from macpo_data.models import Base, load_model, load_tokenizer
 from macpo_data.worker import Report
@@ -12,8 +13,12 @@ from macpo_data.worker import Report
 DTYPE = "bfloat16"  # never into a quantised base, which would lose what the adapter learnt
 
 
-def merge(report: Report, base: Base, adapter: Path, out: Path) -> dict[str, Any]:
+def merge(
+    report: Report, base: Base, adapter: Path, out: Path, chat_template: str = "tokenizer"
+) -> dict[str, Any]:
     """Write the merged model and its tokenizer into `out`, and return what its card says.
+
+    The tokenizer gets the template under which the adapter was trained.
 
     Raises:
         ModelError: the adapter does not belong to this base.
@@ -28,6 +33,9 @@ def merge(report: Report, base: Base, adapter: Path, out: Path) -> dict[str, Any
         said = first_line(error)
         raise ModelError(f"adapter {adapter} does not fit {base.id}: {said}") from None
     merged.save_pretrained(out)
-    load_tokenizer(base).save_pretrained(out)
+    tokenizer = load_tokenizer(base)
+    if chat_template != "tokenizer":
+        tokenizer.chat_template = make_chat(tokenizer, chat_template, base.id).template
+    tokenizer.save_pretrained(out)
     report(1, 1, "merged")
     return {"dtype": DTYPE}

@@ -237,7 +237,9 @@ def _attention(causal: Any, parts: torch.Tensor) -> tuple[Any, str | None]:
 
     length = parts.shape[1]
     implementation = causal.config._attn_implementation
-    supported = _flex and getattr(causal, "_supports_flex_attn", False)
+    # What is checkpointed is computed again in the backward, when the model's own is back.
+    again = causal.training and causal.is_gradient_checkpointing
+    supported = _flex and not again and getattr(causal, "_supports_flex_attn", False)
     if parts.is_cuda and implementation == "sdpa" and supported:
         from torch.nn.attention.flex_attention import create_block_mask
 

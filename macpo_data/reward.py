@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -151,7 +152,7 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
 
         model = PeftModel.from_pretrained(model, scorer.adapter)
     model.eval()
-    limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30))
+    limit = longest(model.config.get_text_config())
 
     def read(rows: pl.DataFrame) -> list[float | None]:
         ids = [
@@ -176,6 +177,13 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
         "template_sha256": chat.sha256,
     }
     return read, facts
+
+
+def longest(config: Any) -> int:
+    """Tokens that a classifier reads; the positions of RoBERTa's kin begin behind the padding's."""
+    positions = int(getattr(config, "max_position_embeddings", 1 << 30))
+    behind = re.search("roberta|camembert|longformer|mpnet", str(config.model_type))
+    return positions - int(config.pad_token_id) - 1 if behind else positions
 
 
 def _rewards(model: Any, chat: Chat, ids: list[list[int]], scorer: Scorer) -> list[float]:

@@ -21,7 +21,7 @@ from macpo_data.errors import ModelError
 from macpo_data.packing import answer_logprobs, why_not_shared, window
 from macpo_data.recipe import DPO
 from macpo_train.encode import Encoded
-from macpo_train.loop import hold, own_rows, run, shard, training_arguments
+from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments
 from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs
 from macpo_train.train import Job, Report
@@ -172,19 +172,20 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     columns |= {f"{side}_ids": data.responses[side] for side in SIDES}
 
     def make(watch: Any) -> Trainer:
-        trainer = Trainer(
-            model=model,
-            args=DPOConfig(
-                **arguments,
-                beta=settings.beta,
-                loss_type=[settings.loss],
-                label_smoothing=settings.label_smoothing,
-            ),
-            train_dataset=Dataset.from_dict(columns),
-            processing_class=chat.tokenizer,
-            data_collator=hold,
-            callbacks=[watch],
-        )
+        with exact(model):
+            trainer = Trainer(
+                model=model,
+                args=DPOConfig(
+                    **arguments,
+                    beta=settings.beta,
+                    loss_type=[settings.loss],
+                    label_smoothing=settings.label_smoothing,
+                ),
+                train_dataset=Dataset.from_dict(columns),
+                processing_class=chat.tokenizer,
+                data_collator=hold,
+                callbacks=[watch],
+            )
         trainer.settings, trainer.pad_id = settings, chat.pad_id
         trainer.aux_loss_enabled = False
         if getattr(model.config.get_text_config(), "router_aux_loss_coef", None):

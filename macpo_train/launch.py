@@ -98,7 +98,7 @@ def main() -> None:
         facts = train(lambda *progress: tell(progress=progress), job)
     except MacpoError as error:
         tell(error=str(error), kind=type(error).__name__)
-        sys.exit(1)
+        sys.exit(1 if first else f"process {os.environ['RANK']}: {error}")
     tell(facts=facts)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,15 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
         logs = job.logs or job.out.parent / "logs"
         os.environ["TENSORBOARD_LOGGING_DIR"] = _LOGS or str(logs / (job.name or job.out.name))
     steps = -(-rows // settings.batch_size) * settings.epochs
+    held = train_.scheduler == "constant" and train_.warmup > 0
     return {
         "output_dir": str(job.out / "trainer"),
         "num_train_epochs": settings.epochs,
         "learning_rate": settings.learning_rate * job.lr_scale,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": settings.batch_size // (micro * processes),
-        "lr_scheduler_type": train_.scheduler,
+        # A warmup that transformers' constant would not read.
+        "lr_scheduler_type": train_.scheduler + ("_with_warmup" if held else ""),
         "warmup_steps": int(train_.warmup * steps),
         "weight_decay": train_.weight_decay,
         "max_grad_norm": train_.max_grad_norm,
@@ -104,6 +107,16 @@ def run(
         "signs": of_training(history),
         "resumed_from": None if checkpoint is None else int(checkpoint.name.split("-")[1]),
     }
+
+
+@contextmanager
+def exact(model: Any) -> Iterator[None]:
+    """Keep the digits of what is trained: trl rounds it to bfloat16 where the base is quantised."""
+    kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, weights in model.named_parameters():
+        if name in kept:
+            weights.data = kept[name]
 
 
 def hold(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -38,8 +38,13 @@ def classifier(job: Job) -> Any:
     model = load_classifier(job.base, dtype, new_head=True)
     if job.settings.full:
         return model
-    # Of this task peft trains the head as well, and saves it with the adapter.
-    return with_adapter(model, job, "SEQ_CLS")
+    # Of this task peft trains the head as well, and saves it with the adapter; in as few digits as
+    # the base has, unlike the adapter.
+    model = with_adapter(model, job, "SEQ_CLS")
+    for weights in model.parameters():
+        if weights.requires_grad:
+            weights.data = weights.data.float()
+    return model
 
 
 def train_reward(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
@@ -76,5 +81,6 @@ def save(model: Any, job: Job, chat: Chat) -> None:
     if not job.settings.full:
         return save_adapter(model, job.base, job.out)
     model.save_pretrained(job.out)
+    chat.tokenizer.chat_template = chat.template
     chat.tokenizer.save_pretrained(job.out)
     shutil.rmtree(job.out / "trainer", ignore_errors=True)

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from macpo_data.chat import Chat
 from macpo_data.recipe import SFT, Confidence
 from macpo_train.encode import Encoded
-from macpo_train.loop import hold, own_rows, run, shard, training_arguments
+from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments
 from macpo_train.loss import confidence_weight, confident_loss
 from macpo_train.train import Job, Report
 from macpo_train.watch import say
@@ -96,14 +96,15 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     collator = None if padded else partial(pack, limit=job.train.max_length, pad_id=chat.pad_id)
 
     def make(watch: Any) -> Trainer:
-        trainer = Trainer(
-            model=model,
-            args=SFTConfig(**training_arguments(job, len(pairs))),
-            train_dataset=dataset,
-            processing_class=chat.tokenizer,
-            data_collator=collator,
-            callbacks=[watch],
-        )
+        with exact(model):
+            trainer = Trainer(
+                model=model,
+                args=SFTConfig(**training_arguments(job, len(pairs))),
+                train_dataset=dataset,
+                processing_class=chat.tokenizer,
+                data_collator=collator,
+                callbacks=[watch],
+            )
         trainer.collate, trainer.data_collator = trainer.data_collator, hold
         trainer.confidence = job.confidence
         # Both losses are means over a step's tokens, whatever the model's own can do.

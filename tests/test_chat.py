@@ -86,6 +86,41 @@ def test_decoding_gives_the_text_back(gpt2: Any, text: str) -> None:
     assert chat.decode(chat.response_ids(text.strip(), True)) == text.strip()
 
 
+THINKING = (  # as Qwen3's: an empty thought stands before an answer that has none of its own
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_an_empty_thought_is_read_and_never_written(tiny_base: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    chat = Chat(tokenizer, THINKING)
+    joint = tokenizer.apply_chat_template(
+        [ASKED[0], {"role": "assistant", "content": "Right."}],
+        chat_template=THINKING, tokenize=True, return_dict=False,
+    )  # fmt: skip
+    prompt, response = chat.prompt_ids(ASKED[:1]), chat.response_ids("Right.", True)
+    assert [*prompt, *response] == joint[: len(prompt) + len(response)]
+    assert chat.decode(prompt).endswith("</think>") and chat.decode(response) == "Right."
+    assert chat.sha256 != Chat(tokenizer, THINKING.replace("think", "thank")).sha256
+
+
+def test_the_end_of_a_turn_that_has_no_name(gpt2: Any) -> None:
+    """As Phi-3's: special, but none of those that the tokenizer calls by a name."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared("tokenizers/gpt2"))
+    tokenizer.add_tokens([AddedToken("<|end|>", special=True)])
+    assert "<|end|>" not in tokenizer.all_special_tokens
+    chat = Chat(tokenizer, "{% for m in messages %}{{ m.content }}<|end|>\n{% endfor %}")
+    assert chat.eot_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert set(chat.stop_ids) == {chat.eot_id, tokenizer.eos_token_id}
+
+
 def test_a_tokenizer_without_the_template_is_refused(gpt2: Any) -> None:
     with pytest.raises(ModelError, match="no chat template of its own; set agents"):
         make_chat(gpt2, "tokenizer", "gpt2")

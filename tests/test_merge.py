@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from macpo_data.chat import TEMPLATES
 from macpo_data.errors import ModelError
 from macpo_data.merge import merge
-from macpo_data.models import Base, load_model
+from macpo_data.models import Base, load_model, load_tokenizer
 
 
 @pytest.mark.slow
@@ -33,6 +34,10 @@ def test_a_merged_model_says_the_same(tiny_base: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         one, two, bare = (m(ids).logits for m in (merged, apart, load_model(base, "float32")))
     assert (one - two).abs().max() < 0.05 < (two - bare).abs().max()
+
+    merge(lambda *_: None, base, tmp_path / "adapter", tmp_path / "out", "vicuna")
+    template = load_tokenizer(Base(str(tmp_path / "out"), None)).chat_template
+    assert template == TEMPLATES["vicuna"] != load_tokenizer(base).chat_template
 
     (tmp_path / "adapter/adapter_config.json").write_text('{"fake": true}')
     with pytest.raises(ModelError, match="does not fit"):

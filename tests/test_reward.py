@@ -21,12 +21,14 @@ from macpo_data import judge
 from macpo_data.errors import ModelError, RecipeError
 from macpo_data.loading import load_recipe
 from macpo_data.models import Base, load_classifier
-from macpo_data.recipe import Engine, Judge, RewardModel
-from macpo_data.reward import Scorer, accuracy, one_reward, rewards, score
+from macpo_data.recipe import Engine, Judge, Lora, RewardModel, RewardTraining, Train
+from macpo_data.reward import Scorer, accuracy, longest, one_reward, rewards, score
 from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store import Shards
 from macpo_run.cleaning import unreachable
 from macpo_run.rounds import Run
+from macpo_train.reward import classifier as new_classifier
+from macpo_train.train import Job
 
 Rows = pl.DataFrame
 
@@ -224,6 +226,33 @@ def test_accuracy_counts_a_tie_as_half(pairs: list[tuple[float | None, float | N
     assert found["held_out_unscored"] == len(pairs) - len(scored)
     mean = found["held_out_accuracy"]["mean"]
     assert mean == (pytest.approx(np.mean(scored)) if scored else None)
+
+
+def test_how_much_a_classifier_reads() -> None:
+    """RoBERTa's positions 0 and 1 are for padding: of 34 it has 32 for tokens."""
+    from transformers import LlamaConfig, RobertaConfig, RobertaForSequenceClassification
+
+    assert longest(LlamaConfig(max_position_embeddings=34)) == 34
+    config = RobertaConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+        intermediate_size=8, max_position_embeddings=34, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config).eval()
+    fits = torch.full((1, longest(config)), 5)
+    assert fits.shape == (1, 32) and model(fits).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 33), 5))
+
+
+def test_a_head_beside_an_adapter_has_all_digits(tiny_base: Path, tmp_path: Path) -> None:
+    job = Job(
+        dataset=tmp_path, column="chosen", base=Base(str(tiny_base), None),
+        chat_template="tokenizer", start=None, out=tmp_path, settings=RewardTraining(),
+        lora=Lora(targets=["q_proj"]), train=Train(dtype="bfloat16"),
+    )  # fmt: skip
+    model = new_classifier(job)
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32} and any("score" in name for name in trained)
 
 
 @pytest.mark.slow

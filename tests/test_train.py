@@ -21,7 +21,7 @@ from macpo_data.models import Base, adapter_sha256, load_chat, load_model
 from macpo_data.recipe import DPO, SFT, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_train.encode import encode
-from macpo_train.loop import identity
+from macpo_train.loop import exact, identity, training_arguments
 from macpo_train.train import Job, policy, train
 
 pytestmark = pytest.mark.slow
@@ -131,8 +131,6 @@ def test_token_normalisation_equals_trl(started: Job) -> None:
     """With `token`, losses equal those of trl's own [sigmoid, sft] on the same rows."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
-
-    from macpo_train.loop import training_arguments
 
     settings = DPO(
         learning_rate=1e-3, batch_size=5, reference="previous", sft_normalization="token"
@@ -316,3 +314,24 @@ def test_golden_curve(tmp_path: Path) -> None:
     assert len(golden["loss"]) == 20 and golden["loss"][-1] < golden["loss"][0]
     for term, values in golden_curve.curve(tmp_path).items():
         assert values == pytest.approx(golden[term], abs=2e-3, rel=2e-3), term
+
+
+def test_a_constant_rate_has_a_warmup_too(job: Job) -> None:
+    """5 of 10 steps: transformers' own constant would begin at the peak."""
+    held = Train(scheduler="constant", warmup=0.5, dtype="float32")
+    facts = train(quiet, replace(job, train=held, settings=SFT(epochs=10, batch_size=10)))
+    rates = [row["learning_rate"] for row in facts["history"]]
+    assert rates[0] < rates[2] < rates[5] == rates[9] == SFT().learning_rate
+
+
+def test_what_is_trained_keeps_its_digits(job: Job) -> None:
+    """As trl rounds it beside a quantised base, which needs a GPU."""
+    model = policy(job)
+    trained = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+    with exact(model):
+        for weights in model.parameters():
+            if weights.requires_grad:
+                weights.data = weights.data.to(torch.bfloat16)
+    for name, weights in model.named_parameters():
+        if name in trained:
+            assert weights.dtype == torch.float32 and weights.equal(trained[name])
