@@ -82,7 +82,8 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
     newest = default_of(index)
     entry = index[newest]
     place = repo or "PATH/OF/THIS/FOLDER"
-    method = METHODS[entry["facts"]["manifest"]["method"]]
+    named = entry["facts"]["manifest"]["method"]
+    method = METHODS.get(named, f"by the method {named}")  # a newer macpo's
     parts = [
         _metadata(index, newest, suffix),
         f"# {repo or 'Preference pairs, round by round'}\n",

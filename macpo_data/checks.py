@@ -199,6 +199,7 @@ def findings(
     """
     if (targets := fine_tuning(table, columns)) is not None:
         table, columns = targets, Columns(prompt=columns.prompt, rejected=None)
+    table = table.drop("at", strict=False)  # what rows are numbered by here
     rows = sources.preference_rows(table, columns, place).with_row_index("at")
     if rows.is_empty():
         return [Finding("error", "there is no row", 0)]
@@ -237,7 +238,8 @@ def findings(
         found.append(_too_long(good, chat, max_length))
     if columns.rejected and not good.is_empty():
         found.append(_length_bias(good))
-    cut = [pl.col(n) == "length" for n in table.columns if n.endswith("chosen_finish_reason")]
+    ends = (name for name in table.columns if name.endswith("chosen_finish_reason"))
+    cut = [pl.col(name).cast(pl.String, strict=False) == "length" for name in ends]
     if cut:
         at = table.with_row_index("at")
         text = "chosen was cut by the token limit: it does not teach to stop"
@@ -273,10 +275,10 @@ def _spacing(table: pl.DataFrame, columns: Columns) -> list[Finding]:
         column = pl.col(name)
         if kind == "messages":
             spaced = column.list.eval(
-                pl.element().struct.field("content").str.contains(_SPACE)
+                pl.element().struct.field("content").cast(pl.String).str.contains(_SPACE)
             ).list.any()
         elif kind == "message":
-            spaced = column.struct.field("content").str.contains(_SPACE)
+            spaced = column.struct.field("content").cast(pl.String).str.contains(_SPACE)
         elif kind == "text":
             spaced = column.str.contains(_SPACE)
         else:

@@ -12,7 +12,7 @@ import polars as pl
 import yaml
 
 from macpo_data import remote, sources
-from macpo_data.errors import DataError
+from macpo_data.errors import DataError, first_line
 from macpo_data.recipe import Columns
 from macpo_data.store import MANIFEST
 from macpo_data.tables import default_config, read_table
@@ -56,7 +56,11 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
     folder = Path(what)
     if (folder / MANIFEST).is_file():
         return _stored(folder)
-    place, _, revision = what.partition("@")
+    place, _, revision = what.rpartition("@")
+    if not place or Path(what).expanduser().exists():
+        place, revision = what, ""
+    if revision and sources.is_local(place):
+        raise DataError(f"{place} is on this disk, where nothing has tags; leave out @{revision}")
     table = read_table(place, config, revision or None)
     columns = Columns()
     if "completion" in table.columns:  # published for fine-tuning
@@ -72,9 +76,11 @@ def _stored(folder: Path) -> Version:
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
         pairs = pl.read_parquet(folder / "pairs.parquet")
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{folder} is no dataset of a round: {error}; see `macpo status`") from None
-    return Version(str(folder), pairs, manifest.get("recipe"))
+        pairs.select("prompt_id", "prompt", "chosen", "rejected")
+        return Version(str(folder), pairs, manifest.get("recipe"))
+    except (OSError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
+        said = first_line(error)
+        raise DataError(f"{folder} is no dataset of a round: {said}; see `macpo status`") from None
 
 
 def _published_recipe(place: str, config: str | None, revision: str) -> dict[str, Any] | None:

@@ -110,6 +110,11 @@ def push_to_folder(push: Push, to: Path) -> bool:
     Raises:
         HubError: the folder holds something else.
     """
+    with push.store.lock("push"):
+        return _into_folder(push, to)
+
+
+def _into_folder(push: Push, to: Path) -> bool:
     known = to / INDEX
     if to.exists() and not to.is_dir():
         raise HubError(f"{to} is a file; choose another folder with --to")
@@ -129,15 +134,18 @@ def push_to_folder(push: Push, to: Path) -> bool:
         changed = True
         with atomic(target) as temporary:
             temporary.write_bytes(new)
-    for old in sorted(to.rglob("*")):
+    # Whatever else lies in the folder, such as a repository's own files, is none of ours.
+    ours = [path for top in ("data", "macpo") for path in (to / top).rglob("*")]
+    left = [p for name in ("README.md", "dataset_info.json") for p in to.glob(f".{name}.*.tmp")]
+    for old in sorted(ours + left):
         path = old.relative_to(to).as_posix()
-        left = old.name.startswith(".") and old.suffix == ".tmp"  # by a push that was killed
-        if old.is_file() and (left or push.owns(path)) and path not in files:
+        killed = old.name.startswith(".") and old.suffix == ".tmp"
+        if old.is_file() and (killed or push.owns(path)) and path not in files:
             old.unlink()
             changed = True
     shutil.rmtree(staging)
-    for folder in sorted(to.rglob("*"), reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
+    for folder in sorted(ours, reverse=True):
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
             folder.rmdir()
     return changed
 

@@ -6,6 +6,7 @@ bytes are compared with the hashes of a sealed manifest, and code is never run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -18,8 +19,9 @@ from typing import Any
 import yaml
 
 from macpo_data import remote, sources
-from macpo_data.errors import HubError, MacpoError, StoreError, plain
+from macpo_data.errors import HubError, StoreError, plain
 from macpo_data.loading import load_recipe
+from macpo_data.lock import Lock
 from macpo_data.methods import make_plan
 from macpo_data.models import adapter_sha256
 from macpo_data.plan import Plan, Step
@@ -84,13 +86,13 @@ def pull_round(
         # 2. The recipe, and whether it may be written where it should go.
         main = next((name for name, e in entries.items() if e["main"]), next(iter(entries)))
         text, templates = _recipe(read, place, main, recipe_to.parent)
-        if recipe_to.exists() and recipe_to.read_text("utf-8") != text:
-            raise HubError(f"{recipe_to} is another recipe; choose a name with --recipe-to FILE")
+        for path, written in {recipe_to: text, **templates}.items():
+            if path.exists() and path.read_bytes() != written.encode():
+                raise HubError(f"{path} is another one; choose a name with --recipe-to FILE")
         recipe_to.parent.mkdir(parents=True, exist_ok=True)
         fresh = [path for path in (recipe_to, *templates) if not path.exists()]
-        for path, template in templates.items():
-            path.write_text(template, "utf-8")
-        recipe_to.write_text(text, "utf-8")
+        for path, written in {**templates, recipe_to: text}.items():
+            path.write_bytes(written.encode())
         try:
             recipe = load_recipe(str(recipe_to.absolute()))
             if not local_paths and (own := _local_paths(recipe)):
@@ -103,7 +105,7 @@ def pull_round(
             store = Store(runs / recipe.run, say)
             steps = _steps(plan, entries, place)
             _lock(read, place, main, store)
-        except MacpoError:
+        except BaseException:
             for path in fresh:
                 path.unlink()
             raise
@@ -114,9 +116,21 @@ def pull_round(
             result = plan.name(step)
             said.append(_put(store, result, _under(read, f"macpo/{name}/{result}")))
         for name in steps:
-            for start in json.loads(_must(read, f"macpo/{name}/adapters.json", place)):
+            for start in _starts(_must(read, f"macpo/{name}/adapters.json", place), place):
                 said += _adapter(plan, store, start)
         return list(dict.fromkeys(said))
+
+
+def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
+    """The adapters from which a round is trained."""
+    needed = {"start", "adapter_sha256", "repo", "revision", "trains"}
+    try:
+        starts: list[dict[str, Any]] = json.loads(content)
+        if all(needed <= start.keys() for start in starts):
+            return starts
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise HubError(f"{place}: what it says of its adapters is damaged; ask who published it")
 
 
 def _tag(repo: str, round_: int, learner: str | None) -> str:
@@ -159,7 +173,7 @@ def _recipe(read: Read, place: str, name: str, to: Path) -> tuple[str, dict[Path
         agents = list(values["agents"].values())
         named = list(text_files(values))
         values["train"]["launcher"] = None  # a file of another machine
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise HubError(f"{place}: its recipe is damaged; ask who published it") from None
     templates: dict[Path, str] = {}
     for section, key in named:
@@ -170,7 +184,10 @@ def _recipe(read: Read, place: str, name: str, to: Path) -> tuple[str, dict[Path
                 f"{place}: its recipe reads the file {plain(file)}, which was not published with "
                 "it; ask who published it"
             )
-        templates[to / file] = _must(read, f"macpo/{name}/{file}", place).decode("utf-8")
+        content = _must(read, f"macpo/{name}/{file}", place)
+        if hashlib.sha256(content).hexdigest()[:12] != Path(file).stem.rpartition("-")[2]:
+            raise HubError(f"{place}: {file} is not what its name says; ask who published it")
+        templates[to / file] = content.decode("utf-8", "replace")
         section[key] = str(to / file)
     for agent in agents:
         # Running code that a stranger's base brings is for the person here to allow.
@@ -207,15 +224,15 @@ def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:
 
 def _lock(read: Read, place: str, name: str, store: Store) -> None:
     """Lay the published pins beside those of the run; they may not contradict each other."""
+    mine = Lock(store.root).pins()
     try:
         published = json.loads(_must(read, f"macpo/{name}/lock.json", place))
-        mine = json.loads((store.root / "lock.json").read_text("utf-8"))
-    except FileNotFoundError:
-        mine = {}
-    for kind in ("models", "data"):
-        known = mine.setdefault(kind, {})
-        for key, pin in published.get(kind, {}).items():
-            if known.setdefault(key, pin) != pin:
+        pins = {kind: dict(published.get(kind, {})) for kind in ("models", "data")}
+    except (ValueError, TypeError, AttributeError):
+        raise HubError(f"{place}: its lock.json is damaged; ask who published it") from None
+    for kind, theirs in pins.items():
+        for key, pin in theirs.items():
+            if mine[kind].setdefault(key, pin) != pin:
                 raise HubError(
                     f"{store.root}/lock.json pins {key} otherwise than {place}; pull into another "
                     "folder with --runs DIR"
@@ -242,7 +259,9 @@ def _put(store: Store, name: str, read: Read) -> str:
             trial.path(name).mkdir(parents=True)
             (trial.path(name) / MANIFEST).write_bytes(content)
             manifest = trial.manifest(name)
-            assert manifest is not None
+            parts = ("files", "inputs", *(("summary",) if name.startswith("data/") else ()))
+            if manifest is None or not all(isinstance(manifest.get(p), dict) for p in parts):
+                raise StoreError(name)
             brought = []
             for file in manifest["files"]:
                 data = read(file) if _plain(file) else None

@@ -93,7 +93,8 @@ def one_line(what: str, repo: str) -> Iterator[None]:
         kinds = {c.__name__ for e in _chain(error) for c in type(e).__mro__}
         status = status_of(error)
         known = isinstance(error, HfHubHTTPError | HFValidationError | LocalTokenNotFoundError)
-        if not (known or status or kinds & (_BROKEN | {"HTTPError", "OfflineModeIsEnabled"})):
+        silent = {"HTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
+        if not (known or status or kinds & (_BROKEN | silent)):
             raise
         raise HubError(f"cannot {what} {repo}: {_hint(kind, status, kinds)}") from None
 
@@ -156,13 +157,13 @@ def differs(content: Path | bytes, remote: str | None) -> bool:
 
 def fetch(api: HfApi, repo: str, kind: RepoType, commit: str, path: str) -> bytes | None:
     """A file of a commit; None if it is not there."""
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         return Path(
             ask(api.hf_hub_download, repo, path, repo_type=kind, revision=commit)
         ).read_bytes()
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:  # the local one says that the Hub cannot be reached
         return None
 
 

@@ -245,6 +245,9 @@ def read_index(content: bytes | None, where: str) -> Index:
                 raise ValueError(name)
             if any(not path.startswith(owned(name)) for path in entry["files"]):
                 raise ValueError(name)
+            parts = (entry["configs"], entry["facts"]["name"], entry["facts"]["manifest"]["method"])
+            if not isinstance(entry["main"], bool) or not all(parts):
+                raise ValueError(name)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise StoreError(f"{where}/{INDEX} is damaged; choose another place to push to") from None
     return index

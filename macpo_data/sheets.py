@@ -77,7 +77,9 @@ def read_sheets(ctx: Context, sheets: Sequence[Path], key_file: Path) -> Evaluat
         key = json.loads(key_file.read_text("utf-8"))
         policy, against, rows = find_policy(ctx.plan, key["policy"]), key["against"], key["rows"]
         told = key["made_from"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for row in rows.values():
+            row["prompt_id"], {"a": 0, "b": 1}[row["first"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"cannot read the key {key_file} ({type(error).__name__}); name the one that was "
             "written with the sheet with --key"

@@ -198,11 +198,15 @@ def pick(
         if text is None:
             continue
         try:
-            expression = pl.sql_expr(text)
             if flag == "--where":
-                frame = frame.filter(expression)
+                frame = frame.filter(pl.sql_expr(text))
             else:
-                frame = frame.sort(expression, nulls_last=True, maintain_order=True)
+                # polars would read a direction, and then forget it.
+                what, _, way = text.strip().rpartition(" ")
+                if way.lower() not in ("asc", "desc"):
+                    what, way = text, ""
+                by, down = pl.sql_expr(what), way.lower() == "desc"
+                frame = frame.sort(by, descending=down, nulls_last=True, maintain_order=True)
         except pl.exceptions.PolarsError as error:
             first = first_line(error).split("; valid columns")[0]
             raise DataError(

@@ -279,8 +279,9 @@ def _read_bytes(path: str) -> bytes:
         return file.read_bytes()
     except FileNotFoundError:
         raise DataError(f"no file {path}; check data.path, which starts at this folder") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; check the file") from None
+    except (OSError, ValueError) as error:  # a name that can be none
+        why = getattr(error, "strerror", error)
+        raise DataError(f"cannot read {path}: {why}; check the file") from None
 
 
 def read_file(path: str) -> pl.DataFrame:

@@ -6,6 +6,7 @@ there.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,12 @@ def _read_folder(folder: Path, config: str | None, split: str | None) -> pl.Data
     configs = _configs(_text(folder / "README.md"), f"{folder}/README.md")
     if not configs:
         found = sorted(p for p in folder.rglob("*") if p.name.endswith(sources.LOCAL_SUFFIXES))
-        files = [p for p in found if split and split in p.name] or found
+        found = [p for p in found if p.name not in ("manifest.json", "dataset_info.json")]
+        word = re.compile(rf"(?<![a-z]){re.escape(split or '')}(?![a-z])")
+        files = [p for p in found if split and word.search(p.name)]
+        if not files and split not in (None, "train"):
+            raise DataError(f"{folder} has no file for the split {split}; name its file instead")
+        files = files or found
         if config is not None or not files:
             raise DataError(f"{folder} has no configurations in a README.md; name its file instead")
         return _read_files(files)
@@ -63,6 +69,10 @@ def _read_folder(folder: Path, config: str | None, split: str | None) -> pl.Data
             f"{folder} has no {wanted or 'default'}; choose --config {', '.join(names)}"
         )
     patterns = _patterns(configs[names.index(wanted)].get("data_files"), split)
+    for pattern in patterns:
+        # A stranger's card names files of its own folder, and no others.
+        if not isinstance(pattern, str) or not pattern or {"/", ".."} & {*Path(pattern).parts}:
+            raise DataError(f"{folder}/README.md: {pattern!r} is no file of this folder; mend it")
     files = sorted({p for pattern in patterns for p in folder.glob(pattern)})
     if not files:
         raise DataError(f"{folder}: the files of {wanted}, split {split or 'any'}, are not there")
@@ -75,27 +85,26 @@ def _text(card: Path) -> str:
 
 def _configs(text: str, where: str) -> list[dict[str, Any]]:
     """The configurations that a card declares."""
-    if not text.startswith("---"):
+    head = re.match(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    if head is None:
         return []
     try:
-        values = yaml.safe_load(text.split("---")[1])
+        values = yaml.safe_load(head[1]) or {}
         configs = values.get("configs", [])
         return [dict(each) for each in configs]
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError, IndexError):
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
         raise DataError(f"the YAML at the top of {where} is broken; mend it") from None
 
 
-def _patterns(files: Any, split: str | None) -> list[str]:
-    """The patterns of a split, in each of the forms that a card may use."""
-    if isinstance(files, str):
-        return [files]
-    found: list[str] = []
-    for each in files or []:
-        if isinstance(each, str):
+def _patterns(files: Any, split: str | None) -> list[Any]:
+    """The patterns of a split, in each of the forms that a card may use; what is none, too."""
+    found: list[Any] = []
+    for each in files if isinstance(files, list) else [files] if files else []:
+        if not isinstance(each, dict):
             found.append(each)
         elif split in (None, each.get("split")):
             path = each.get("path", [])
-            found += [path] if isinstance(path, str) else list(path)
+            found += path if isinstance(path, list) else [path]
     return found
 
 

@@ -54,5 +54,9 @@ def _manifest(store: Store, name: str) -> Manifest | None:
 
 def remove(store: Store, name: str) -> None:
     """Delete a result. Its manifest goes first, so that a kill leaves nothing that looks done."""
-    (store.path(name) / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(store.path(name))
+    path = store.path(name)
+    with store.lock(name):
+        if path.is_symlink():  # what lies behind it was put elsewhere by a person
+            return path.unlink()
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path)

@@ -96,6 +96,17 @@ def test_what_is_wrong_with_rows() -> None:
     assert leaked == {"the prompt stands in a test set": 1}
 
 
+def test_columns_of_other_kinds() -> None:
+    """One named as rows are numbered by, contents that are all missing, a reason in numbers."""
+    odd = {"at": [1, 2], "prompt": ["q", "r"], "chosen": ["a", "b"], "rejected": ["c", "d"]}
+    assert checks.findings(pl.DataFrame(odd), Columns(), "x") is not None
+    table = pl.DataFrame(odd | {"chosen_finish_reason": [1, 2]})
+    assert not any("token limit" in f.what for f in checks.findings(table, Columns(), "x"))
+    empty = [[{"role": "assistant", "content": None}]] * 2
+    found = checks.findings(pl.DataFrame(odd | {"rejected": empty}), Columns(), "x")
+    assert any(f.level == "error" for f in found)
+
+
 def test_data_for_fine_tuning() -> None:
     """In both forms that macpo publishes; what is wrong with a row is found there too."""
     apart = {"prompt": [user("q")], "completion": [answer("good")]}
@@ -183,8 +194,21 @@ configs:
     (tmp_path / "README.md").write_text("---\n: [\n---\n")
     with pytest.raises(DataError, match="YAML at the top"):
         rows()
+    for odd in ("/etc/*.jsonl", "../x.jsonl", "", 3, None):
+        files = json.dumps([{"split": "train", "path": odd}])
+        (tmp_path / "README.md").write_text(f"---\nconfigs: [{{data_files: {files}}}]\n---\n")
+        with pytest.raises(DataError, match="is no file of this folder"):
+            rows()
+    (tmp_path / "README.md").write_text("\ufeff---\r\nname: a---b\r\n" + card[4:])
+    assert rows() == ["b"]
     (tmp_path / "README.md").unlink()
+    (tmp_path / "manifest.json").write_text("{}")
     assert len(rows()) == 4
+    with pytest.raises(DataError, match="no file for the split validation"):
+        rows(split="validation")
+    (tmp_path / "constraints.jsonl").write_text('{"x": "constraints"}')
+    (tmp_path / "train-0.jsonl").write_text('{"x": "train-0"}')
+    assert rows() == ["train-0"]
 
 
 def test_two_versions_are_compared() -> None:
@@ -229,6 +253,8 @@ def test_pairs_are_picked_by_sql(open_run: OpenRun) -> None:
     middle = sorted(pairs["chosen_perplexity"].to_list())[5]
     high = pick(pairs, f"chosen_ppl > {middle}", "-chosen_ppl", False, 3)
     assert len(high) == 6 and high["chosen_perplexity"].is_sorted(descending=True)
+    down = pick(pairs, None, "chosen_ppl DESC", False, 3)
+    assert down["chosen_perplexity"].is_sorted(descending=True) and len(down) == len(pairs)
     assert set(high.columns) == set(pairs.columns)
     assert len(pick(pairs, None, None, True, 5)) == 5
     for where in ("nope > 1", ">>>", "chosen + 1", ""):

@@ -233,6 +233,50 @@ def test_pull_says_what_was_never_pushed(macpo: Macpo, tmp_path: Path) -> None:
     assert "no tag round-7; it has round-1" in error(macpo("pull", REPO, "--round", "7", cwd=empty))
 
 
+def test_what_else_lies_in_a_folder_stays(macpo: Macpo, tmp_path: Path) -> None:
+    """Such as a repository of the person's own, whose refs are folders that may be empty."""
+    tree = tmp_path / "tree"
+    ok(macpo("push", "--round", "0", "--to", tree))
+    (tree / ".git/refs/heads").mkdir(parents=True)
+    (tree / ".git/.x.1.tmp").write_text("mine")
+    stale = [tree / "data/.part.7.tmp", tree / ".README.md.7.tmp"]  # by a push that was killed
+    for path in stale:
+        path.write_text("x")
+    (tree / "data/left").mkdir()
+    ok(macpo("push", "--round", "1", "--to", tree))
+    assert (tree / ".git/refs/heads").is_dir() and (tree / ".git/.x.1.tmp").is_file()
+    assert not any(path.exists() for path in [*stale, tree / "data/left"])
+
+
+def test_two_pushes_into_one_folder(spawn: Macpo, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(spawn, "push", "--round", n, "--to", tree) for n in "01"]
+    assert all(ok(done.result()) for done in both)
+    entries = json.loads((tree / "macpo/index.json").read_text())
+    assert {entry["round"] for entry in entries.values()} == {0, 1}
+    assert all((tree / path).is_file() for entry in entries.values() for path in entry["files"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("adapters.json", "[1]", "of its adapters is damaged"),
+        ("lock.json", '{"models": [1]}', "its lock.json is damaged"),
+        ("lock.json", "{", "its lock.json is damaged"),
+        ("recipe.yaml", "[" * 9999, "its recipe is damaged"),
+        ("recipe.yaml", "zz: 2024-13-45", "its recipe is damaged"),
+    ],
+)
+def test_what_is_broken_is_told_in_a_line(
+    macpo: Macpo, tmp_path: Path, file: str, content: str, said: str
+) -> None:
+    ok(macpo("push", "--round", "0", "--learner", "student", "--to", tmp_path / "tree"))
+    (tmp_path / "tree/macpo/round_0_student" / file).write_text(content)
+    (tmp_path / "empty").mkdir()
+    assert said in error(macpo("pull", tmp_path / "tree", "--round", "0", cwd=tmp_path / "empty"))
+
+
 @pytest.mark.parametrize("what", ["pairs", "manifest", "recipe", "index"])
 def test_what_was_tampered_with_is_not_kept(macpo: Macpo, tmp_path: Path, what: str) -> None:
     tree, empty = tmp_path / "tree", tmp_path / "empty"
@@ -266,7 +310,7 @@ def test_a_recipe_that_is_there_is_not_overwritten(macpo: Macpo, tmp_path: Path)
     ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "tree"))
     (tmp_path / "macpo.yaml").write_text("mine")
     refused = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path))
-    assert "another recipe" in refused and (tmp_path / "macpo.yaml").read_text() == "mine"
+    assert "is another one; choose" in refused and (tmp_path / "macpo.yaml").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -496,6 +540,17 @@ def test_a_template_of_its_own_travels_along(macpo: Macpo, tmp_path: Path) -> No
     template.unlink()
     empty = tmp_path / "empty"
     empty.mkdir()
+    (published,) = (tmp_path / "tree/macpo/round_0_student").glob("template-*.jinja")
+    text = published.read_text()
+    published.write_text("{{ 'something else' }}")
+    refused = error(macpo("pull", tmp_path / "tree", "--round", "0", cwd=empty))
+    assert "is not what its name says" in refused and not list(empty.iterdir())
+    published.write_text(text)
+    mine = empty / published.name
+    mine.write_text("mine")
+    assert "is another one" in error(macpo("pull", tmp_path / "tree", "--round", "0", cwd=empty))
+    assert mine.read_text() == "mine"
+    mine.unlink()
     ok(macpo("pull", tmp_path / "tree", "--round", "0", cwd=empty))
     values = yaml.safe_load((empty / "macpo.yaml").read_text())
     assert values["agents"]["student"]["trust_remote_code"] is False

@@ -303,10 +303,14 @@ def test_clean_finds_what_no_recipe_reaches(open_run: OpenRun) -> None:
     other = everything(open_run("sampling.temperature=0.5"))
     assert unreachable([one, other]) == []
     alone = unreachable([one])
+    moved = one.store.path(alone[0])  # to another disk
+    moved.rename(one.store.root.parent / "elsewhere")
+    moved.symlink_to(one.store.root.parent / "elsewhere")
     assert {name.split("/")[0] for name in alone} == {"data", "samples", "scores", "adapters"}
     for name in alone:
         remove(one.store, name)
     assert unreachable([one]) == []
+    assert (one.store.root.parent / "elsewhere/manifest.json").is_file()
     assert done(one) == len(one.plan.steps)
     assert not one.finish_round(1).wrote
 
