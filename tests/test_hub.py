@@ -347,6 +347,17 @@ def test_what_passes_is_waited_for(macpo: Macpo, hub: Hub, faults: dict[str, int
     assert len(repo.commits) == 3
 
 
+def test_a_file_out_of_reach_is_not_one_that_is_missing(
+    macpo: Macpo, hub: Hub, tmp_path: Path
+) -> None:
+    """Of which a push would write a card without the earlier rounds."""
+    ok(macpo("push", "--round", "0", "--repo", REPO))
+    hub.fail("(HEAD|GET) .*/resolve/", 403, times=99)
+    assert "has no right" in error(macpo("pull", REPO, "--round", "0", cwd=tmp_path))
+    assert "has no right" in error(macpo("push", "--round", "1", "--repo", REPO))
+    assert set(hub.dataset(REPO).tags) == {"round-0"} and whole(hub.dataset(REPO))
+
+
 def test_a_hub_that_stays_broken_is_one_line(spawn: Macpo, macpo: Macpo, hub: Hub) -> None:
     nobody = "http://127.0.0.1:9"
     done = spawn("push", "--round", "1", "--repo", REPO, HF_ENDPOINT=nobody)
