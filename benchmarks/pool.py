@@ -24,7 +24,10 @@ KEYS = {
     "frozen_teachers": False,
     "dpo.reference": "previous",
     "dpo.beta": 0.1,
+    "dpo.learning_rate": 5e-4,
     "select.min_chars": 1,
+    "select.order": "lowest",
+    "data.label_noise": 0.0,
 }
 
 
