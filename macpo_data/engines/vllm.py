@@ -408,7 +408,7 @@ def lora_rank(adapters: set[str]) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """VLLM checks its settings by pydantic, whose first line only counts the mistakes."""
+    """Why vLLM refuses. It checks by pydantic, whose first line only counts the mistakes."""
     if isinstance(error, ValidationError):
         return str(error.errors()[0]["msg"]).removeprefix("Value error, ").rstrip(".")
     return first_line(error)
