@@ -27,8 +27,8 @@ PARTS: tuple[Part, ...] = ("test", "d1", "d2")
 LOCAL_SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
 WORLD = "the embedded world"
 TEXT_CHARS = 300  # of a row put aside
-# What polars makes of a message list in a column where another row holds plain text.
-_FLATTENED = r'^\[\{"(role|content)": '
+# What polars makes of messages in a column where another row holds plain text.
+_FLATTENED = r'^\[?\{"(role|content)": '
 _TURN = "\x1e"  # a control character that no text has; one that had it would be put aside
 
 # A file or Hub dataset and its split; None where a file knows no splits. Parts that name the same
