@@ -595,6 +595,7 @@ def test_parts_that_share_need_counts(tmp_path: Path) -> None:
         ("x.jsonl.gz", gzip.compress(b'{"prompt": "p"}\n' * 99, mtime=0)[:-9], "cannot read"),
         ("x.parquet", b"PAR1" + b"\0" * 40, "cannot read"),
         ("x.jsonl", b'{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "mixes"),
+        ("x.jsonl", b'{"prompt": "a"}\n{"prompt": {"role": "user", "content": "b"}}\n', "mixes"),
         ("x.jsonl", b'{"prompt": [{"from": "user"}], "chosen": "a", "rejected": "b"}\n', "role"),
         ("x.jsonl", b'{"prompt": {"a": 1}, "chosen": "a", "rejected": "b"}\n', "must be text"),
         ("x.txt", None, "no file"),
