@@ -313,6 +313,8 @@ def _spec(found: Standings, title: str) -> dict[str, Any] | None:
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": WIDTH,
         "height": HEIGHT,
+        # Names are measured in a font that not everybody has; others are wider.
+        "padding": {"left": 5, "top": 5, "right": 40, "bottom": 5},
         "background": "white",
         "title": {
             "text": title, "anchor": "start", "fontSize": 15, "subtitleColor": "#555",
