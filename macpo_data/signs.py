@@ -147,22 +147,29 @@ RULES = {
 }
 
 
-def sign(name: str, value: float, before: float | None = None) -> Sign:
-    """Hold a value against its lines; `before` is None where there is nothing to compare with."""
+def sign(name: str, value: float, before: float | None = None, steps: int = 1) -> Sign:
+    """Hold a value against its lines.
+
+    Args:
+        name: of RULES.
+        value: of now.
+        before: what it is compared with; None where there is nothing.
+        steps: how often a line may be gone along since then.
+    """
     rule = RULES[name]
-    low, high = (_line(bound, rule.of, before) for bound in (rule.low, rule.high))
+    low, high = (_line(bound, rule.of, before, steps) for bound in (rule.low, rule.high))
     below = low is not None and value < low
     above = high is not None and value > high
     line = low if below or high is None else high
     return _sign(value, before, line, below or above)
 
 
-def _line(bound: float | None, of: str, before: float | None) -> float | None:
+def _line(bound: float | None, of: str, before: float | None, steps: int) -> float | None:
     if bound is None or of == "itself":
         return bound
     if before is None:
         return None
-    return before * bound if of == "times" else before + bound
+    return before * bound**steps if of == "times" else before + bound * steps
 
 
 def _sign(value: float, before: float | None, line: float | None, crossed: bool) -> Sign:
@@ -234,18 +241,22 @@ def _signs(
     told: Mapping[str, float | None], before: Mapping[str, Sign], first: Mapping[str, Sign]
 ) -> Signs:
     """What there is of some values, each beside its own before."""
-    return {n: sign(n, v, _earlier(n, before, first)) for n, v in told.items() if v is not None}
+    return {n: _held(n, v, before.get(n), first.get(n)) for n, v in told.items() if v is not None}
 
 
-def _earlier(name: str, before: Mapping[str, Sign], first: Mapping[str, Sign]) -> float | None:
-    """What a value is held against: lengths the first round's, else the better of the two.
+def _held(name: str, value: float, before: Sign | None, first: Sign | None) -> Sign:
+    """Lengths against the first round's, all else against the round before.
 
-    A slow decline crosses no line from one round to the next; a sudden one may start above the
-    first round.
+    A slow decline crosses no line from one round to the next: so against the first one as well,
+    where the line is twice as far.
     """
-    rule, rounds = RULES[name], [first] if name.endswith("chars") else [before, first]
-    values = [found[name]["value"] for found in rounds if name in found]
-    return (max if rule.high is None else min)(values, default=None)
+    if name.endswith("chars"):
+        before = first
+    found = sign(name, value, before and before["value"])
+    if found["crossed"] or first is None:
+        return found
+    since = sign(name, value, first["value"], steps=2)
+    return since if since["crossed"] else found
 
 
 def of_training(history: Sequence[Mapping[str, float]]) -> Signs:

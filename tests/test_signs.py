@@ -178,9 +178,9 @@ def test_a_dataset_that_goes_wrong() -> None:
 @pytest.mark.parametrize(
     ("values", "held"),
     [
-        ([2.0, 2.15, 2.3], (2.0, 2.2, True)),  # slowly, against the first round
+        ([2.0, 2.3, 2.5], (2.0, 2.42, True)),  # slowly: 1.1 squared above the first round
         ([2.0, 1.0, 1.2], (1.0, 1.1, True)),  # at once, from below the first round
-        ([2.0, 2.1, 2.15], (2.0, 2.2, False)),
+        ([2.0, 2.1, 2.3], (2.1, 2.31, False)),
     ],
 )
 def test_a_decline_slow_or_sudden(values: list[float], held: tuple[float, float, bool]) -> None:
