@@ -51,7 +51,9 @@ def _names(push: Push) -> list[str]:
     """The finished adapters that trainings on these datasets start from or made."""
     plan, names = push.plan, []
     for step in plan.steps:
-        if step.kind == "train" and plan.dataset(step) in push.steps:
+        # A retrained twin learns from the dataset of round 0, and is no part of that round.
+        own = step.kind == "train" and step.dataset_round is None
+        if own and plan.dataset(step) in push.steps:
             starts = [maker for policy in step.policies if (maker := plan.maker(policy))]
             names += [plan.name(each) for each in (*starts, step)]
     return [name for name in dict.fromkeys(names) if push.store.is_done(name)]

@@ -223,6 +223,9 @@ def _facts(name: str, entry: Entry) -> str:
     for start in facts["starts"]:
         against = f", reference {start['reference']}" if start["reference"] else ""
         sha = f" (sha256 `{start['adapter_sha256']}`)" if start["adapter_sha256"] else ""
+        if start["needs"] == "reference":
+            lines.append(f"Its reference is {start['start']}{sha}.\n")
+            continue
         lines.append(
             f"Training {start['trains']} ({start['objective']}) starts from {start['start']}{sha}"
             f"{against}.\n"

@@ -118,7 +118,7 @@ class Context:
         return check(self.store.read(name, f"{part}.parquet"), PROMPTS, name)
 
     def human_pairs(self, part: Part, noise_for: str | None = None) -> RoundData:
-        """The human's answers as pairs; for a learner, `data.noise` of them are swapped."""
+        """The human's answers as pairs; for a learner, a share of them are swapped (noise)."""
         prompts = self.prompts(part)
         if prompts["chosen"].null_count() + prompts["rejected"].null_count():
             raise DataError(
@@ -133,7 +133,7 @@ class Context:
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
         if noise_for:
-            sides = self._swapped(sides, self.recipe.data.noise, noise_for)
+            sides = self._swapped(sides, self.recipe.noise(noise_for), noise_for)
         barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
@@ -274,11 +274,8 @@ class Context:
         self._make([name], [(under, task)], f"scoring under {under}")
         scored = self._rows(name)
         self.scored_under[str(under)] = self.store.verify(name).get("scored_under")
-        perplexity = pl.when(pl.col("num_tokens") > 0).then(
-            (-pl.col("sum_logprob") / pl.col("num_tokens")).exp()
-        )
-        finite = pl.when(perplexity.is_finite()).then(perplexity)
-        scored = scored.with_columns(perplexity=finite)
+        scored = scored.join(rows.select("index", "finish_reason"), on="index", how="left")
+        scored = scored.with_columns(perplexity=perplexity()).drop("finish_reason")
         joined = samples.with_row_index().join(
             scored, on="index", how="left", maintain_order="left"
         )
@@ -525,6 +522,15 @@ class Context:
                     **facts,
                 },
             )
+
+
+def perplexity() -> pl.Expr:
+    """Of a response with its end, as SCORES say, from SCORES and finish_reason."""
+    ended = (pl.col("finish_reason") == "stop").cast(pl.Int64)
+    tokens = pl.when(pl.col("num_tokens") > 0).then(pl.col("num_tokens") + ended)
+    logprob = pl.col("sum_logprob") + pl.when(ended == 1).then("eot_logprob").otherwise(0.0)
+    value = (-logprob / tokens).exp()
+    return pl.when(value.is_finite()).then(value)
 
 
 def _length(column: str) -> pl.Expr:

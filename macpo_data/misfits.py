@@ -110,6 +110,11 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
     if by_text or by_chance:
         ranking = ["select.pool", "select.max_perplexity", *(["select.order"] if by_text else [])]
         found += [f"{path}: only read where perplexity ranks" for path in filter(changed, ranking)]
+    if values.get("negatives") == "retrained" and changed("negatives_by"):
+        found.append(
+            f"negatives: retrained trains the negative twin anew, and negatives_by "
+            f"{values['negatives_by']} has none; set negatives_by=fine_tuning"
+        )
     if values.get("negatives_by") in ("corruption", "mismatch"):
         found += [
             f"{path}: negatives_by {values['negatives_by']} makes one of each chosen answer"

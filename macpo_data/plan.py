@@ -10,7 +10,7 @@ from typing import Any, Literal
 from macpo_data.recipe import TRAINED, Agent, Recipe, digest
 
 # Raise it when the same recipe would no longer give the same result.
-FORMAT = 1
+FORMAT = 2
 
 Behavior = Literal["positive", "negative"]
 Objective = Literal["sft_chosen", "sft_rejected", "dpo"]
@@ -39,9 +39,11 @@ class Step:
     learner: str
     behavior: Behavior = "positive"  # train: which policy it makes
     objective: Objective | None = None  # train: what is minimised
-    policies: tuple[Policy, ...] = ()  # gen: who writes and scores; train: where it starts
+    # gen: who writes and scores; train: where it starts, then its reference if that is another.
+    policies: tuple[Policy, ...] = ()
     reads: tuple[str, ...] = ()  # dotted recipe paths that decide the result
     method: str = ""  # whose rule it is, where several methods share it; empty: the recipe's
+    dataset_round: int | None = None  # train: whose dataset it reads; None: that of its own round
 
     def __str__(self) -> str:
         """As a person would call it: gen round 2 student."""
@@ -79,7 +81,8 @@ class Plan:
 
     def dataset(self, step: Step) -> Step:
         """The gen step whose dataset a train step reads."""
-        return self._datasets[step.round, step.learner]
+        round_ = step.round if step.dataset_round is None else step.dataset_round
+        return self._datasets[round_, step.learner]
 
     def earlier(self, step: Step, round_: int) -> Step | None:
         """The gen step of the same learner in a round before; None where there is none."""

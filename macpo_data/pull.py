@@ -122,8 +122,8 @@ def pull_round(
 
 
 def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
-    """The adapters from which a round is trained."""
-    needed = {"start", "adapter_sha256", "repo", "revision", "trains"}
+    """The adapters from which a round is trained, and to which it is held."""
+    needed = {"start", "adapter_sha256", "needs", "repo", "revision", "trains"}
     try:
         starts: list[dict[str, Any]] = json.loads(content)
         if all(needed <= start.keys() for start in starts):
@@ -287,7 +287,7 @@ def _plain(file: str) -> bool:
 
 
 def _adapter(plan: Plan, store: Store, start: dict[str, Any]) -> list[str]:
-    """Fetch the adapter from which a training starts, and say so; nothing for a bare base."""
+    """Fetch an adapter that a training needs, and say so; nothing for a bare base."""
     name = start["start"]
     known = {plan.name(s) for s in plan.steps if s.kind == "train"}
     # A start on the bare base, or the result of the training before on the same dataset.
@@ -296,7 +296,8 @@ def _adapter(plan: Plan, store: Store, start: dict[str, Any]) -> list[str]:
     if store.is_done(name):
         return [f"kept     {store.path(name)}"]
     repo, revision = start["repo"], start["revision"]
-    missing = f"missing  {store.path(name)}: {start['trains']} starts from it"
+    role = "is held to it" if start["needs"] == "reference" else "starts from it"
+    missing = f"missing  {store.path(name)}: {start['trains']} {role}"
     if repo is None:
         return [f"{missing}; it was never pushed (`macpo push --adapters` does)"]
     try:

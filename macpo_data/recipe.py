@@ -110,12 +110,24 @@ class PartSpec(Section):
     more: Annotated[More | None, LATER] = None  # a second dataset, whose rows come after these
 
 
+class Probe(Section):
+    """Pairs of D1 that are kept out of every training and every test, and watch over a run."""
+
+    # Of D1's rows; null: 50, or a fifth of D1 where that is less. 0: no probe.
+    count: Annotated[int, Field(ge=0, strict=True)] | None = None
+
+    def size(self, rows: int) -> int:
+        """How many of so many rows of D1 it takes."""
+        return min(50, rows // 5) if self.count is None else self.count
+
+
 class DataBase(Section):
     """What all sources share."""
 
     d1: PartSpec = PartSpec()  # initialises the teachers: human answers are used
     d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts are used
     test: PartSpec = PartSpec()  # held out for evaluation
+    probe: Probe = Probe()  # part of D1 that nothing learns from and no test uses
     limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
@@ -256,6 +268,9 @@ class Agent(Section):
     revision: str = "main"  # of the base on the Hub; pinned in lock.json when first read
     chat_template: str = "tokenizer"  # tokenizer | vicuna | alpaca | chatml | a Jinja file
     lr_scale: Annotated[Positive, KNOB] = 1.0  # multiplies its learning rates; train steps read it
+    # Of a teacher: the share of its D1 pairs that are swapped, in place of data.noise. The dataset
+    # of its round 0 reads it.
+    noise: Annotated[Share | None, KNOB] = None
     trust_remote_code: Annotated[bool, KNOB] = False  # runs code that the base's repository brings
 
     @model_validator(mode="after")
@@ -369,7 +384,9 @@ class DPO(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = (
         0.0  # share of pairs taken as swapped
     )
-    reference: Literal["base", "previous"] = "base"
+    # What the policy is held to: the bare base, the policy at the start of the round, or the
+    # agent's positive policy of round 0 in every round.
+    reference: Literal["base", "previous", "initial"] = "base"
 
 
 class Lora(Section):
@@ -585,7 +602,9 @@ class Recipe(Section):
     labeller: str | None = None  # teacher who labels D2 for the student; null: the first
     schedule: Literal["alternating", "simultaneous"] = "alternating"
     positives: Literal["mutual", "own"] = "mutual"  # own: each agent's are its own answers
-    negatives: Literal["once", "every_round"] = "once"
+    # The negative twin of round 0 writes once, or anew in every round; or a twin is retrained from
+    # the newest positive policy in every round, on the rejected answers of round 0.
+    negatives: Literal["once", "every_round", "retrained"] = "once"
     # Who writes them: the negative twins; the bare base; the positive policies, framed to be bad;
     # or nobody: the words of the chosen answer shuffled, or the chosen answer of another prompt.
     negatives_by: Literal["fine_tuning", "base", "framing", "corruption", "mismatch"] = (
@@ -621,6 +640,11 @@ class Recipe(Section):
     def students(self) -> list[str]:
         """Names of the students, as written."""
         return [name for name, agent in self.agents.items() if agent.role == "student"]
+
+    def noise(self, agent: str) -> float:
+        """The share of the human pairs that are swapped for an agent."""
+        own = self.agents[agent].noise if agent in self.agents else None
+        return self.data.noise if own is None else own
 
     def read(self, path: str) -> Any:
         """The identity of what stands at a dotted path, such as `agents.student` or `dpo`."""

@@ -458,23 +458,24 @@ def _starts(plan: Plan, store: Store, step: Step, repo: str | None) -> list[dict
     base = plan.recipe.agents[step.learner].base
     found = []
     for train in _trainings(plan, step):
-        (start,) = train.policies
-        voice = _voice(plan, store, start)
-        name = voice["adapter"]
-        reference = base if plan.recipe.dpo.reference == "base" else name or base
-        found.append(
+        voices = [_voice(plan, store, policy) for policy in train.policies]
+        held_to = None if plan.recipe.dpo.reference == "base" else voices[-1]["adapter"]
+        found += [
             {
                 "trains": str(train.makes),
                 "objective": train.objective,
-                "start": name or base,
-                "reference": reference if train.objective == "dpo" else None,
+                "needs": needs,
+                "start": voice["adapter"] or base,
+                "reference": (held_to or base) if train.objective == "dpo" else None,
                 "base": base,
                 "base_revision": voice["base_revision"],
                 "adapter_sha256": voice["adapter_sha256"],
-                "repo": adapters_repo(repo) if name and repo else None,
-                "revision": Path(name).name if name else None,
+                "repo": adapters_repo(repo) if voice["adapter"] and repo else None,
+                "revision": Path(voice["adapter"]).name if voice["adapter"] else None,
             }
-        )
+            # The second one is needed as the reference alone.
+            for needs, voice in zip(("start", "reference"), voices, strict=False)
+        ]
     return found
 
 

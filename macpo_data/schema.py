@@ -17,7 +17,7 @@ from macpo_data.errors import DataError
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 Table = dict[str, pl.DataType]
-Part = Literal["d1", "d2", "test"]
+Part = Literal["d1", "d2", "test", "probe"]
 
 
 class Message(TypedDict):
@@ -59,7 +59,10 @@ SCORES: Table = {
     "sum_logprob": pl.Float64(),  # over response tokens, without the end-of-turn token
     "num_tokens": pl.Int64(),  # response tokens, without the end-of-turn token
     "eot_logprob": pl.Float64(),  # the end-of-turn token's; 0 where the response was cut
-    "perplexity": pl.Float64(),  # exp(-sum_logprob / num_tokens); null where there are no tokens
+    # Of the response and its end-of-turn token, which training learns as well:
+    # exp(-(sum_logprob + eot_logprob) / (num_tokens + 1)). A response that was cut has no end:
+    # exp(-sum_logprob / num_tokens), no number to rank beside the others'. Null without tokens.
+    "perplexity": pl.Float64(),
 }
 
 # Every response that was up for selection.

@@ -23,7 +23,9 @@ def by_perplexity(
 
     With other orders those of the highest, or those next to the prompt's median. Of what all
     prompts chose, `pool` keeps only the best share, in the same order. Ties go to the candidate
-    that stands first: the order of the agents in the recipe, then of the draws.
+    that stands first: the order of the agents in the recipe, then of the draws. A candidate that
+    the token limit cut has no end, so that its perplexity is of another kind: where a filter lets
+    it through at all, it ranks after every finished one.
 
     Args:
         candidates: SAMPLES with SCORES under the learner.
@@ -49,7 +51,7 @@ def by_perplexity(
     known = pl.when(usable).then("perplexity")
     away = {"highest": -known, "middle": (known - known.median().over("prompt_id")).abs()}
     first = away.get(settings.order, known)
-    ranked = _select(frame, first.rank("ordinal").over("prompt_id"), settings.keep)
+    ranked = _select(frame, _finished_first(first).over("prompt_id"), settings.keep)
     return _best_share(ranked, settings) if settings.pool else ranked
 
 
@@ -57,7 +59,7 @@ def _best_share(ranked: pl.DataFrame, settings: Select) -> pl.DataFrame:
     """Of what was selected, all prompts together, keep the share that stands first in the order."""
     selected = pl.when("selected").then("perplexity")
     away = {"highest": -selected, "middle": (selected - selected.median()).abs()}
-    place = away.get(settings.order, selected).rank("ordinal")
+    place = _finished_first(away.get(settings.order, selected))
     out = pl.col("selected") & (place > (settings.pool or 1.0) * pl.col("selected").sum())
     return ranked.with_columns(
         reason=pl.when(out).then(pl.lit("outside_pool")).otherwise("reason"),
@@ -75,7 +77,7 @@ def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) ->
     frame = _with_rejected(candidates.with_columns(**scores), rejected)
     frame = frame.with_columns(reason=_reason(settings))
     position = pl.when(_usable(settings)).then(pl.int_range(pl.len()))
-    return _select(frame, position.rank("ordinal").over("prompt_id"), 1)
+    return _select(frame, _finished_first(position).over("prompt_id"), 1)
 
 
 def competing(
@@ -300,6 +302,14 @@ def _usable(settings: Select) -> pl.Expr:
     if settings.on_filter == "count":
         return ~pl.col("reason").is_in(UNUSABLE).fill_null(False)
     return pl.col("reason").is_null()
+
+
+def _finished_first(value: pl.Expr) -> pl.Expr:
+    """Ranks from 1 by a value, lowest first; all that the token limit cut come last."""
+    cut = pl.col("finish_reason") == "length"
+    finished = pl.when(~cut).then(value)
+    behind = pl.when(cut).then(value).rank("ordinal") + finished.count()
+    return pl.coalesce(finished.rank("ordinal"), behind)
 
 
 def _select(frame: pl.DataFrame, rank: pl.Expr, keep: int) -> pl.DataFrame:

@@ -19,7 +19,17 @@ import polars as pl
 
 from macpo_data import models, schema, world
 from macpo_data.errors import DataError, first_line
-from macpo_data.recipe import Columns, Data, FileData, More, PairsData, PartSpec, PKUData, WorldData
+from macpo_data.recipe import (
+    Columns,
+    Data,
+    FileData,
+    More,
+    PairsData,
+    PartSpec,
+    PKUData,
+    Probe,
+    WorldData,
+)
 from macpo_data.schema import MESSAGES, PROMPTS, UNUSABLE, Part
 
 # The order in which parts are settled: what is held out must stay clean whatever is trained on.
@@ -41,9 +51,9 @@ Frames = dict[str, pl.DataFrame]
 def read_parts(
     data: Data, seed: int, revisions: Mapping[str, str | None] = {}
 ) -> tuple[dict[Part, pl.DataFrame], pl.DataFrame]:
-    """Draw d1, d2 and test, disjoint by prompt; also return the rows that cannot be used.
+    """Draw d1, d2 and test, disjoint by prompt, and take the probe out of d1.
 
-    Test is settled first, then d1, then d2. A row put aside stands under the first part, in that
+    Also returns the rows that cannot be used. Test is settled first, then d1, then d2. A row put aside stands under the first part, in that
     order, that looked at it.
 
     Args:
@@ -58,7 +68,7 @@ def read_parts(
     pools: dict[tuple[str, Place], pl.DataFrame] = {}  # usable rows, shuffled; taken from the top
     aside: dict[tuple[str, Place], pl.DataFrame] = {}
     taken: dict[str, Part] = {}
-    parts = {part: schema.empty(PROMPTS) for part in PARTS}
+    parts: dict[Part, pl.DataFrame] = {part: schema.empty(PROMPTS) for part in (*PARTS, "probe")}
     for part, form, count, place in _draws(data, files):
         name = part if form is data else f"{part}.more"
         room = data.limit and data.limit - len(parts[part])
@@ -71,9 +81,12 @@ def read_parts(
             judged = _judge(pl.concat(rows), data.max_prompt_chars)
             pools[key], aside[key] = _shuffle(_usable(judged), seed), _put_aside(judged, part)
         # 2. What an earlier part took from another place is not drawn again.
+        if name == "d2":
+            parts["d1"], parts["probe"] = _without_probe(parts["d1"], data.probe)
+            taken |= dict.fromkeys(parts["probe"]["prompt_id"], "probe")
         barred = taken
         if name == "d2" and data.overlap:
-            barred = {id_: by for id_, by in taken.items() if by == "test"}
+            barred = {id_: by for id_, by in taken.items() if by != "d1"}
         pool = _unless_taken(pools[key], barred)
         free = _usable(pool)
         aside[key] = pl.concat([aside[key], _put_aside(pool, part)])
@@ -87,6 +100,22 @@ def read_parts(
         taken = dict.fromkeys(drawn["prompt_id"], part) | taken
         parts[part] = parts[part].vstack(drawn)
     return parts, schema.check(pl.concat(aside.values()), UNUSABLE, "unusable rows")
+
+
+def _without_probe(d1: pl.DataFrame, probe: Probe) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """D1 without its last rows that have both answers, and those: the probe.
+
+    Raises:
+        DataError: nothing would be left of D1.
+    """
+    asked = probe.size(len(d1))
+    if asked and asked >= len(d1):
+        raise DataError(
+            f"data.probe.count takes {asked} of D1's {len(d1)} rows and leaves none to train on; "
+            f"set it to {len(d1) // 5} or less, or raise data.d1.count"
+        )
+    pairs = d1.drop_nulls(["chosen", "rejected"]).tail(asked)
+    return d1.join(pairs, on="prompt_id", how="anti", maintain_order="left"), pairs
 
 
 def _usable(rows: pl.DataFrame) -> pl.DataFrame:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,9 +24,10 @@ from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
 from macpo_data.methods import make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe import Recipe, digest
 from macpo_data.store import State, Store, inputs, states, write_parquet
 from macpo_data.worker import Workers
+from macpo_run.reference import score_pairs
 from macpo_run.training import fit, pretrain
 
 if TYPE_CHECKING:
@@ -277,10 +278,11 @@ class Run:
         made_from = inputs(self.plan, self.store, step)
         dataset = self.plan.name(self.plan.dataset(step))
         self.store.verify(dataset, "pairs.parquet")
-        (start,) = step.policies
+        start, *others = step.policies
         maker = self.plan.maker(start)
-        if maker is not None:
-            self.store.verify(self.plan.name(maker))
+        for policy in step.policies:
+            if origin := self.plan.maker(policy):
+                self.store.verify(self.plan.name(origin))
         fake = recipe.engine.name == "fake"
         settings = {"sft_chosen": recipe.sft, "sft_rejected": recipe.negative}
         job = Job(
@@ -295,12 +297,15 @@ class Run:
             train=recipe.train,
             confidence=recipe.confidence if "confidence" in step.reads else None,
             lr_scale=agent.lr_scale,
-            seed=recipe.seed,
+            # Twins on one base with the same data would otherwise have the same weights.
+            seed=int(digest([recipe.seed, step.learner]), 16),
             fake=fake,
             scored_under=self._scored_under(dataset, start),
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
         )
+        if others:
+            job = self._with_reference(job, others[0])
         facts = self._fit(job, f"training {step.makes}")
         if not _first():
             while not self.store.is_done(name):
@@ -315,10 +320,21 @@ class Run:
             "adapter_sha256": models.adapter_sha256(job.out),
         }
         if step.objective == "dpo":
-            manifest["reference"] = (
-                job.base.id if recipe.dpo.reference == "base" else manifest["start"]
-            )
+            held_to = self.plan.maker(step.policies[-1])
+            if recipe.dpo.reference == "base":
+                held_to = None
+            manifest["reference"] = self.plan.name(held_to) if held_to else job.base.id
         self.store.finish(name, manifest)
+
+    def _with_reference(self, job: Job, reference: Policy) -> Job:
+        """A training that is held to another policy than it starts from, with its scores."""
+        maker = self.plan.maker(reference)
+        assert maker is not None
+        pairs, scored_under = score_pairs(self.context(), reference, pl.read_parquet(job.dataset))
+        scores = job.out / "reference.parquet"  # removed with the checkpoints
+        write_parquet(scores, pairs)
+        adapter = self.path(maker)
+        return replace(job, reference=adapter, scores=scores, scored_under=scored_under)
 
     def _fit(self, job: Job, title: str) -> dict[str, Any]:
         """Train, with nothing beside that holds most of a GPU, however many bases are kept."""

@@ -150,7 +150,8 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
 def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
     """Continue a policy against a frozen reference.
 
-    `reference: previous` is the policy as it starts here; `base` is the network without adapter.
+    `reference: previous` is the policy as it starts here; `initial` is `job.reference`; `base` is
+    the network without adapter.
 
     Returns:
         For the manifest, one row per optimiser step among it.

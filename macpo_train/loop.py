@@ -179,4 +179,5 @@ def identity(job: Job) -> str:
     settings = [section.identity() for section in sections if section]
     cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1"), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
-    return digest([dataset, start, facts, settings, cut])
+    reference = [adapter_sha256(job.reference)] if job.reference else []
+    return digest([dataset, start, facts, settings, cut, *reference])

@@ -168,7 +168,12 @@ def _write_base(name: str, folder: Path, report: Report) -> None:
 def _documents(tokenizer: PreTrainedTokenizerFast, spec: world.BaseSpec) -> list[Document]:
     """The prompts a base reads, in reading order, each with several answers."""
     rng = random.Random(f"macpo pretraining {spec.seed}")
-    asks = (ask for lap in count() for ask in world.asks("pretrain", 1000 * spec.seed + lap))
+    asks = (
+        (prompt, ask)
+        for lap in count()
+        for prompt, ask in world.asks("pretrain", 1000 * spec.seed + lap)
+        if world.third(ask.topic) != spec.skips
+    )
     documents = []
     for prompt, ask in islice(asks, spec.prompts):
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)

@@ -1,7 +1,8 @@
 """The reference's log-probabilities: from generation where those fit, from the cache, or made.
 
 The learner scored chosen and rejected when the dataset was made. Where the reference is that same
-policy, with the same tokens, these scores are what a reference pass would give. In bfloat16 they
+policy, with the same tokens, these scores are what a reference pass would give; where it is the
+policy of round 0, that policy scored them before the training. In bfloat16 they
 are so up to its rounding: an engine scores with halved weights, training with float32 adapters
 under autocast, and the first DPO term misses ln 2 by some 1e-4.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from macpo_data.chat import Chat
+from macpo_data.errors import ModelError, first_line
 from macpo_data.models import voice_identity
 from macpo_data.packing import answer_logprobs
 from macpo_data.recipe import DPO, digest
 from macpo_train.encode import Encoded, finished
-from macpo_train.train import Job, Report, sharded
+from macpo_train.train import Job, Report, check_adapter, sharded
 
 SIDES = ("chosen", "rejected")
 Logprobs = dict[str, list[float]]
@@ -41,7 +43,7 @@ def reference_logprobs(
     """
     settings = job.settings
     assert isinstance(settings, DPO)
-    adapter = job.start if settings.reference == "previous" else None
+    adapter = reference_adapter(job, settings)
     who = voice_identity(job.base, chat, adapter, model.dtype)
     if job.train.quantization != "none":
         who["quantization"] = job.train.quantization
@@ -72,9 +74,51 @@ def reference_logprobs(
     return used, {"of": settings.reference, **who, **counts}
 
 
+def reference_adapter(job: Job, settings: DPO) -> Path | None:
+    """The reference's adapter; None is the network without one."""
+    if settings.reference == "base":
+        return None
+    return (job.reference or job.start) if settings.reference == "initial" else job.start
+
+
+@contextmanager
+def _speaking(model: Any, job: Job, settings: DPO) -> Iterator[None]:
+    """The model as the reference.
+
+    Raises:
+        ModelError: the adapter does not fit, or the model is sharded and so cannot take it.
+    """
+    adapter = reference_adapter(job, settings)
+    if adapter == job.start:  # training has not begun yet
+        yield
+    elif adapter is None:
+        with model.disable_adapter():
+            yield
+    elif sharded():
+        raise ModelError(
+            "the log-probabilities of dpo.reference=initial are not all known, and a sharded model "
+            "cannot take that adapter; train in one process, or on rows that train.max_length "
+            "does not cut"
+        )
+    else:
+        check_adapter(adapter, job.base)
+        try:
+            model.load_adapter(str(adapter), "reference")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(
+                f"adapter {adapter} does not fit {job.base.id}: {first_line(error)}"
+            ) from None
+        model.set_adapter("reference")
+        try:
+            yield
+        finally:
+            model.set_adapter("default")
+            model.delete_adapter("reference")
+
+
 def _stored(job: Job, data: Encoded, keys: dict[str, list[str]]) -> Iterator[tuple[str, float]]:
     """The scores made at generation, where they are of the very tokens that are trained on."""
-    frame = pl.read_parquet(job.dataset)
+    frame = pl.read_parquet(job.scores or job.dataset)
     if not {f"{side}_sum_logprob" for side in SIDES} <= set(frame.columns):
         return
     rows = frame.rows(named=True)
@@ -99,13 +143,12 @@ def _compute(
     each = -(-len(rows) // state.num_processes)
     own = (rows * state.num_processes)[state.process_index * each :][:each]
     found: list[tuple[int, float, float]] = []
-    silent = model.disable_adapter() if settings.reference == "base" else nullcontext()
     # In the numbers in which the policy is trained, so that equal weights give equal values; what
     # is sharded computes in them by itself.
     halved = job.train.dtype == "bfloat16" and not sharded()
     numbers = torch.autocast(PartialState().device.type, torch.bfloat16, enabled=halved)
     model.eval()
-    with torch.no_grad(), silent, numbers:
+    with torch.no_grad(), _speaking(model, job, settings), numbers:
         for at in range(0, len(own), size):
             batch = own[at : at + size]
             report(at, len(own), "reference")

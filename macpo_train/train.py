@@ -44,6 +44,8 @@ class Job:
     seed: int = 0
     fake: bool = False  # write a placeholder, for trying a recipe's logic
     scored_under: dict[str, Any] | None = None  # what the dataset's scores depend on, if known
+    reference: Path | None = None  # dpo.reference=initial: that adapter; None: it is `start`
+    scores: Path | None = None  # in the dataset's columns, where other scores are the reference's
     cache: Path | None = None  # where log-probabilities of references are kept; None: nowhere
     logs: Path | None = None  # where tensorboard's files go; None: beside `out`
     name: str = ""  # of the curves; empty: that of `out`
@@ -147,7 +149,7 @@ def policy(job: Job) -> Any:
 
     model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
     if job.start is not None:
-        _check_adapter(job.start, job.base)
+        check_adapter(job.start, job.base)
         try:
             model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
@@ -180,7 +182,7 @@ def with_adapter(model: Any, job: Job, task: str) -> Any:
         raise ModelError(f"lora.targets: {str(error).split('.')[0]} ({job.base.id})") from None
 
 
-def _check_adapter(folder: Path, base: Base) -> None:
+def check_adapter(folder: Path, base: Base) -> None:
     """Refuse an adapter of another base; local folders may have moved, so shapes judge those."""
     try:
         config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))

@@ -260,11 +260,11 @@ def test_an_adapter_of_another_base(job: Job, tmp_path: Path) -> None:
     assert job.start is not None
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}')
     wrong = replace(job, start=tmp_path, base=Base("org/mine", None), out=tmp_path / "out")
-    from macpo_train.train import _check_adapter
+    from macpo_train.train import check_adapter
 
     assert wrong.start
     with pytest.raises(ModelError, match="was trained on org/other, not on org/mine"):
-        _check_adapter(wrong.start, wrong.base)
+        check_adapter(wrong.start, wrong.base)
 
 
 BOUNDED = """

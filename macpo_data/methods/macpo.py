@@ -13,7 +13,14 @@ from macpo_data import judge as judges
 from macpo_data import mixture as mixtures
 from macpo_data.context import Context, Judged, RoundData
 from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
-from macpo_data.methods.steps import WRITING_READS, initialise, labels, prefer, switched_on
+from macpo_data.methods.steps import (
+    WRITING_READS,
+    initialise,
+    labels,
+    prefer,
+    retrain,
+    switched_on,
+)
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -48,7 +55,7 @@ def _contrast(
 ) -> list[Step]:
     """DPO + gamma * SFT on others' positives against the agent's own negatives."""
     before = Policy(agent, "positive", t - 1)
-    policies = (*positives, *_negative_writer(recipe, agent), before)
+    policies = (*positives, *_negative_writer(recipe, agent, t), before)
     reads = (*WRITING_READS, "negatives", *switched_on(recipe, "negatives_by"))
     if recipe.negatives_by == "framing":
         reads = (*reads, "framing")
@@ -56,13 +63,16 @@ def _contrast(
         choosing = switched_on(recipe, "select.order", "select.pool")
         choosing = (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe), *choosing)
         reads = (*reads, *choosing)
-    return prefer(agent, t, turn, policies, reads)
+    # The twin of round 0 is that of the policy which round 1 begins with.
+    twin = [retrain(agent, t, turn)] if recipe.negatives == "retrained" and t > 1 else []
+    return [*twin, *prefer(recipe, agent, t, turn, policies, reads)]
 
 
-def _negative_writer(recipe: Recipe, agent: str) -> tuple[Policy, ...]:
+def _negative_writer(recipe: Recipe, agent: str, t: int) -> tuple[Policy, ...]:
     """Who writes an agent's rejected answers; nobody where the chosen ones are spoilt."""
+    newest = t if recipe.negatives == "retrained" and t > 1 else 0
     by = {
-        "fine_tuning": (Policy(agent, "negative", 0),),
+        "fine_tuning": (Policy(agent, "negative", newest),),
         "base": (Policy(agent),),
         "framing": (Policy(agent, "positive", 0),),
     }
@@ -90,7 +100,7 @@ def build(step: Step, ctx: Context) -> RoundData:
     if step.round == 0:
         return weak_labels(step, ctx) if step.policies else ctx.human_pairs("d1", step.learner)
     *written, learner = step.policies
-    twin = _negative_writer(ctx.recipe, step.learner)
+    twin = _negative_writer(ctx.recipe, step.learner, step.round)
     candidates = _positives(step, ctx, written[: len(written) - len(twin)])
     if twin:
         rejected = _negatives(step, ctx, twin[0])
@@ -155,7 +165,7 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
     *writers, learner = step.policies if step.round else (*step.policies, None)
     n = recipe.sampling.n if step.round and step.learner in recipe.students else 1
     d2, found = sizes.prompts["d2"], []
-    twin = _negative_writer(recipe, step.learner) if step.round else ()
+    twin = _negative_writer(recipe, step.learner, step.round) if step.round else ()
     for at, policy in enumerate(filter(None, writers), start=1):
         last = at > len(writers) - len(twin) or policy.behavior == "negative"
         calls, what = (1, "negative") if last else (n, "positive")

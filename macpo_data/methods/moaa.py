@@ -53,7 +53,7 @@ def preferring(recipe: Recipe, asked: tuple[Policy, ...]) -> list[Step]:
     steps = []
     for t in range(1, recipe.rounds + 1):
         before = Policy(student, "positive", t - 1)
-        steps += prefer(student, t, 0, (before, *asked), reads)
+        steps += prefer(recipe, student, t, 0, (before, *asked), reads)
     return steps
 
 

@@ -19,7 +19,7 @@ def plan(recipe: Recipe) -> list[Step]:
     steps = weak_start(recipe)
     for t in range(1, recipe.rounds + 1):
         before = Policy(student, "positive", t - 1)
-        steps += prefer(student, t, 0, (before,), (*WRITING_READS, "framing"))
+        steps += prefer(recipe, student, t, 0, (before,), (*WRITING_READS, "framing"))
     return steps
 
 

@@ -20,7 +20,7 @@ def plan(recipe: Recipe) -> list[Step]:
     steps = weak_start(recipe)
     for t in range(1, recipe.rounds + 1):
         before = Policy(student, "positive", t - 1)
-        steps += prefer(student, t, 0, (label, before), WRITING_READS)
+        steps += prefer(recipe, student, t, 0, (label, before), WRITING_READS)
     return steps
 
 

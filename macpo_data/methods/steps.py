@@ -31,7 +31,9 @@ def initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ...
     Without writers the answers are the human's.
     """
     positive, mine = Policy(agent, "positive", 0), f"agents.{agent}.lr_scale"
-    reads = ["seed", "data.noise", *(EXCLUDE_READS if recipe.select.excludes else [])]
+    own = recipe.agents[agent].noise is not None
+    noise = f"agents.{agent}.noise" if own else "data.noise"
+    reads = ["seed", noise, *(EXCLUDE_READS if recipe.select.excludes else [])]
     reads = [*WRITING_READS, *switched_on(recipe, "data.label_noise")] if writers else reads
     sure = switched_on(recipe, "confidence") if writers else ()
     sft, negative = (*SFT_READS, mine, "sft", *sure), (*SFT_READS, mine, "negative")
@@ -57,15 +59,31 @@ def weak_start(recipe: Recipe) -> list[Step]:
 
 
 def prefer(
-    agent: str, t: int, turn: int, policies: tuple[Policy, ...], reads: tuple[str, ...]
+    recipe: Recipe,
+    agent: str,
+    t: int,
+    turn: int,
+    policies: tuple[Policy, ...],
+    reads: tuple[str, ...],
 ) -> list[Step]:
     """DPO + gamma * SFT on pairs that are made from what these policies write."""
-    before = Policy(agent, "positive", t - 1)
+    start = [Policy(agent, "positive", t - 1)]
+    if recipe.dpo.reference == "initial" and t > 1:
+        start.append(Policy(agent, "positive", 0))
     dpo = (*DPO_READS, f"agents.{agent}.lr_scale")
     return [
         Step("gen", t, turn, agent, policies=policies, reads=reads),
-        Step("train", t, turn, agent, "positive", "dpo", (before,), dpo),
+        Step("train", t, turn, agent, "positive", "dpo", tuple(start), dpo),
     ]
+
+
+def retrain(agent: str, t: int, turn: int) -> Step:
+    """SFT on the rejected answers of round 0 makes a twin of the newest positive policy."""
+    reads = (*SFT_READS, f"agents.{agent}.lr_scale", "negative")
+    before = (Policy(agent, "positive", t - 1),)
+    return Step(
+        "train", t, turn, agent, "negative", "sft_rejected", before, reads, dataset_round=0
+    )
 
 
 def switched_on(recipe: Recipe, *paths: str) -> tuple[str, ...]:

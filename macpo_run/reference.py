@@ -1,0 +1,61 @@
+"""How likely a fixed reference finds a dataset's answers, each text scored once for all rounds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+
+from macpo_data.context import Context
+from macpo_data.plan import Policy
+from macpo_data.recipe import digest
+from macpo_data.schema import SCORES
+from macpo_data.store import write_parquet
+
+_KEY = ["prompt_id", "response", "finish_reason"]
+
+
+def score_pairs(
+    ctx: Context, reference: Policy, pairs: pl.DataFrame
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Put the reference's scores in the place of the learner's.
+
+    Args:
+        ctx: of the run.
+        reference: a trained policy.
+        pairs: PAIRS.
+
+    Returns:
+        PAIRS, and what these scores depend on.
+    """
+    texts = pl.concat(
+        pairs.select(
+            "prompt_id", "prompt", response=side, finish_reason=f"{side}_finish_reason"
+        ).drop_nulls("response")
+        for side in ("chosen", "rejected")
+    ).unique(_KEY, maintain_order=True)
+    voice = [ctx.plan.policy_fingerprint(reference), ctx.recipe.read("engine")]
+    path = ctx.store.path(f"reference/{reference}-{digest(voice)}.parquet")
+    known = pl.read_parquet(path) if path.is_file() else None
+    new = texts if known is None else texts.join(known, on=_KEY, how="anti", maintain_order="left")
+    if len(new):
+        scored = ctx.score(new, under=reference)
+        scored_under = json.dumps(ctx.scored_under[str(reference)], sort_keys=True)
+        fresh = scored.select(*_KEY, *SCORES, scored_under=pl.lit(scored_under))
+        if known is not None and set(known["scored_under"]) != {scored_under}:
+            known = None  # of other numbers or another template: scored anew below
+        known = fresh if known is None else pl.concat([known, fresh])
+        write_parquet(path, known)
+        if len(texts.join(known, on=_KEY, how="anti")):
+            return score_pairs(ctx, reference, pairs)
+    assert known is not None
+    depends_on: dict[str, Any] = json.loads(known["scored_under"][0])
+    for side in ("chosen", "rejected"):
+        names = {"response": side, "finish_reason": f"{side}_finish_reason"}
+        scores = known.drop("scored_under").rename(names | {n: f"{side}_{n}" for n in SCORES})
+        key = ["prompt_id", *names.values()]
+        pairs = pairs.drop(f"{side}_{name}" for name in SCORES).join(
+            scores, on=key, how="left", maintain_order="left"
+        )
+    return pairs, depends_on
