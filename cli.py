@@ -162,6 +162,10 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Adapter to go on from.", rich_help_panel=ALONE)
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Adapter to hold it to, such as round 0's.", rich_help_panel=ALONE),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the new adapter.", rich_help_panel=ALONE)
     ] = None,
@@ -178,8 +182,8 @@ def train(
         if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
         train_on(
-            dataset, base, out, config=config, revision=revision, init=init, sets=sets,
-            progress=progress, say=_say_aside,
+            dataset, base, out, config=config, revision=revision, init=init, reference=reference,
+            sets=sets, progress=progress, say=_say_aside,
         )  # fmt: skip
         return _say(f"wrote    {out}")
     if reward:
@@ -225,7 +229,7 @@ def run_(
             return _print_costs(run, steps)
         for each in wanted:
             outcome = run.finish_round(each)
-            why = None if outcome.waiting else run.converged(each)
+            why = None if outcome.waiting else run.ended(each)
             if outcome.waiting or why or each == wanted[-1]:
                 break
             _print_outcome(outcome)
@@ -312,6 +316,7 @@ def status(
             done = [step for step, state in run.states().items() if state == "done"]
             if flagged := [str(step) for step in done if _flags(run, step)]:
                 _say(f"signs of failure: {', '.join(flagged)}; macpo report{run.said} says which")
+            _print_probe(run, advise=max((step.round for step in done), default=-1) == 0)
             return _say_next(run)
         found = run.states()
         rows = [
@@ -746,11 +751,26 @@ def _print_results(run: Run, last: int) -> None:
     if run.recipe.data.source == "world":
         print_evaluation(run.evaluate(trained(run.plan, run.store, last)))
     print_summary(first_screen(_source(run)))
+    _print_probe(run, advise=last == 0)
     steps = [s for s in run.select("gen", last) if s.learner in run.recipe.students]
     for step in steps:
         name = run.plan.name(step)
         if run.store.is_done(name):
             print_pairs(run.store.read(name, "pairs.parquet"), run.store.manifest(name), 3)
+
+
+def _print_probe(run: Run, advise: bool) -> None:
+    """The best round, and after round 0 what is worth running next; nothing without a probe."""
+    from macpo_data import probe
+    from macpo_data.advice import advise as ask
+    from macpo_data.show import print_advice
+
+    known = probe.readings(run.plan, run.store)
+    if advise and (advice := ask(run.recipe, known)):
+        print_advice(advice)
+    best = probe.best_round(run.recipe, known)
+    if best and not advise:
+        _say(probe.best_line(best, run.said))
 
 
 def _say_next(run: Run) -> None:
@@ -759,7 +779,7 @@ def _say_next(run: Run) -> None:
 
 def _next_command(run: Run, found: dict[Step, State]) -> str:
     """The command that goes on from here."""
-    last = run.converged_after()
+    last = run.ended_after()
     for step in run.plan.steps:
         if last is not None and step.round > last:
             break

@@ -133,6 +133,7 @@ class Context:
                 **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
             )
         if noise_for:
+            # The probe's pairs are anybody's, so that the noise of no one teacher is theirs.
             sides = self._swapped(sides, self.recipe.noise(noise_for), noise_for)
         barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")

@@ -611,9 +611,12 @@ class Recipe(Section):
         "fine_tuning"
     )
     frozen_teachers: bool = False  # after round 0 the student alone learns
-    # converged: `run` ends once the student's perplexity of what it learns hardly falls.
-    stop: Annotated[Literal["rounds", "converged"], KNOB] = "rounds"
+    # When `run` ends before the last round. converged: once the student's perplexity of what it
+    # learns hardly falls. probe: once its perplexity of the probe's chosen answers is too high.
+    stop: Annotated[Literal["rounds", "converged", "probe"], KNOB] = "rounds"
     stop_below: Annotated[Share, KNOB] = 0.01  # converged: less than this share, in one round
+    # Times round 0's perplexity of the probe: rounds beyond are never the best one.
+    stop_above: Annotated[float, Field(gt=1.0), KNOB] = 1.25
     framing: Framing = Framing()
     sampling: Sampling = Sampling()
     select: Select = Select()

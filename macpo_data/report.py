@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
-from macpo_data import excerpt
+from macpo_data import excerpt, probe
+from macpo_data.advice import advise
 from macpo_data.compare import differences
 from macpo_data.errors import StoreError
 from macpo_data.evaluate import latest
@@ -20,6 +21,7 @@ from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
 from macpo_data.plan import Plan, Step
+from macpo_data.probe import best_line
 from macpo_data.schema import CANDIDATES, RESPONSES, empty
 from macpo_data.signs import flags, of_evaluation
 from macpo_data.store import Manifest, State, Store, states
@@ -107,6 +109,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "student": student,
         "agents": [student, *(a for a in recipe.agents if a != student)],
         "verdict": verdict(student, scores, responses),
+        **_probed(source),
         "steps": [_step(plan, step, found, done.get(step)) for step in plan.steps],
         "scores": scores,
         "spread": spread,
@@ -117,6 +120,28 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "answers": excerpt.answers(plan, store, responses, texts),
         "provenance": _provenance(source, list(done.values())),
     }, datasets
+
+
+def _probed(source: Source) -> dict[str, Any]:
+    """What the probe says: of each policy, of the round to keep, and of what to run next."""
+    recipe = source.plan.recipe
+    known = probe.readings(source.plan, source.store)
+    best, advice = probe.best_round(recipe, known), advise(recipe, known)
+    rows = [
+        {"agent": r.policy.agent, "round": r.policy.round, "perplexity": r.perplexity}
+        | {"ranked_right": r.accuracy, "score": r.score}
+        for r in known
+    ]
+    numbers = advice and {
+        **{agent: accuracy._asdict() for agent, accuracy in advice.accuracy.items()},
+        "the teachers' majority": advice.together._asdict(),
+        "its lead over the student": advice.lead._asdict(),
+    }
+    return {
+        "probe": rows,
+        "best": best and {"round": best.round, "text": best_line(best, source.said)},
+        "advice": advice and {"title": advice.next.value, "text": advice.text, "numbers": numbers},
+    }
 
 
 def _manifest(store: Store, name: str, warnings: list[str]) -> Manifest | None:

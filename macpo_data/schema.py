@@ -104,6 +104,14 @@ DROPPED: Table = {
     "reason": pl.String(),
 }
 
+# What one policy makes of the probe's pairs.
+PROBED: Table = {
+    "prompt_id": pl.String(),
+    "chosen_perplexity": pl.Float64(),  # as in SCORES; null where it does not fit
+    "rejected_perplexity": pl.Float64(),
+    "score": pl.Float64(),  # of its own answer, by a reward model or a judge; null without one
+}
+
 # What the policies wrote to the test prompts, with what was said of each answer by itself.
 RESPONSES: Table = {
     "prompt_id": pl.String(),

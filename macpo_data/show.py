@@ -29,6 +29,7 @@ from macpo_data.plan import Policy, Step
 from macpo_data.worker import Report
 
 if TYPE_CHECKING:
+    from macpo_data.advice import Advice
     from macpo_data.checks import Finding, Reading
     from macpo_data.compare import Comparison
     from macpo_data.cost import Ask
@@ -314,6 +315,23 @@ def print_summary(found: dict[str, Any]) -> None:
         console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
     for warning in found["warnings"]:
         console.print(Text("! ", "yellow"), plain(warning), sep="")
+
+
+def print_advice(advice: Advice) -> None:
+    """What is worth running next, and the numbers behind it."""
+    rows = [(agent, accuracy) for agent, accuracy in advice.accuracy.items()]
+    rows += [("the teachers' majority", advice.together), ("its lead", advice.lead)]
+    numbers = Column("ranked right", justify="right")
+    table = _table(Column("the probe, after round 0", no_wrap=True), numbers)
+    for name, estimate in rows:
+        table.add_row(plain(name), Text(_interval(estimate._asdict())))
+    if advice.some_right is not None:
+        table.add_row("some teacher, where the student is wrong", f"{advice.some_right:.3f}")
+    if advice.agreement is not None:
+        table.add_row("two teachers alike", f"{advice.agreement:.3f}")
+    console = Console()
+    console.print(Text(f"Advice: {advice.next}. ", "bold"), plain(advice.text), sep="")
+    console.print(table)
 
 
 def print_sweep(found: Outline) -> None:

@@ -53,8 +53,8 @@ def read_parts(
 ) -> tuple[dict[Part, pl.DataFrame], pl.DataFrame]:
     """Draw d1, d2 and test, disjoint by prompt, and take the probe out of d1.
 
-    Also returns the rows that cannot be used. Test is settled first, then d1, then d2. A row put aside stands under the first part, in that
-    order, that looked at it.
+    Also returns the rows that cannot be used. Test is settled first, then d1, then d2. A row put
+    aside stands under the first part, in that order, that looked at it.
 
     Args:
         data: what the recipe says about its data.

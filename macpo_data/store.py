@@ -183,8 +183,10 @@ class Store:
 
     def names(self) -> list[str]:
         """All results and beginnings of results, and what was moved aside."""
-        written = ("data", "samples", "answers", "scores", "rewards", "adapters", "reward", "eval")
-        folders = [path for kind in (*written, "aside") for path in self.root.glob(f"{kind}/*")]
+        kinds = ["data", "samples", "answers", "scores", "rewards", "adapters", "reward", "eval"]
+        folders = [
+            path for kind in (*kinds, "probe", "aside") for path in self.root.glob(f"{kind}/*")
+        ]
         return sorted(str(p.relative_to(self.root)) for p in folders if p.is_dir())
 
 

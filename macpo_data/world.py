@@ -120,8 +120,8 @@ BASES: dict[str, BaseSpec] = {
     "strong": BaseSpec(2, 448, heads=7, mlp=1344, seed=3, prompts=2100, lr=1.1e-3, batch=6),
     "tiny": BaseSpec(1, 32, heads=1, mlp=64, seed=4, prompts=32, lr=2e-3, batch=8),
 }
-"""The bases of the embedded world. Each weak one knows two thirds of the topics, the strong one all;
-`tiny` learns nothing and is there to test the machinery."""
+"""The bases of the embedded world. Each weak one reads two thirds of the topics, the strong one
+all; `tiny` learns nothing and is there to test the machinery."""
 
 
 def third(topic: Topic) -> int:

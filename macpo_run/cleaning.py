@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
-from macpo_data import evaluate
+from macpo_data import evaluate, probe
 from macpo_data.errors import StoreError
 from macpo_data.methods import make_plan
 from macpo_data.plan import Policy
@@ -36,6 +36,8 @@ def unreachable(runs: list[Run]) -> list[str]:
                     part, _, draw = found[1].partition("-")
                     if plan.sample_name(policy, part, draw) == name:
                         reached.add(name)
+                if kind == "probe" and probe.result_name(plan, store, policy) == name:
+                    reached.add(name)
                 scored = kind in ("scores", "answers") and found
                 if scored and scored[1].endswith(plan.policy_fingerprint(policy)):
                     reached.add(name)

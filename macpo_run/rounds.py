@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from macpo_data import evaluate, models, signs
+from macpo_data import evaluate, models, probe, signs
 from macpo_data.context import Context, Progress, RoundData
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
 from macpo_data.generate import versions
@@ -176,6 +176,11 @@ class Run:
         found = self.states()
         for step in todo:
             outcome.waiting[step] = self.waits_for(step, found) or [STALE]
+        # What was pulled needs no source, and several processes only train.
+        if kind == "train" and self.store.is_done(self.plan.prompts_name) and not _several():
+            trained = [s.makes for s in self.select("train", round_) if found[s] == "done"]
+            positive = [p for p in trained if p and p.behavior == "positive"]
+            probe.measure(self.context(redo), positive)
         if not self._keep:
             self.close()
         return outcome
@@ -202,9 +207,27 @@ class Run:
                 whole.waiting[step] = self.waits_for(step, found) or [STALE]
         return whole
 
-    def converged(self, round_: int) -> str | None:
-        """Why a run that stops at convergence ends after a round; None where it goes on."""
-        if self.recipe.stop == "rounds" or round_ < 2:
+    def ended(self, round_: int) -> str | None:
+        """Why a run ends after a round, as `stop` says; None where it goes on."""
+        if self.recipe.stop == "probe":
+            return self._spoilt(round_)
+        return self._converged(round_) if self.recipe.stop == "converged" else None
+
+    def _spoilt(self, round_: int) -> str | None:
+        """Whether the student finds the probe's chosen answers too odd after a round."""
+        (student,), known = self.recipe.students, probe.readings(self.plan, self.store)
+        top = probe.line(self.recipe, known)
+        now = [r for r in probe.of_agent(known, student) if r.policy.round == round_]
+        if top is None or not now or now[0].perplexity <= top:
+            return None
+        return (
+            f"stopped: after round {round_} the student's perplexity of the probe is "
+            f"{now[0].perplexity:.2f}, above {top:.2f} (stop_above {self.recipe.stop_above})"
+        )
+
+    def _converged(self, round_: int) -> str | None:
+        """Whether the student's perplexity of what it learns hardly fell in a round."""
+        if round_ < 2:
             return None
         (student,) = self.recipe.students
         found = []
@@ -220,9 +243,9 @@ class Run:
             f"{round_ - 1} and is {now:.2f} in round {round_} (stop_below {self.recipe.stop_below})"
         )
 
-    def converged_after(self) -> int | None:
-        """The round after which `run` ends, where it converged."""
-        return next((t for t in range(self.recipe.rounds + 1) if self.converged(t)), None)
+    def ended_after(self) -> int | None:
+        """The round after which `run` ends before the last one; None where it does not."""
+        return next((t for t in range(self.recipe.rounds + 1) if self.ended(t)), None)
 
     def _loaded(self, step: Step) -> bool:
         return self._writers.has(self.recipe.agents[step.learner].base)

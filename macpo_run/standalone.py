@@ -28,6 +28,7 @@ from macpo_train.train import ADAPTER_FILES, Job
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"
+INITIAL = ("dpo.reference=initial",)
 SCORED = ("sum_logprob", "num_tokens", "eot_logprob")
 
 
@@ -39,6 +40,7 @@ def train_on(
     config: str | None,
     revision: str | None,
     init: str | None,
+    reference: str | None = None,
     sets: list[str] | None,
     progress: Progress,
     say: Callable[[str], None],
@@ -54,6 +56,7 @@ def train_on(
         config: of the dataset.
         revision: of the dataset.
         init: adapter to go on from: a folder, or org/name[/subfolder][@revision] on the Hub.
+        reference: adapter to hold it to, named likewise: that of dpo.reference=initial.
         sets: settings as `a.b=c`.
         progress: shows how far it is.
         say: prints a line.
@@ -61,7 +64,14 @@ def train_on(
     Raises:
         MacpoError: anything that a person can mend.
     """
-    settings, out = load_settings(sets), out.resolve()
+    settings, out = load_settings([*(sets or []), *(INITIAL if reference else [])]), out.resolve()
+    if settings.objective == "sft" and reference:
+        raise MacpoError("--reference: fine-tuning has none; leave one of the two out")
+    if settings.dpo.reference == "initial" and not reference:
+        raise MacpoError(
+            "dpo.reference=initial: name the adapter of round 0 with --reference ADAPTER, or set "
+            "dpo.reference=previous"
+        )
     if init and "lora" in settings.model_fields_set:
         raise MacpoError("lora.*: the adapter of --init keeps its shape; leave out one of them")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -81,10 +91,12 @@ def train_on(
     if not fake:
         pretrain([base], progress)
     start = None if init is None else _adapter(init)
+    held_to = None if reference is None else _adapter(reference)
     scored_under = scores_depend_on(dataset, config) or {}
-    reference = "the starting adapter" if start and settings.dpo.reference == "previous" else base
+    by_start = start and settings.dpo.reference == "previous"
+    named = reference or ("the starting adapter" if by_start else base)
     if settings.objective == "dpo":
-        say(f"starting from {init or base}; the reference is {reference}")
+        say(f"starting from {init or base}; the reference is {named}")
 
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one keeps the books
     with workplace(out, first) as work:
@@ -105,6 +117,7 @@ def train_on(
             seed=settings.seed,
             fake=fake,
             scored_under=scored_under if scored_under.get("base") == base else None,
+            reference=held_to,
             cache=work / "reference",
             logs=out.parent / "logs",
             name=out.name,
@@ -124,7 +137,8 @@ def train_on(
             "base_revision": found.revision,
             "start": init,
             "start_sha256": start and models.adapter_sha256(start),
-            "reference": reference if settings.objective == "dpo" else None,
+            "reference": named if settings.objective == "dpo" else None,
+            "reference_sha256": held_to and models.adapter_sha256(held_to),
             # An adapter that is gone on with has its own shape.
             "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
             "adapter_sha256": models.adapter_sha256(made),

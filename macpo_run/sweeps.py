@@ -106,7 +106,8 @@ class Sweep:
                 names = tuple(run.plan.name(step) for step in run.plan.steps)
                 recipe = run.recipe
                 names += (recipe.eval.model_dump_json(), recipe.stop)
-                names += () if recipe.stop == "rounds" else (str(recipe.stop_below),)
+                ends = (str(recipe.stop_below), str(recipe.stop_above))
+                names += () if recipe.stop == "rounds" else ends
                 if (other := first.setdefault(names, variant.name)) != variant.name:
                     found.append((other, variant.name))
         return found
@@ -194,7 +195,7 @@ class Sweep:
         return Measured(variant.name, seed, found, problem, yardsticks)
 
     def _measure(self, run: Run) -> Evaluation | None:
-        policies = self._measured(evaluate.trained(run.plan, run.store, run.converged_after()))
+        policies = self._measured(evaluate.trained(run.plan, run.store, run.ended_after()))
         model = run.recipe.eval.reward
         if policies and model and model.model == TRAINED:
             run.train_reward()
@@ -221,7 +222,7 @@ def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
 
 def _steps(run: Run) -> list[Step]:
     """Those of a run that are made: where it has converged, none after that."""
-    last = run.converged_after()
+    last = run.ended_after()
     return [step for step in run.plan.steps if last is None or step.round <= last]
 
 
@@ -256,7 +257,7 @@ def finish(run: Run) -> None:
         if any(found[step] != "done" for step in run.select(None, round_)):
             for step, why in run.finish_round(round_).waiting.items():
                 raise MacpoError(f"{step}: {', '.join(why)}")
-        if run.converged(round_):
+        if run.ended(round_):
             return
 
 

@@ -311,10 +311,10 @@ def test_convergence(open_run: OpenRun) -> None:
     """From 8 to 4 is half; from 4 to 3.99 a quarter of a percent; and rising is no gain either."""
     falls = {1: 8.0, 2: 4.0, 3: 3.99}
     run = converge(open_run("stop=converged", "rounds=3"), falls)
-    assert [bool(run.converged(t)) for t in (0, 1, 2, 3)] == [False, False, False, True]
-    assert "was 4.00 in round 2 and is 3.99 in round 3" in str(run.converged(3))
+    assert [bool(run.ended(t)) for t in (0, 1, 2, 3)] == [False, False, False, True]
+    assert "was 4.00 in round 2 and is 3.99 in round 3" in str(run.ended(3))
     fixed = open_run("rounds=3")
-    assert fixed.converged(3) is None
+    assert fixed.ended(3) is None
 
 
 @pytest.mark.slow

@@ -81,9 +81,7 @@ def retrain(agent: str, t: int, turn: int) -> Step:
     """SFT on the rejected answers of round 0 makes a twin of the newest positive policy."""
     reads = (*SFT_READS, f"agents.{agent}.lr_scale", "negative")
     before = (Policy(agent, "positive", t - 1),)
-    return Step(
-        "train", t, turn, agent, "negative", "sft_rejected", before, reads, dataset_round=0
-    )
+    return Step("train", t, turn, agent, "negative", "sft_rejected", before, reads, dataset_round=0)
 
 
 def switched_on(recipe: Recipe, *paths: str) -> tuple[str, ...]:

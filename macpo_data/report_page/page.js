@@ -187,6 +187,22 @@ function winners(place, recipe) {
     }));
 }
 
+function probed(recipe) {
+  const lines = [];
+  if (recipe.best) lines.push(make("p", {}, recipe.best.text));
+  if (recipe.advice) {
+    const number = (e) => e.low == null ? shown(e.mean) : `${shown(e.mean)} (${shown(e.low)} to ${shown(e.high)})`;
+    const rows = Object.entries(recipe.advice.numbers).map(([who, e]) => ({ who, right: number(e) }));
+    lines.push(make("p", {}, `Advice after round 0: ${recipe.advice.title}. ${recipe.advice.text}`),
+      make("details", {}, make("summary", {}, "The probe: human pairs that nothing learns from"),
+        table(rows, { who: "after round 0", right: "pairs ranked right" }),
+        table(recipe.probe.map((r) => ({ ...r, perplexity: shown(r.perplexity), ranked_right: shown(r.ranked_right),
+          score: r.score == null ? "" : shown(r.score) })),
+          { agent: "agent", round: "round", perplexity: "perplexity of chosen", ranked_right: "ranked right", score: "score" })));
+  }
+  byId("probe").replaceChildren(...lines);
+}
+
 function head(recipe) {
   const done = recipe.steps.filter((s) => s.state === "done").length;
   byId("kicker").textContent =
@@ -195,6 +211,7 @@ function head(recipe) {
   byId("title").className = recipe.verdict.state;
   byId("lead").textContent = recipe.verdict.text;
   document.title = `${recipe.name}: macpo report`;
+  probed(recipe);
   byId("warnings").replaceChildren(...recipe.warnings.map((w) => make("li", {}, w)));
   const compared = byId("compared");
   compared.replaceChildren();

@@ -1,0 +1,189 @@
+"""The probe: human pairs that nothing learns from and no test uses, and what they say of a policy.
+
+They are D1's, with the recipe's noise like any others, so that they cost no label that a run does
+not have anyway. What stops a run, names its best round or advises comes from here alone: no gold
+score, no test prompt and no human answer of D2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import polars as pl
+
+from macpo_data import judge
+from macpo_data.context import Context
+from macpo_data.plan import FORMAT, Plan, Policy
+from macpo_data.recipe import TRAINED, Judge, Recipe, RewardModel, digest
+from macpo_data.schema import PROBED, check
+from macpo_data.store import Store, write_parquet
+
+FILE = "probed.parquet"
+# These read no text: the one is the world's gold, the other the policy's own opinion of itself.
+BLIND = ("gold", "likelihood")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the probe says of one policy."""
+
+    policy: Policy
+    perplexity: float  # median over the chosen answers
+    accuracy: float  # share of the pairs whose chosen answer is less perplexing than the rejected
+    score: float | None  # mean, of the policy's own answers; None where nobody judges
+    ranked: dict[str, bool]  # by prompt_id: whether the policy ranks the pair right
+
+
+@dataclass(frozen=True)
+class Best:
+    """The round to keep."""
+
+    round: int
+    by: str  # why: in words
+    crossed: int | None  # the first round whose perplexity passed the line
+
+
+def measure(ctx: Context, policies: Sequence[Policy]) -> None:
+    """Let policies read the probe, each once; those of the student answer it too, if one can judge.
+
+    Args:
+        ctx: of the run.
+        policies: trained ones.
+    """
+    todo = [p for p in policies if not ctx.store.is_done(result_name(ctx.plan, ctx.store, p))]
+    pairs = ctx.human_pairs("probe", "probe").pairs if todo else None
+    if pairs is None or pairs.is_empty():
+        return
+    for policy in todo:
+        probed = _read(ctx, policy, pairs)
+        name = result_name(ctx.plan, ctx.store, policy)
+        with ctx.store.lock(name):
+            if not ctx.store.is_done(name):
+                write_parquet(ctx.store.clear(name) / FILE, probed)
+                facts = {"kind": "probe", "format": FORMAT, "policy": str(policy)}
+                ctx.store.finish(name, facts | {"inputs": ctx.used})
+
+
+def readings(plan: Plan, store: Store) -> list[Reading]:
+    """What is known of the positive policies, in the order in which they are trained."""
+    known = []
+    for policy in (p for step in plan.steps if (p := step.makes) and p.behavior == "positive"):
+        name = result_name(plan, store, policy)
+        if not store.is_done(name):
+            continue
+        probed = check(store.read(name, FILE), PROBED, name)
+        both = probed.drop_nulls(["chosen_perplexity", "rejected_perplexity"])
+        right = both["chosen_perplexity"] < both["rejected_perplexity"]
+        median, mean, score = both["chosen_perplexity"].median(), right.mean(), probed["score"]
+        if isinstance(median, float) and isinstance(mean, float):
+            ranked = dict(zip(both["prompt_id"], right, strict=True))
+            rated = score.mean() if score.count() else None
+            known.append(
+                Reading(policy, median, mean, rated if isinstance(rated, float) else None, ranked)
+            )
+    return known
+
+
+def line(recipe: Recipe, known: Sequence[Reading]) -> float | None:
+    """The perplexity above which the student's rounds count as spoilt; None without round 0."""
+    first = [r for r in of_agent(known, recipe.students[0]) if r.policy.round == 0]
+    return first[0].perplexity * recipe.stop_above if first else None
+
+
+def of_agent(known: Sequence[Reading], agent: str) -> list[Reading]:
+    """Those of an agent, by round."""
+    own = (r for r in known if r.policy.agent == agent)
+    return sorted(own, key=lambda r: r.policy.round or 0)
+
+
+def best_round(recipe: Recipe, known: Sequence[Reading]) -> Best | None:
+    """The round to keep: before the perplexity first passes its line, the one that scores best.
+
+    Without a reward model or a judge, the last of those.
+    """
+    rounds, top = of_agent(known, recipe.students[0]), line(recipe, known)
+    if top is None:
+        return None
+    sound = list(takewhile(lambda r: r.perplexity <= top, rounds))
+    crossed = rounds[len(sound)].policy.round if len(sound) < len(rounds) else None
+    scored = [(r.score, r.policy.round or 0) for r in sound if r.score is not None]
+    if len(scored) == len(sound):
+        # Of equal ones the earlier: less was done to it.
+        score, best = max(scored, key=lambda each: (each[0], -each[1]))
+        return Best(best, f"its answers to the probe score best, {score:.3f}", crossed)
+    last = sound[-1].policy.round or 0
+    why = "the last one" if crossed is None else f"the last one before round {crossed}"
+    return Best(last, f"{why} whose probe perplexity stays below {top:.2f}", crossed)
+
+
+def best_line(best: Best, said: str) -> str:
+    """The round to keep, and the command that publishes it.
+
+    Args:
+        best: as the probe says.
+        said: the options that name the recipe.
+    """
+    command = f"macpo push --round {best.round} --to DIR{said}"
+    return f"best round: {best.round} ({best.by}); to publish it: {command}"
+
+
+def _yardstick(plan: Plan, store: Store) -> Judge | RewardModel | None:
+    """Who scores answers to the probe: the recipe's judge or reward model, if it has one to ask."""
+    recipe = plan.recipe
+    for asked in (recipe.judge, recipe.eval.reward, recipe.eval.judge):
+        model = asked.reward if isinstance(asked, Judge) else asked
+        untrained = model is not None and model.model == TRAINED
+        if untrained and not store.is_done(plan.reward_name):
+            continue
+        if asked is not None and not (isinstance(asked, Judge) and asked.kind in BLIND):
+            return asked
+    return None
+
+
+def result_name(plan: Plan, store: Store, policy: Policy) -> str:
+    """The folder of what the probe says of a policy, inside the run."""
+    recipe, yardstick = plan.recipe, _yardstick(plan, store)
+    reads = [recipe.data.noise, recipe.seed, plan.engine_identity(policy)]
+    if yardstick is not None and policy.agent in recipe.students:
+        reads += [yardstick.identity(), recipe.read("sampling")]
+    made_from = [plan.policy_fingerprint(policy), plan.prompts_fingerprint]
+    return f"probe/{policy}-{digest(['probe', FORMAT, reads, made_from])}"
+
+
+def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
+    """PROBED of one policy."""
+    finished = pl.lit("stop")
+    sides = [
+        pairs.select("prompt_id", "prompt", response=side, finish_reason=finished)
+        for side in ("chosen", "rejected")
+    ]
+    chosen, rejected = ctx.score_together(sides, under=policy)
+    scores = pl.Series([None] * len(pairs), dtype=pl.Float64)
+    yardstick = _yardstick(ctx.plan, ctx.store)
+    if yardstick is not None and policy.agent in ctx.recipe.students:
+        scores = _score(ctx, policy, yardstick, pairs)
+    columns = {"chosen_perplexity": chosen["perplexity"]}
+    columns |= {"rejected_perplexity": rejected["perplexity"], "score": scores}
+    return check(pairs.select("prompt_id", **columns), PROBED, f"the probe under {policy}")
+
+
+def _score(
+    ctx: Context, policy: Policy, yardstick: Judge | RewardModel, pairs: pl.DataFrame
+) -> pl.Series:
+    """What a policy's own answers are worth: a reward, or a win against its first round's."""
+    prompts = pairs.select("prompt_id", "prompt")
+
+    def answers(of: Policy) -> pl.DataFrame:
+        written = ctx.generate([of], "probe").select("prompt_id", "response", "finish_reason")
+        return prompts.join(written, on="prompt_id", how="left", maintain_order="left")
+
+    own = answers(policy)
+    if isinstance(yardstick, RewardModel):
+        return ctx.rewards(own, yardstick)
+    first = answers(Policy(policy.agent, "positive", 0))
+    beside = own.rename({"response": "a", "finish_reason": "a_finish_reason"}).with_columns(
+        b=first["response"], b_finish_reason=first["finish_reason"]
+    )
+    return judge.compare(ctx, yardstick, beside)["win"]
