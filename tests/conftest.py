@@ -30,7 +30,8 @@ run: test
 rounds: 1
 data:
   source: world
-  d1: {count: 12}
+  d1: {count: 14}
+  probe: {count: 2}
   d2: {count: 12}
   test: {count: 6}
   noise: 0.25

@@ -106,10 +106,48 @@ def test_losses_by_name_are_trls(job: Job, tmp_path: Path, loss: str) -> None:
     assert column(ours, "dpo") == pytest.approx(theirs, rel=2e-4, abs=2e-4)
 
 
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
+def test_the_first_step_against_the_policy_of_round_0(
+    job: Job, tmp_path: Path, loss: Literal["sigmoid", "hinge"]
+) -> None:
+    """By hand, from log-probabilities that the engine gives under either policy."""
+    told(job, tmp_path / "round1")
+    settings = job.settings.model_copy(
+        update={"reference": "initial", "loss": loss, "batch_size": 16, "beta": 0.5}
+    )
+    later = replace(job, start=tmp_path / "round1", reference=job.start, settings=settings)
+    sums = []
+    for adapter in (later.start, later.reference):
+        frame = pl.read_parquet(scored(replace(job, start=adapter), tmp_path)[0])
+        sums += [frame[f"{s}_sum_logprob"] + frame[f"{s}_eot_logprob"] for s in SIDES]
+    chosen, rejected, chosen_before, rejected_before = (torch.tensor(s.to_list()) for s in sums)
+    margin = 0.5 * ((chosen - chosen_before) - (rejected - rejected_before))
+    assert margin.abs().max() > 0.01  # the two policies differ
+    each = torch.relu(1 - margin) if loss == "hinge" else torch.log1p(torch.exp(-margin))
+    computed = told(later, tmp_path / "computed")
+    assert column(computed, "dpo")[0] == pytest.approx(each.mean().item(), abs=1e-4)
+    assert computed["reference_logprobs"]["of"] == "initial"
+    assert computed["reference_logprobs"]["computed"] == 32
+
+    # The same with the scores that were made before training, and no pass of its own.
+    path, under = scored(replace(job, start=later.reference), tmp_path)
+    given = told(replace(later, scores=path, scored_under=under), tmp_path / "given")
+    assert given["reference_logprobs"]["stored"] == 32
+    assert column(given, "loss") == pytest.approx(column(computed, "loss"), abs=1e-4)
+    # In its first round that policy is where it starts.
+    first = replace(later, start=job.start, reference=None)
+    assert column(told(first, tmp_path / "first", gamma=0.0), "dpo")[0] == pytest.approx(
+        1.0 if loss == "hinge" else math.log(2), abs=1e-4
+    )
+
+
+SIDES = ("chosen", "rejected")
+
+
 def scored(job: Job, folder: Path) -> tuple[Path, dict[str, Any]]:
     """The dataset with the scores that generation makes under the starting adapter."""
     engine = TransformersEngine(job.base, Engine())
-    voice = Voice(str(job.start), "tokenizer", "start")
+    voice = Voice(str(job.start), "tokenizer", str(job.start))
     frame = pl.read_parquet(job.dataset)
     for side in ("chosen", "rejected"):
         requests = [

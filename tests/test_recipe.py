@@ -145,7 +145,7 @@ def test_the_quickstart_needs_nothing_from_outside() -> None:
     recipe = load_recipe("quickstart")
     assert recipe.data.source == "world"
     assert all(agent.base.startswith("world:") for agent in recipe.agents.values())
-    assert recipe.dpo.reference == "previous"
+    assert (recipe.dpo.loss, recipe.dpo.reference) == ("hinge", "initial")
     assert len(recipe.teachers) == 3
 
 

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
-from macpo_data.errors import DataError, MacpoError, StoreError
-from macpo_data.plan import Step
+from macpo_data.errors import DataError, MacpoError, RecipeError, StoreError
+from macpo_data.plan import Policy, Step
 from macpo_run.cleaning import remove, unreachable
 from macpo_run.rounds import Run
 
@@ -76,7 +76,8 @@ def test_who_writes_what(open_run: OpenRun) -> None:
     negative = run.plan.fingerprint(step(run, "train", 0, "student", "negative"))
     assert set(student["rejected_policy"]) == {negative}
     candidates = run.store.read(run.plan.name(step(run, "gen", 1, "student")), "candidates.parquet")
-    lowest = candidates.group_by("prompt_id").agg(pl.col("perplexity").min())
+    usable = candidates.filter(pl.col("rank").is_not_null(), finish_reason="stop")
+    lowest = usable.group_by("prompt_id").agg(pl.col("perplexity").min())
     joined = student.join(lowest, on="prompt_id")
     assert (joined["chosen_perplexity"] == joined["perplexity"]).all()
 
@@ -306,7 +307,9 @@ def test_clean_finds_what_no_recipe_reaches(open_run: OpenRun) -> None:
     moved = one.store.path(alone[0])  # to another disk
     moved.rename(one.store.root.parent / "elsewhere")
     moved.symlink_to(one.store.root.parent / "elsewhere")
-    assert {name.split("/")[0] for name in alone} == {"data", "samples", "scores", "adapters"}
+    assert {name.split("/")[0] for name in alone} == {
+        "data", "samples", "scores", "adapters", "probe",
+    }  # fmt: skip
     for name in alone:
         remove(one.store, name)
     assert unreachable([one]) == []
@@ -410,7 +413,9 @@ def test_a_begun_score_set_is_not_finished_by_another_scorer(open_run: OpenRun) 
     What the same scorer began goes on.
     """
     run = everything(open_run())
-    folders = sorted((run.store.root / "scores").glob("student-positive-0-*"))
+    step_ = run.store.manifest(run.plan.name(step(run, "gen", 1, "student"))) or {}
+    names = [name for name in step_["inputs"] if name.startswith("scores/")]  # not the probe's
+    folders = [run.store.path(name) for name in names]
     for again, kept in (("engine.batch_size=3", True), ("score.engine=vllm", False)):
         (run.path(step(run, "gen", 1, "student")) / "manifest.json").unlink()
         for folder in folders:
@@ -423,3 +428,75 @@ def test_a_begun_score_set_is_not_finished_by_another_scorer(open_run: OpenRun) 
 def test_clean_keeps_rounds_beyond_the_recipe(open_run: OpenRun) -> None:
     everything(open_run("rounds=2"))
     assert unreachable([open_run()]) == []
+
+
+def test_a_twin_is_retrained_from_the_newest_policy(open_run: OpenRun) -> None:
+    run = everything(open_run("rounds=3", "negatives=retrained"))
+    twins = [s for s in run.plan.steps if s.kind == "train" and s.behavior == "negative"]
+    assert [s.round for s in twins if s.learner == "student"] == [0, 2, 3]
+    for twin in twins:
+        # On the rejected answers of round 0, from the policy that the round begins with.
+        assert (run.plan.dataset(twin).round, twin.objective) == (0, "sft_rejected")
+        assert twin.policies == (Policy(twin.learner, "positive", max(twin.round - 1, 0)),)
+    for round_ in (1, 2, 3):
+        gen = step(run, "gen", round_, "student")
+        writer = Policy("student", "negative", 0 if round_ == 1 else round_)
+        assert gen.policies[-2] == writer
+        pairs = run.store.read(run.plan.name(gen), "pairs.parquet")
+        assert set(pairs["rejected_policy"]) == {run.plan.policy_fingerprint(writer)}
+
+
+def test_retrained_negatives_need_fine_tuned_ones(open_run: OpenRun) -> None:
+    with pytest.raises(RecipeError, match=r"negatives: retrained .* set negatives_by=fine_tuning"):
+        open_run("negatives=retrained", "negatives_by=base")
+
+
+def test_noise_of_one_teacher(open_run: OpenRun) -> None:
+    """Its dataset alone is another one; nothing of its voice before training is."""
+    plain, noisy = open_run(), open_run("agents.teacher2.noise=1.0")
+    changed = {
+        str(a)
+        for a, b in zip(plain.plan.steps, noisy.plan.steps, strict=True)
+        if plain.plan.name(a) != noisy.plan.name(b) and a.round == 0 and a.kind == "gen"
+    }
+    assert changed == {"gen round 0 teacher2"}
+    base = Policy("teacher2")
+    assert plain.plan.policy_fingerprint(base) == noisy.plan.policy_fingerprint(base)
+    human = noisy.context().prompts("d1")
+    pairs = noisy.context().human_pairs("d1", "teacher2").pairs
+    assert pairs["chosen"].to_list() == human["rejected"].to_list()
+    others = open_run("data.noise=0.0", "agents.teacher2.noise=1.0").context()
+    assert others.human_pairs("d1", "teacher1").pairs["chosen"].equals(human["chosen"])
+
+
+def test_a_fixed_reference_changes_trainings_and_no_dataset_by_itself(open_run: OpenRun) -> None:
+    run = everything(open_run("rounds=2", "dpo.reference=initial", "run=fixed"))
+    first, second = (step(run, "train", n, "teacher1") for n in (1, 2))
+    origin = Policy("teacher1", "positive", 0)
+    assert first.policies == (origin,)
+    assert second.policies == (Policy("teacher1", "positive", 1), origin)
+    adapter = run.plan.name(step(run, "train", 0, "teacher1"))
+    for each in (first, second):
+        manifest = run.store.manifest(run.plan.name(each))
+        assert manifest is not None and manifest["reference"] == adapter
+    other = open_run("rounds=1", "dpo.reference=base", "run=fixed")
+    gen = step(run, "gen", 1, "student")
+    assert run.plan.name(gen) == other.plan.name(step(other, "gen", 1, "student"))
+
+
+def test_a_reference_scores_each_text_once(open_run: OpenRun) -> None:
+    """The rejected answers of all rounds are the same: later ones ask for the new chosen ones."""
+    run = everything(open_run("rounds=3", "dpo.reference=initial"))
+    names = run.store.root.glob("scores/teacher1-positive-0-*/manifest.json")
+    rows = sorted(json.loads(p.read_text())["rows"] for p in names)
+    probed = 2 * len(run.context().prompts("probe"))
+    texts = {
+        (row["prompt_id"], row[side])
+        for n in (2, 3)
+        for row in run.store.read(
+            run.plan.name(step(run, "gen", n, "teacher1")), "pairs.parquet"
+        ).iter_rows(named=True)
+        for side in ("chosen", "rejected")
+    }
+    round_1 = 2 * 12  # scored for its own dataset, under the policy that round 1 begins with
+    assert sum(rows) == probed + round_1 + len(texts)

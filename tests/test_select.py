@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macpo_data import select
+from macpo_data.context import perplexity
 from macpo_data.generate import repetition
 from macpo_data.recipe import Select
 from macpo_data.schema import MESSAGES, PROMPTS, SAMPLES, SCORES
@@ -180,3 +182,39 @@ def test_selection_properties(
     pairs, dropped = select.pair(prompts(*ids), got, rejected(*ids))
     assert len(pairs) == got["selected"].sum()
     assert len(dropped) == got.filter(pl.col("rank").is_null()).height
+
+
+def test_perplexity_counts_the_end_of_the_turn() -> None:
+    """exp of minus the mean over tokens, the end among them where there is one; by hand."""
+    rows = {
+        "finish_reason": ["stop", "length", "stop", "stop"],
+        "sum_logprob": [-3.0, -3.0, 0.0, -1e9],
+        "num_tokens": [2, 2, 0, 1],
+        "eot_logprob": [-1.5, 0.0, -1.0, 0.0],
+    }
+    values = pl.DataFrame(rows).select(p=perplexity())["p"].to_list()
+    assert values[0] == pytest.approx(math.exp(4.5 / 3))
+    assert values[1] == pytest.approx(math.exp(3.0 / 2))
+    assert values[2:] == [None, None]  # no tokens; no finite number
+
+
+def test_a_cut_answer_is_never_chosen_while_a_finished_one_is_there() -> None:
+    frame = samples(
+        [
+            {"prompt_id": "a", "response": "cut", "perplexity": 1.1, "finish_reason": "length"},
+            {"prompt_id": "a", "response": "odd", "perplexity": 9.0},
+            {"prompt_id": "b", "response": "worse", "perplexity": 3.0, "finish_reason": "length"},
+            {"prompt_id": "b", "response": "cut", "perplexity": 2.0, "finish_reason": "length"},
+        ]
+    )
+    for strict in (Select(truncated=False), Select(on_filter="count")):
+        ranked = select.by_perplexity(frame, rejected("a", "b"), strict)
+        assert ranked["rank"].to_list() == [2, 1, 2, 1]
+        first = select.first(frame, rejected("a", "b"), strict)
+        assert first["rank"].to_list() == [2, 1, 1, 2]
+    highest = select.by_perplexity(frame, rejected("a"), Select(truncated=False, order="highest"))
+    assert highest.filter("selected")["response"].to_list() == ["odd", "worse"]
+    pool = select.by_perplexity(frame, rejected("a"), Select(truncated=False, pool=0.5))
+    assert pool.filter("selected")["response"].to_list() == ["odd"]
+    dropped = select.by_perplexity(frame, rejected("a", "b"), Select())
+    assert dropped.filter("selected")["response"].to_list() == ["odd"]

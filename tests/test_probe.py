@@ -1,0 +1,177 @@
+"""The probe: kept apart, read after each round, and all that stops, keeps or advises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import OpenRun
+
+from macpo_data import evaluate, probe, sources, world
+from macpo_data.advice import Next, advise
+from macpo_data.errors import DataError
+from macpo_data.plan import Policy
+from macpo_data.probe import Reading
+from macpo_data.recipe import Probe
+from macpo_run.rounds import Run
+
+
+def finished(run: Run) -> Run:
+    for each in range(run.recipe.rounds + 1):
+        assert not run.finish_round(each).waiting
+    return run
+
+
+def read(agent: str, round_: int, perplexity: float, score: float | None = None) -> Reading:
+    return Reading(Policy(agent, "positive", round_), perplexity, 0.5, score, {})
+
+
+@pytest.mark.parametrize(("rows", "size"), [(4, 0), (12, 2), (249, 49), (250, 50), (9000, 50)])
+def test_a_fifth_of_d1_and_no_more_than_fifty(rows: int, size: int) -> None:
+    assert Probe().size(rows) == size
+
+
+def test_it_is_in_no_training_and_no_test(open_run: OpenRun) -> None:
+    run = finished(open_run("data.probe.count=6"))
+    parts = {p: set(run.context().prompts(p)["prompt_id"]) for p in (*sources.PARTS, "probe")}
+    assert {name: len(ids) for name, ids in parts.items()} == {
+        "d1": 8, "d2": 12, "test": 6, "probe": 6,
+    }  # fmt: skip
+    for name in sources.PARTS:
+        assert not parts["probe"] & parts[name]
+    learned = [run.store.read(run.plan.name(s), "pairs.parquet") for s in run.plan.steps
+               if s.kind == "gen"]  # fmt: skip
+    assert len(learned) == 8
+    assert not parts["probe"] & set(pl.concat(learned)["prompt_id"])
+
+
+def test_with_d2_from_d1_it_still_is_not_asked(open_run: OpenRun) -> None:
+    run = open_run("data.overlap=true", "data.probe.count=4", "data.d1.count=600")
+    context = run.context()
+    held = set(context.prompts("probe")["prompt_id"])
+    assert len(held) == 4 and not held & set(context.prompts("d2")["prompt_id"])
+
+
+def test_larger_than_d1_is_one_line(open_run: OpenRun) -> None:
+    with pytest.raises(DataError, match=r"data.probe.count takes 14 of D1's 14 rows .* to 2 or"):
+        open_run("data.probe.count=14").context().prompts("d1")
+
+
+def test_none_is_fine(open_run: OpenRun) -> None:
+    run = finished(open_run("data.probe.count=0"))
+    assert len(run.context().prompts("d1")) == 14
+    assert probe.readings(run.plan, run.store) == []
+    assert probe.best_round(run.recipe, []) is None and advise(run.recipe, []) is None
+
+
+def test_values_by_hand(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of the chosen's perplexities; a pair is ranked right by the lower one."""
+    run = finished(open_run("data.probe.count=4", "rounds=0"))
+    student = Policy("student", "positive", 0)
+    name = probe.result_name(run.plan, run.store, student)
+    columns = {
+        "chosen_perplexity": [2.0, 3.0, 8.0, None],
+        "rejected_perplexity": [4.0, 3.0, 9.0, 1.0],
+    }
+    table = run.store.read(name, probe.FILE).with_columns(
+        **{k: pl.Series(v, dtype=pl.Float64) for k, v in columns.items()}
+    )
+    monkeypatch.setattr(run.store, "read", lambda n, f: table)
+    (reading,) = (r for r in probe.readings(run.plan, run.store) if r.policy == student)
+    assert (reading.perplexity, reading.accuracy) == (3.0, pytest.approx(2 / 3))
+    assert list(reading.ranked.values()) == [True, False, True]
+
+
+def test_the_round_to_keep(open_run: OpenRun) -> None:
+    recipe = open_run("stop_above=1.5").recipe
+    rounds = [read("student", n, p) for n, p in enumerate([2.0, 2.5, 3.0, 3.01, 2.0])]
+    rounds.append(read("teacher1", 0, 99.0))
+    assert probe.line(recipe, rounds) == 3.0
+    best = probe.best_round(recipe, rounds)
+    assert best is not None and (best.round, best.crossed) == (2, 3)  # at the line is below it
+    whole = probe.best_round(recipe, rounds[:3])
+    assert whole is not None and (whole.round, whole.crossed) == (2, None)
+    scored = [read("student", n, 2.0, s) for n, s in enumerate([0.1, 0.7, 0.7, 0.3])]
+    judged = probe.best_round(recipe, [*scored, read("student", 4, 9.0, 1.0)])
+    assert judged is not None and (judged.round, judged.crossed) == (1, 4)
+
+
+def test_a_run_ends_where_it_passes_the_line(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run("stop=probe", "rounds=3")
+    known = [read("student", n, p) for n, p in enumerate([2.0, 2.4, 2.6, 2.0])]
+    monkeypatch.setattr(probe, "readings", lambda *_: known)
+    assert [run.ended(n) is not None for n in range(4)] == [False, False, True, False]
+    assert "after round 2 the student's perplexity of the probe is 2.60, above 2.50" in str(
+        run.ended(2)
+    )
+    assert run.ended_after() == 2
+
+
+def test_nothing_that_stops_keeps_or_advises_reads_gold(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gold(*_: Any) -> Any:
+        raise AssertionError("gold was asked")
+
+    monkeypatch.setattr(world, "gold", gold)
+    run = finished(open_run("stop=probe", "eval.judge={kind: gold}"))
+    known = probe.readings(run.plan, run.store)
+    assert len(known) == 8
+    assert probe.best_round(run.recipe, known) and advise(run.recipe, known)
+    run.ended_after()
+    with pytest.raises(AssertionError, match="gold was asked"):  # the judge does raise
+        run.evaluate(evaluate.trained(run.plan, run.store))
+
+
+def test_only_a_judge_who_reads_scores_answers(open_run: OpenRun) -> None:
+    """Of the student alone; the world's gold judge is none, a model is."""
+    blind = finished(open_run("rounds=1", "run=blind"))
+    assert all(r.score is None for r in probe.readings(blind.plan, blind.store))
+    judged = finished(open_run("eval.judge={kind: llm, agent: student}"))
+    scores = {str(r.policy): r.score for r in probe.readings(judged.plan, judged.store)}
+    assert scores["student-positive-0"] == 0.5  # against itself
+    assert scores["student-positive-1"] is not None and scores["teacher1-positive-1"] is None
+
+
+def rankings(**ranked: str) -> list[Reading]:
+    """Round 0 of each agent, with a letter per pair: y ranked right, n wrong."""
+    return [
+        Reading(
+            Policy(agent, "positive", 0), 2.0, 0.5, None,
+            {str(i): letter == "y" for i, letter in enumerate(letters)},
+        )
+        for agent, letters in ranked.items()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("teachers", "student", "expected"),
+    [
+        (("y" * 20, "y" * 20, "n" * 20), "n" * 20, Next.MUTUAL),
+        (("n" * 20, "n" * 20, "y" * 20), "y" * 20, Next.OWN),
+        (("yn" * 10, "yn" * 10, "yn" * 10), "ny" * 10, Next.LABELS),
+        (("y" * 20, "y" * 20, "y" * 20), "y" * 20, Next.STOP),
+    ],
+)
+def test_advice(
+    teachers: tuple[str, str, str], student: str, expected: Next, open_run: OpenRun
+) -> None:
+    named = dict(zip(("teacher1", "teacher2", "teacher3"), teachers, strict=True))
+    advice = advise(open_run().recipe, rankings(**named, student=student))
+    assert advice is not None and advice.next is expected
+
+
+def test_the_numbers_behind_it(open_run: OpenRun) -> None:
+    known = rankings(teacher1="yynn", teacher2="ynyn", teacher3="ynnn", student="nnyy")
+    advice = advise(open_run().recipe, known)
+    assert advice is not None
+    # The majority is right on the first pair only.
+    assert (advice.together.mean, advice.lead.mean) == (0.25, -0.25)
+    # The student is wrong on the first two, where some teacher is right.
+    assert advice.some_right == 1.0
+    # Teachers 1 and 2 agree on pairs 1 and 4, 1 and 3 on all but the second, 2 and 3 likewise.
+    assert advice.agreement == pytest.approx((2 / 4 + 3 / 4 + 3 / 4) / 3)
+    assert advise(open_run().recipe, known[:-1]) is None
