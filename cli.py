@@ -768,6 +768,8 @@ def _print_probe(run: Run, advise: bool) -> None:
     known = probe.readings(run.plan, run.store)
     if advise and (advice := ask(run.recipe, known)):
         print_advice(advice)
+    if line := probe.warning(run.recipe, known):
+        _say(f"! {line}")
     best = probe.best_round(run.recipe, known)
     if best and not advise:
         _say(probe.best_line(best, run.said))

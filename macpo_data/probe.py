@@ -118,6 +118,18 @@ def best_round(recipe: Recipe, known: Sequence[Reading]) -> Best | None:
     return Best(last, f"{why} whose probe perplexity stays below {top:.2f}", crossed)
 
 
+def warning(recipe: Recipe, known: Sequence[Reading]) -> str | None:
+    """What to say once the student finds the probe too odd: two rounds before its answers fail."""
+    best, top = best_round(recipe, known), line(recipe, known)
+    if best is None or best.crossed is None:
+        return None
+    return (
+        f"from round {best.crossed} on the student's perplexity of the probe is above {top:.2f} "
+        f"({recipe.stop_above} times round 0's): keep round {best.round}, and go on from there "
+        "with dpo.loss=hinge and dpo.reference=initial, or a lower dpo.learning_rate"
+    )
+
+
 def best_line(best: Best, said: str) -> str:
     """The round to keep, and the command that publishes it.
 

@@ -102,6 +102,8 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
     warnings += [f"{s}: {line}" for s, m in done.items() for line in flags(m)]
     held_out = of_evaluation(responses, recipe.teachers)
     warnings += flags({"kind": "eval", "signs": held_out})
+    if line := probe.warning(recipe, probe.readings(plan, store)):
+        warnings.append(line)
     return {
         "name": source.label,
         "run": recipe.run,

@@ -79,7 +79,7 @@ def test_values_by_hand(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> N
     )
     monkeypatch.setattr(run.store, "read", lambda n, f: table)
     (reading,) = (r for r in probe.readings(run.plan, run.store) if r.policy == student)
-    assert (reading.perplexity, reading.accuracy) == (3.0, pytest.approx(2 / 3))
+    assert reading.perplexity == 3.0 and reading.accuracy == pytest.approx(2 / 3)
     assert list(reading.ranked.values()) == [True, False, True]
 
 
@@ -90,6 +90,8 @@ def test_the_round_to_keep(open_run: OpenRun) -> None:
     assert probe.line(recipe, rounds) == 3.0
     best = probe.best_round(recipe, rounds)
     assert best is not None and (best.round, best.crossed) == (2, 3)  # at the line is below it
+    assert "from round 3 on" in str(probe.warning(recipe, rounds))
+    assert probe.warning(recipe, rounds[:3]) is None
     whole = probe.best_round(recipe, rounds[:3])
     assert whole is not None and (whole.round, whole.crossed) == (2, None)
     scored = [read("student", n, 2.0, s) for n, s in enumerate([0.1, 0.7, 0.7, 0.3])]
