@@ -119,7 +119,7 @@ class DataBase(Section):
     limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
-    # Share of the student's weak labels whose sides are swapped.
+    # Share of the student's weak labels whose sides are swapped, in whatever step reads them.
     label_noise: Annotated[Share, LATER] = 0.0
     overlap: Annotated[bool, LATER] = False  # d2 may be drawn from the prompts of d1
 
@@ -333,6 +333,13 @@ class Confidence(Section):
 
     weight: Share = 0.5  # of the student's own predictions, once it is there
     ramp: Share = 0.2  # share of the steps in which it rises from 0
+
+
+class Spin(Section):
+    """What only method spin reads."""
+
+    # Each round also learns the pairs of the round before, as the paper's own code does.
+    earlier_pairs: bool = False
 
 
 class Negative(SFT):
@@ -596,6 +603,7 @@ class Recipe(Section):
     stop: Annotated[Literal["rounds", "converged"], KNOB] = "rounds"
     stop_below: Annotated[Share, KNOB] = 0.01  # converged: less than this share, in one round
     framing: Framing = Framing()
+    spin: Annotated[Spin, LATER] = Spin()
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()
