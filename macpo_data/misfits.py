@@ -42,8 +42,11 @@ def misfits(values: dict[str, Any]) -> list[str]:
     if method == "self_rewarding" and len(students) == 1:
         if _raw(values, "judge", "agent", students[0]) != students[0]:
             problems.append(f"judge.agent: in method {method} the student judges: {students[0]}")
-        if _raw(values, "judge", "kind", "llm") not in ("llm", "likelihood"):
-            problems.append(f"judge.kind: in method {method} the student judges: llm or likelihood")
+        kinds = ("points", "llm", "likelihood")
+        if _raw(values, "judge", "kind", "llm") not in kinds:
+            problems.append(
+                f"judge.kind: in method {method} the student judges: one of {', '.join(kinds)}"
+            )
     if method == "moaa":
         problems += [
             f"{section}: missing; method moaa needs it"

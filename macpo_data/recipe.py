@@ -418,6 +418,7 @@ class JudgePrompts(Section):
     criteria: str = "criteria"  # kind mixture: which criteria matter for this pair
     critique: str = "critique"  # a proposer's turn
     weigh: str = "weigh"  # the verdict on query, answers, criteria and reviews
+    points: str = "points"  # kind points: query and one answer
 
     def identity(self) -> dict[str, Any]:
         """A prompt counts by its text."""
@@ -428,12 +429,14 @@ class Judge(Section):
     """Who compares two answers, and how its verdicts become a ranking."""
 
     # gold: the embedded world's own, in code. likelihood: how probable the agent finds an answer.
-    kind: Literal["gold", "llm", "mixture", "reward", "likelihood"]
+    # points: the agent gives each answer by itself 0 to 5.
+    kind: Literal["gold", "llm", "mixture", "reward", "likelihood", "points"]
     reward: RewardModel | None = None  # kind reward: a classifier, whose higher score wins
     agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
     proposers: list[str] = []  # kind mixture: who write critiques
     criteria: Annotated[int, Field(ge=0, le=8)] = 3  # of eight, chosen for each pair; 0: all
     prompts: JudgePrompts = JudgePrompts()
+    # Kind points: n draws of each, of which the mean counts.
     sampling: Sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=1024)
     pairs: Literal["all", "swiss", "first_vs_rest"] = "all"  # which answers meet
     merge: Literal["each", "agree"] = "each"  # each verdict counts, or only what both orders say
@@ -442,13 +445,22 @@ class Judge(Section):
 
     @model_validator(mode="after")
     def _has_agents(self) -> Judge:
-        if self.kind in ("llm", "mixture", "likelihood") and not self.agent:
+        if self.kind in ("llm", "mixture", "likelihood", "points") and not self.agent:
             raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
         if self.kind == "reward" and self.reward is None:
             raise ValueError("kind reward needs a reward model")
         if self.kind == "mixture" and not self.proposers:
             raise ValueError("kind mixture needs proposers")
+        if self.kind == "points" and self.sampling.n > 1 and self.sampling.temperature == 0:
+            raise ValueError("sampling.n above 1 needs a sampling.temperature above 0")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The prompt of points, later than the others, is none of another kind."""
+        values = super().identity()
+        if self.kind != "points":
+            del values["prompts"]["points"]
+        return values
 
 
 class RewardTraining(Section):

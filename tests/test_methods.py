@@ -286,6 +286,23 @@ def test_best_and_worst_by_the_judge(method: str, open_run: OpenRun) -> None:
             assert worth[row["prompt_id"], row["rejected"]] == min(values)
 
 
+def test_self_rewarding_by_points(open_run: OpenRun) -> None:
+    """As in its paper: the student as it has become gives each of its answers points."""
+    judge = "judge={kind: points, agent: student, sampling: {temperature: 0, max_new_tokens: 99}}"
+    run = finish(open_run("method=self_rewarding", "rounds=2", "sampling.n=4", judge))
+    for t in (1, 2):
+        student = Policy("student", "positive", t - 1)
+        (folder,) = run.store.path("answers").glob(
+            f"{student}-judge-points-{run.plan.policy_fingerprint(student)}-*"
+        )
+        wrote = dataset(run, t, table="candidates")
+        asked = pl.read_parquet(folder / "shards" / "*.parquet")
+        assert len(asked) == wrote.select("prompt_id", "response").unique().height
+        (gen,) = run.select("gen", t)
+        told = (run.store.manifest(run.plan.name(gen)) or {})["judged"]
+        assert told["unparseable"] == 0 < told["verdicts"] and len(dataset(run, t))
+
+
 def test_own_positives(open_run: OpenRun) -> None:
     """-MP: nobody hears the other side."""
     run = finish(open_run("positives=own"))
@@ -432,7 +449,10 @@ def test_spoilt_answers() -> None:
         (["method=rlaif", "judge.kind=gold"], "sampling.n: method rlaif compares answers"),
         (["method=self_rewarding", "judge.agent=teacher1"], "judge.agent: in method"),
         (["judge.kind=likelihood"], "kind likelihood needs an agent"),
-        (["method=self_rewarding", "judge.kind=gold"], "judge.kind: in method self_rewarding"),
+        (
+            ["method=self_rewarding", "judge.kind=gold"],
+            "judge.kind: in method self_rewarding the student judges: one of points, llm",
+        ),
         (["spin.earlier_pairs=true"], "spin.earlier_pairs: only method spin reads it"),
         (["select.by=random", "select.pool=0.5"], "select.pool: only read where"),
         (["negatives_by=mismatch", "select.keep=2"], "select.keep: negatives_by mismatch"),
