@@ -306,7 +306,7 @@ def status(
             notes = run.store.root / live.NOTES
             return live.watch(
                 lambda: live.view(
-                    f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+                    _titled(run),
                     found := run.states(), live.making(notes), _next_command(run, found),
                 )
             )  # fmt: skip
@@ -739,8 +739,14 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
     found = run.states()
     print_steps(
         [(step, found[step], run.plan.name(step), run.waits_for(step, found)) for step in steps],
-        f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+        _titled(run),
     )
+
+
+def _titled(run: Run) -> str:
+    from macpo_data.methods import name_of
+
+    return f"{run.store.root}: {name_of(run.recipe)}, rounds 0..{run.recipe.rounds}"
 
 
 def _print_costs(run: Run, steps: list[Step]) -> None:

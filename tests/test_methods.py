@@ -11,11 +11,12 @@ import pytest
 from conftest import OpenRun
 from typer.testing import CliRunner
 
-from cli import app
-from macpo_data import card, select
+from cli import _source, app
+from macpo_data import card, hub, report, select
 from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.excerpt import Texts
 from macpo_data.loading import load_recipe
-from macpo_data.methods import make_plan, spin
+from macpo_data.methods import SHARPENING, make_plan, name_of, spin
 from macpo_data.misfits import departures
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
@@ -474,7 +475,35 @@ def test_a_judge_of_likelihood_needs_weights(recipe_file: Path) -> None:
 
 def test_every_method_has_its_words() -> None:
     """A card says how its data came to be."""
-    assert card.METHODS.keys() == set(get_args(Recipe.model_fields["method"].annotation))
+    names = {*get_args(Recipe.model_fields["method"].annotation)}
+    assert card.METHODS.keys() == names | {SHARPENING}
+
+
+def test_self_rewarding_by_likelihood_is_called_sharpening(
+    open_run: OpenRun, tmp_path: Path
+) -> None:
+    """In status, report and card; by points or verdicts it has its own name."""
+    points = "judge={kind: points, agent: student, sampling: {temperature: 0, max_new_tokens: 99}}"
+    for sets, name in (SELF, SHARPENING), (["sampling.n=3", points], "self_rewarding"):
+        run = finish(open_run("method=self_rewarding", *sets))
+        assert report._recipe(_source(run), Texts())[0]["method"] == name
+        (gen,) = run.select("gen", 1)
+        push = hub.Push(run.plan, run.store, [gen], "round-1", None, False, "mit")
+        hub.push_to_folder(push, tmp_path / name)
+        text = (tmp_path / name / "README.md").read_text()
+        assert card.METHODS[name] in text and f"with the method {name}; " in text
+        assert ("self-rewarding" in text) == (name != SHARPENING)
+    options = [word for each in (*SELF, "method=self_rewarding") for word in ("--set", each)]
+    recipe = ["--recipe", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "none")]
+    told = CliRunner().invoke(app, ["status", *recipe, *options])
+    assert told.exit_code == 0 and SHARPENING in told.stdout
+
+
+def test_a_study_calls_sharpening_by_its_name() -> None:
+    recipes = [variant for _, variant in shipped_variants()]
+    mine = [variant for variant in recipes if variant.recipe.method == "self_rewarding"]
+    names = {name_of(variant.recipe): variant.name for variant in mine}
+    assert names == {SHARPENING: SHARPENING}
 
 
 def converge(run: Run, perplexities: dict[int, float]) -> Run:
