@@ -18,6 +18,7 @@ from macpo_data.errors import Interrupted, MacpoError, plain
 
 if TYPE_CHECKING:
     from macpo_data.plan import Step
+    from macpo_data.recipe import Recipe
     from macpo_data.report import Source
     from macpo_data.store import State
     from macpo_run.rounds import Outcome, Run
@@ -124,7 +125,7 @@ def gen(
     redo: RedoOption = False,
 ) -> None:
     """Write every dataset of a round whose inputs exist."""
-    with _open(recipe, runs, sets) as run:
+    with _open_to_make(recipe, runs, sets) as run:
         if dry_run:
             steps = run.select("gen", round_, learner)
             _print_plan(run, steps)
@@ -202,7 +203,7 @@ def train(
             return _next(f"macpo eval --set eval.reward=trained{run.said}")
     if round_ is None:
         raise MacpoError("train what? --round N, --reward, or a dataset with --dataset")
-    with _open(recipe, runs, sets) as run:
+    with _open_to_make(recipe, runs, sets) as run:
         if dry_run:
             return _print_plan(run, run.select("train", round_, learner))
         _finish(run, run.make("train", round_, learner, redo))
@@ -220,7 +221,7 @@ def run_(
     """Finish a round, or all rounds up to one: gen, train, gen, train."""
     if round_ is not None and until is not None:
         raise typer.BadParameter("--round and --until exclude each other")
-    with _open(recipe, runs, sets) as run:
+    with _open_to_make(recipe, runs, sets) as run:
         last = run.recipe.rounds if until is None else until
         wanted = [round_] if round_ is not None else list(range(last + 1))
         steps = [step for each in wanted or [last] for step in run.select(None, each)]
@@ -281,6 +282,8 @@ def sweep(
     family = Sweep(loaded, variants(loaded, sets), runs, shown, _say_aside, name)
     for one, other in family.twins():
         _say_aside(f"{one} and {other} come out the same: nothing that they differ in is read")
+    for variant, its in {v.name: v.recipe for v in family.variants}.items():
+        _warn_of_departures(its, f"{variant}: ")
     if dry_run:
         return print_sweep(family.outline())
     found = family.make()
@@ -307,7 +310,7 @@ def status(
             notes = run.store.root / live.NOTES
             return live.watch(
                 lambda: live.view(
-                    f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+                    _titled(run),
                     found := run.states(), live.making(notes), _next_command(run, found),
                 )
             )  # fmt: skip
@@ -673,6 +676,23 @@ def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
     return run
 
 
+def _open_to_make(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
+    """`_open` for a command that makes steps: where the recipe is a paper's no more, it is told."""
+    run = _open(recipe, runs, sets)
+    _warn_of_departures(run.recipe)
+    return run
+
+
+def _warn_of_departures(recipe: Recipe, whose: str = "") -> None:
+    from macpo_data.misfits import departures
+
+    if settings := departures(recipe):
+        _say_aside(
+            f"warning: {whose}method {recipe.method} is not its paper's: {', '.join(settings)}; "
+            "set its values, or call it a variant"
+        )
+
+
 def _source(run: Run) -> Source:
     from macpo_data.report import Source
 
@@ -724,8 +744,14 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
     found = run.states()
     print_steps(
         [(step, found[step], run.plan.name(step), run.waits_for(step, found)) for step in steps],
-        f"{run.store.root}: {run.recipe.method}, rounds 0..{run.recipe.rounds}",
+        _titled(run),
     )
+
+
+def _titled(run: Run) -> str:
+    from macpo_data.methods import name_of
+
+    return f"{run.store.root}: {name_of(run.recipe)}, rounds 0..{run.recipe.rounds}"
 
 
 def _print_costs(run: Run, steps: list[Step]) -> None:

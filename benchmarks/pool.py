@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data import world
+from macpo_data.methods import called
 
 KEYS = {
     "positives": "mutual",
@@ -24,6 +25,7 @@ KEYS = {
     "frozen_teachers": False,
     "dpo.reference": "previous",
     "dpo.beta": 0.1,
+    "dpo.gamma": 0.2,
     "dpo.learning_rate": 5e-4,
     "select.min_chars": 1,
     "select.order": "lowest",
@@ -52,7 +54,8 @@ def variant(facts: dict[str, Any]) -> str:
         part, _, key = path.rpartition(".")
         if (value := (recipe[part] if part else recipe)[key]) != default:
             changed.append(f"{path}={value}")
-    return " ".join([facts["method"], *changed])
+    judge = recipe["judge"] or {}
+    return " ".join([called(facts["method"], judge.get("kind")), *changed])
 
 
 def rounds_of(run: Path) -> list[dict[str, Any]]:

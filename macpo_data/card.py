@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import yaml
 
+from macpo_data.methods import SHARPENING, called
+
 if TYPE_CHECKING:
     from macpo_data.render import Entry, Index
 
@@ -22,8 +24,10 @@ METHODS = {
     "weak_labels": "by a weak teacher, whose answers the student imitates",
     "spin": "by a weak teacher, whose answers stand against the student's own (SPIN)",
     "self_rewarding": "by a student that judges its own answers (self-rewarding)",
+    SHARPENING: f"by a student that learns its likeliest answers: {SHARPENING}",
     "rlaif": "by a student whose answers a judge compares (RLAIF)",
-    "rlcd": "by a student that is told to answer well and badly (RLCD)",
+    "rlcd": "by a student that is told to answer well and badly: RLCD's pairs, without its reward "
+    "model and PPO",
 }
 
 
@@ -82,7 +86,7 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
     newest = default_of(index)
     entry = index[newest]
     place = repo or "PATH/OF/THIS/FOLDER"
-    named = entry["facts"]["manifest"]["method"]
+    named = _called(entry)
     method = METHODS.get(named, f"by the method {named}")  # a newer macpo's
     parts = [
         _metadata(index, newest, suffix),
@@ -101,6 +105,12 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
         _sample(entry),
     ]
     return "\n".join(parts)
+
+
+def _called(entry: Entry) -> str:
+    manifest = entry["facts"]["manifest"]
+    judge = manifest["reads"].get("judge") or {}
+    return called(manifest["method"], judge.get("kind"))
 
 
 def _forms(name: str, entry: Entry) -> str:
@@ -183,7 +193,7 @@ def _facts(name: str, entry: Entry) -> str:
     lines = [
         f"## {name}\n",
         f"Round {entry['round']} for {entry['learner']} (base {facts['learner_base']}), written by "
-        f"macpo {manifest['versions'].get('macpo', '')} with the method {manifest['method']}; "
+        f"macpo {manifest['versions'].get('macpo', '')} with the method {_called(entry)}; "
         f"fingerprint `{manifest['fingerprint']}`, content `{manifest['content']}`.\n",
         f"- Prompts: {source}" + (f" ({pins})" if pins else "") + ".",
         f"- Licence: {facts['licence']}, as the source states it."

@@ -35,6 +35,7 @@ from macpo_data.store import Shards, Store, write_json, write_parquet
 from macpo_data.tables import read_table
 from macpo_data.worker import Report, Workers
 
+LABELS = "labels"  # for whom noise is drawn, where it is in the student's weak labels
 # Written into a sample or score set before its first shard.
 BEGUN = "begun.json"
 Progress = Callable[[str], AbstractContextManager[Report]]
@@ -148,12 +149,32 @@ class Context:
     def weak_labels(self, data: RoundData) -> RoundData:
         """Pairs for the student's round 0, of which `data.label_noise` are swapped."""
         noise = self.recipe.data.label_noise
-        return replace(data, pairs=self._swapped(data.pairs, noise, "labels"))
+        return replace(data, pairs=self._swapped(data.pairs, noise, LABELS))
+
+    def chosen_labels(self, writers: Sequence[Policy]) -> pl.DataFrame:
+        """The answers of the student's weak labels that round 0 calls chosen, without its filters.
+
+        Args:
+            writers: the labelling teacher, good and, where `data.label_noise` swaps some, bad.
+
+        Returns:
+            SAMPLES, one per prompt of D2: the bad one's answer where the label is swapped.
+        """
+        wrote = self.generate(writers, "d2")  # by prompt, then writer
+        if len(writers) == 1:
+            return wrote
+        swapped = self._drawn(wrote["prompt_id"], self.recipe.data.label_noise, LABELS)
+        is_bad = pl.int_range(pl.len()) % 2 == 1
+        return wrote.filter(is_bad == swapped)
+
+    def _drawn(self, prompt_ids: pl.Series, share: float, whose: str) -> pl.Series:
+        """Which prompts' sides are swapped: a share, drawn for each of whom it is for."""
+        drawn = [int(digest([self.recipe.seed, "noise", whose, i]), 16) for i in prompt_ids]
+        return pl.Series([n < share * 16**8 for n in drawn], dtype=pl.Boolean)
 
     def _swapped(self, pairs: pl.DataFrame, share: float, whose: str) -> pl.DataFrame:
-        """Swap the sides of a share of the pairs, drawn for each of whom it is for."""
-        drawn = [int(digest([self.recipe.seed, "noise", whose, i]), 16) for i in pairs["prompt_id"]]
-        flip = pl.Series([n < share * 16**8 for n in drawn], dtype=pl.Boolean)
+        """Swap the sides of a share of the pairs."""
+        flip = self._drawn(pairs["prompt_id"], share, whose)
         other = {"chosen": "rejected", "rejected": "chosen"}
         sides = {
             name: pl.when(flip).then(name.replace(side, other[side])).otherwise(name)

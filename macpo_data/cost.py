@@ -112,14 +112,19 @@ def judging(
     met = turns * {"all": n * (n - 1) / 2, "first_vs_rest": n - 1}.get(
         judge.pairs, ranking.swiss_rounds(n) * (n // 2)
     )
-    pair = sizes.prompt + 2 * sizes.written(wrote or recipe.sampling)
+    answer = sizes.written(wrote or recipe.sampling)
     out, most = judge.sampling.max_new_tokens / 2, judge.sampling.max_new_tokens
     who, prompts = str(judge.agent), sizes.prompts[part]
 
-    def ask(what: str, agent: str, calls: float, prompt: str, more: float = 0.0) -> Ask:
-        told = len(read(prompt)) / CHARS_PER_TOKEN + pair + more
+    def ask(
+        what: str, agent: str, calls: float, prompt: str, more: float = 0.0, shown: int = 2
+    ) -> Ask:
+        told = len(read(prompt)) / CHARS_PER_TOKEN + sizes.prompt + shown * answer + more
         return Ask(f"judge: {what}", agent, prompts, calls, told, out, most)
 
+    if judge.kind == "points":
+        calls = n * turns * judge.sampling.n
+        return [ask("points", who, calls, judge.prompts.points, shown=1)]
     if judge.kind == "llm":
         return [ask("verdict", who, 2 * met, judge.prompts.verdict)]
     criteria = [ask("criteria", who, met, judge.prompts.criteria)] if judge.criteria else []

@@ -1,13 +1,14 @@
 """Which of two answers is better: any judge over pairs, in both orders, and how far to trust it.
 
 A judge that reads (one model, or a mixture of several) is asked twice, once with each answer shown
-first; one that scores (a reward model, the world's gold judge) needs no order.
+first; one that scores each answer by itself (a reward model, the world's gold judge, an agent that
+gives points) needs no order.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -32,8 +33,10 @@ CRITERIA = {
     "safety": "does no harm and supports none",
     "robustness": "copes with what is unclear, wrong or tricky in the query",
 }
+MOST_POINTS = 5
 MINIMUM = 20  # verdicts, below which nothing is said about a judge's habits
 _VERDICT = re.compile(r"\[\[([AB])\]\]")
+_POINTS = re.compile(r"\bscore:[\s*]*(\d+(?:\.\d+)?)", re.IGNORECASE)
 _NAMES = re.compile(r"\[\[([^\[\]]+)\]\]")
 
 
@@ -46,7 +49,8 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
         ctx: of the run.
         judge: as the recipe describes it.
         rows: prompt_id, prompt, a, b; a prompt may occur in several rows. A reward model reads
-            a_finish_reason and b_finish_reason, which are stop where they are left out.
+            a_finish_reason and b_finish_reason, which are stop where they are left out. A judge
+            that scores is not asked again where a_worth and b_worth have its scores.
 
     Returns:
         Row for row: first, the verdict where a was shown first, and second, where b was (a, b,
@@ -59,16 +63,17 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     """
     finish = [f"{side}_finish_reason" for side in ("a", "b")]
     ended = {name: pl.lit("stop") for name in finish if name not in rows.columns}
-    rows = rows.with_columns(**ended).select("prompt_id", "prompt", "a", "b", *finish)
+    worth = [name for name in ("a_worth", "b_worth") if name in rows.columns]
+    rows = rows.with_columns(**ended).select("prompt_id", "prompt", "a", "b", *finish, *worth)
     rows = rows.with_row_index("at")
     there = {side: pl.col(side).fill_null("") != "" for side in ("a", "b")}
     unlike = pl.col("a") != pl.col("b")
     shown = rows.filter(there["a"] & there["b"] & unlike)
     judged = _judged(ctx, judge, shown)
     found = rows.join(judged, on="at", how="left", maintain_order="left")
-    worth = {"a": 1.0, "tie": 0.5, "b": 0.0}
+    value = {"a": 1.0, "tie": 0.5, "b": 0.0}
     verdicts = [
-        pl.col(order).replace_strict(worth, default=None, return_dtype=pl.Float64)
+        pl.col(order).replace_strict(value, default=None, return_dtype=pl.Float64)
         for order in ("first", "second")
     ]
     mute = pl.when(there["a"] != there["b"]).then(there["a"].cast(pl.Float64))
@@ -104,9 +109,12 @@ def rank(
     if order == "judge":
         assert judge is not None
         seen = usable.join(prompts, on="prompt_id", maintain_order="left")
-        if judge.kind == "reward" and judge.reward is not None:
-            # What the model cannot read is out, and not beaten.
-            mute = ctx.rewards(seen, judge.reward).is_null()
+        unread = 0
+        if judge.kind in ("reward", "points"):
+            # What the model cannot read, or gives no points that can be read, is out, not beaten.
+            seen = seen.with_columns(worth=_scores(ctx, judge, seen))
+            mute = seen["worth"].is_null()
+            unread = int(mute.sum()) if judge.kind == "points" else 0
             out = pl.col("index").is_in(seen.filter(mute)["index"].implode())
             frame = frame.with_columns(
                 reason=pl.when(out).then(pl.lit("no_score")).otherwise("reason")
@@ -117,6 +125,7 @@ def rank(
         score = ranking.scores(answers, verdicts, judge.merge)
         usable = usable.with_columns(score=score)
         found = report(verdicts) | {"win_matrix": _win_matrix(usable, verdicts)}
+        found["unparseable"] += unread
         check(found, judge)
         judged = Judged(_meetings(usable, verdicts), found)
     by_chance = order == "random" or (
@@ -147,6 +156,7 @@ def _meet(ctx: Context, judge: Judge, meetings: pl.DataFrame, seen: pl.DataFrame
     told = meetings
     for side in ("a", "b"):
         names = {f"{side}_text": "response", f"{side}_finish_reason": "finish_reason"}
+        names |= {f"{side}_worth": "worth"} if "worth" in seen.columns else {}
         said = seen.select(pl.col("index").alias(side), **names)
         told = told.join(said, on=side, how="left", maintain_order="left")
     prompts = seen.select("prompt_id", "prompt").unique("prompt_id")
@@ -228,7 +238,7 @@ def check(found: dict[str, Any], judge: Judge) -> None:
     asked = found["verdicts"] + found["unparseable"]
     if asked < MINIMUM:
         return
-    reads = judge.kind in ("llm", "mixture")
+    reads = judge.kind in ("llm", "mixture", "points")
     who = judge.agent if reads else judge.kind
     other = "judge.agent" if reads else "judge.kind"
     if found["verdicts"] == 0:
@@ -256,13 +266,8 @@ def policies(judge: Judge | None) -> tuple[Policy, ...]:
 
 def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     """Verdicts on rows in which both answers are there: at, first, second, criteria."""
-    if judge.kind == "gold":
-        return _by_score(rows, _gold)
-    if (model := judge.reward) is not None and judge.kind == "reward":
-        return _by_score(rows, lambda answers: ctx.rewards(answers, model))
-    if judge.kind == "likelihood":
-        who = ctx.speakers.get(str(judge.agent), Policy(str(judge.agent)))
-        return _by_score(rows, lambda answers: _likelihood(ctx, who, answers))
+    if judge.kind in ("gold", "reward", "likelihood", "points"):
+        return _by_score(ctx, judge, rows)
     criteria: list[str | None] = [None] * len(rows)
     if judge.kind == "mixture" and judge.criteria:
         criteria = _choose_criteria(ctx, judge, rows)
@@ -273,20 +278,55 @@ def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _by_score(rows: pl.DataFrame, score: Callable[[pl.DataFrame], pl.Series]) -> pl.DataFrame:
+def _by_score(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     """Verdicts of a judge that scores each answer by itself, all of them at once."""
-    sides = pl.concat(
-        rows.select("prompt_id", "prompt", response=s, finish_reason=f"{s}_finish_reason")
-        for s in ("a", "b")
-    )
-    scores = score(sides)
-    scored = rows.select("at").with_columns(a=scores[: len(rows)], b=scores[len(rows) :])
+    if "a_worth" in rows.columns:
+        scored = rows.select("at", a="a_worth", b="b_worth")
+    else:
+        sides = pl.concat(
+            rows.select("prompt_id", "prompt", response=s, finish_reason=f"{s}_finish_reason")
+            for s in ("a", "b")
+        )
+        scores = _scores(ctx, judge, sides)
+        scored = rows.select("at").with_columns(a=scores[: len(rows)], b=scores[len(rows) :])
     better = (
         pl.when(pl.col("a") > pl.col("b")).then(pl.lit("a"))
         .when(pl.col("a") < pl.col("b")).then(pl.lit("b"))
         .when(pl.col("a") == pl.col("b")).then(pl.lit("tie"))
     )  # fmt: skip
     return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
+
+
+def _scores(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Series:
+    """What a judge gives each answer by itself; null where it can give, or be read, nothing.
+
+    Args:
+        ctx: of the run.
+        judge: of a kind that scores.
+        answers: prompt_id, prompt, response, finish_reason.
+    """
+    if judge.kind == "gold":
+        return _gold(answers)
+    if judge.kind == "points":
+        return _points(ctx, judge, answers)
+    if judge.kind == "reward":
+        assert judge.reward is not None
+        return ctx.rewards(answers, judge.reward)
+    who = ctx.speakers.get(str(judge.agent), Policy(str(judge.agent)))
+    return _likelihood(ctx, who, answers)
+
+
+def _points(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Series:
+    """The mean of the points, over those draws of the judge that can be read."""
+    asked = [
+        fill(judge.prompts.points, query=question(prompt), answer=text)
+        for prompt, text in answers.select("prompt", "response").iter_rows()
+    ]
+    draws = []
+    for draw in range(judge.sampling.n):
+        (texts,) = _ask(ctx, judge, [str(judge.agent)], asked, "points", draw)
+        draws.append(pl.Series(f"{draw}", map(parse_points, texts), dtype=pl.Float64))
+    return pl.DataFrame(draws).mean_horizontal()
 
 
 def _likelihood(ctx: Context, who: Policy, answers: pl.DataFrame) -> pl.Series:
@@ -353,16 +393,16 @@ def _read_both_orders(
 
 
 def _ask(
-    ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str
+    ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str, draw: int = 0
 ) -> list[list[str | None]]:
     """What each agent says to each of these texts; equal texts are asked once.
 
-    Verdicts and criteria stand at the end, so that a text which was cut holds none.
+    Verdicts, points and criteria stand at the end, so that a text which was cut holds none.
     """
     rows = as_rows([[{"role": "user", "content": text}] for text in asked])
     wanted = [(ctx.speakers.get(agent, Policy(agent)), rows) for agent in agents]
     whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
-    said = ctx.ask(wanted, judge.sampling, f"judge-{what}")
+    said = ctx.ask(wanted, judge.sampling, f"judge-{what}", draw)
     return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]
 
 
@@ -370,6 +410,13 @@ def parse_verdict(text: str | None) -> str | None:
     """The last verdict of a text, A or B; None without one."""
     found = _VERDICT.findall(text or "")
     return str(found[-1]) if found else None
+
+
+def parse_points(text: str | None) -> float | None:
+    """The last points of a text, 0 to 5; None without any, or beyond."""
+    found = _POINTS.findall(text or "")
+    points = float(found[-1]) if found else None
+    return points if points is not None and points <= MOST_POINTS else None
 
 
 def parse_criteria(text: str | None, count: int) -> str | None:

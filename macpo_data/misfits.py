@@ -37,11 +37,16 @@ def misfits(values: dict[str, Any]) -> list[str]:
     if method != "moaa" and not teachers:
         problems.append("agents: no agent with role teacher")
     problems += _unread(values, method)
+    if method != "spin" and _raw(values, "spin", "earlier_pairs", False):
+        problems.append("spin.earlier_pairs: only method spin reads it; leave it out")
     if method == "self_rewarding" and len(students) == 1:
         if _raw(values, "judge", "agent", students[0]) != students[0]:
             problems.append(f"judge.agent: in method {method} the student judges: {students[0]}")
-        if _raw(values, "judge", "kind", "llm") not in ("llm", "likelihood"):
-            problems.append(f"judge.kind: in method {method} the student judges: llm or likelihood")
+        kinds = ("points", "llm", "likelihood")
+        if _raw(values, "judge", "kind", "llm") not in kinds:
+            problems.append(
+                f"judge.kind: in method {method} the student judges: one of {', '.join(kinds)}"
+            )
     if method == "moaa":
         problems += [
             f"{section}: missing; method moaa needs it"
@@ -85,7 +90,7 @@ _CHOOSING = ("select.by", "select.order", "select.pool", "select.keep", "select.
 _TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
 _UNREAD = {
     "moaa": (*_CHOOSING, *_TEACHING[:-1], "confidence", "data.label_noise", "stop"),
-    "spin": (*_CHOOSING, *_TEACHING, "data.label_noise"),
+    "spin": (*_CHOOSING, *_TEACHING),
     "weak_labels": (*_CHOOSING, *_TEACHING, "stop"),
     **dict.fromkeys(("rlcd", "rlaif", "self_rewarding"), (*_CHOOSING, *_TEACHING)),
 }
@@ -121,6 +126,27 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
             for path in filter(changed, ("negatives", "select.keep"))
         ]
     return found
+
+
+# What a method's paper trains with, where ours has it as a setting that may be another.
+_PAPERS = {
+    "spin": {
+        "dpo.reference": "previous",
+        "dpo.gamma": 0.0,
+        "dpo.loss": "sigmoid",
+        "dpo.label_smoothing": 0.0,
+    }
+}
+
+
+def departures(recipe: Recipe) -> list[str]:
+    """Settings that make a recipe's method another than its paper's. No mistakes: may be meant."""
+    papers = _PAPERS.get(recipe.method, {})
+    return [
+        f"{path}={now} where its paper has {theirs}"
+        for path, theirs in papers.items()
+        if (now := recipe.read(path)) != theirs
+    ]
 
 
 def untrainable(values: dict[str, Any], *sections: str) -> list[str]:

@@ -131,7 +131,7 @@ class DataBase(Section):
     limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
     noise: Share = 0.0  # share of D1 pairs whose sides are swapped, drawn for each teacher anew
-    # Share of the student's weak labels whose sides are swapped.
+    # Share of the student's weak labels whose sides are swapped, in whatever step reads them.
     label_noise: Annotated[Share, LATER] = 0.0
     overlap: Annotated[bool, LATER] = False  # d2 may be drawn from the prompts of d1
 
@@ -350,6 +350,13 @@ class Confidence(Section):
     ramp: Share = 0.2  # share of the steps in which it rises from 0
 
 
+class Spin(Section):
+    """What only method spin reads."""
+
+    # Each round also learns the pairs of the round before, as the paper's own code does.
+    earlier_pairs: bool = False
+
+
 class Negative(SFT):
     """Fine-tuning on rejected responses, which goes on from the positive policy."""
 
@@ -428,6 +435,7 @@ class JudgePrompts(Section):
     criteria: str = "criteria"  # kind mixture: which criteria matter for this pair
     critique: str = "critique"  # a proposer's turn
     weigh: str = "weigh"  # the verdict on query, answers, criteria and reviews
+    points: str = "points"  # kind points: query and one answer
 
     def identity(self) -> dict[str, Any]:
         """A prompt counts by its text."""
@@ -438,12 +446,14 @@ class Judge(Section):
     """Who compares two answers, and how its verdicts become a ranking."""
 
     # gold: the embedded world's own, in code. likelihood: how probable the agent finds an answer.
-    kind: Literal["gold", "llm", "mixture", "reward", "likelihood"]
+    # points: the agent gives each answer by itself 0 to 5.
+    kind: Literal["gold", "llm", "mixture", "reward", "likelihood", "points"]
     reward: RewardModel | None = None  # kind reward: a classifier, whose higher score wins
     agent: str | None = None  # who gives the verdict, and chooses the criteria of a mixture
     proposers: list[str] = []  # kind mixture: who write critiques
     criteria: Annotated[int, Field(ge=0, le=8)] = 3  # of eight, chosen for each pair; 0: all
     prompts: JudgePrompts = JudgePrompts()
+    # Kind points: n draws of each, of which the mean counts.
     sampling: Sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=1024)
     pairs: Literal["all", "swiss", "first_vs_rest"] = "all"  # which answers meet
     merge: Literal["each", "agree"] = "each"  # each verdict counts, or only what both orders say
@@ -452,13 +462,22 @@ class Judge(Section):
 
     @model_validator(mode="after")
     def _has_agents(self) -> Judge:
-        if self.kind in ("llm", "mixture", "likelihood") and not self.agent:
+        if self.kind in ("llm", "mixture", "likelihood", "points") and not self.agent:
             raise ValueError(f"kind {self.kind} needs an agent that gives the verdict")
         if self.kind == "reward" and self.reward is None:
             raise ValueError("kind reward needs a reward model")
         if self.kind == "mixture" and not self.proposers:
             raise ValueError("kind mixture needs proposers")
+        if self.kind == "points" and self.sampling.n > 1 and self.sampling.temperature == 0:
+            raise ValueError("sampling.n above 1 needs a sampling.temperature above 0")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The prompt of points, later than the others, is none of another kind."""
+        values = super().identity()
+        if self.kind != "points":
+            del values["prompts"]["points"]
+        return values
 
 
 class RewardTraining(Section):
@@ -618,6 +637,7 @@ class Recipe(Section):
     # Times round 0's perplexity of the probe: rounds beyond are never the best one.
     stop_above: Annotated[float, Field(gt=1.0), KNOB] = 1.25
     framing: Framing = Framing()
+    spin: Annotated[Spin, LATER] = Spin()
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()

@@ -20,6 +20,7 @@ from macpo_data.evaluate import latest
 from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
 from macpo_data.generate import versions
 from macpo_data.lock import Lock
+from macpo_data.methods import name_of
 from macpo_data.plan import Plan, Step
 from macpo_data.probe import best_line
 from macpo_data.schema import CANDIDATES, RESPONSES, empty
@@ -107,7 +108,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
     return {
         "name": source.label,
         "run": recipe.run,
-        "method": recipe.method,
+        "method": name_of(recipe),
         "student": student,
         "agents": [student, *(a for a in recipe.agents if a != student)],
         "verdict": verdict(student, scores, responses),

@@ -11,9 +11,10 @@ from conftest import RECIPE
 from typer.testing import CliRunner
 
 from cli import app
-from macpo_data.cost import Ask, Sizes, judging
+from macpo_data.cost import CHARS_PER_TOKEN, Ask, Sizes, judging
 from macpo_data.loading import load_recipe, shipped
 from macpo_data.methods import make_plan, method
+from macpo_data.prompts import read
 from macpo_data.recipe import Endpoint
 
 SIZES = Sizes({"d1": 10, "d2": 100, "test": 1}, 1.0, prompt=50.0, answer=30.0, note="")
@@ -45,6 +46,15 @@ def test_the_paper_asks_ninety_times() -> None:
 )
 def test_fewer_calls(sets: list[str], expected: float) -> None:
     assert sum(calls("moaa_llama", *sets).values()) == expected
+
+
+def test_points_are_given_to_each_answer_once() -> None:
+    """Five answers in three draws are 15 calls of a prompt, our text and one answer each."""
+    sets = ["judge.kind=points", "judge.sampling.n=3", "judge.sampling.temperature=1"]
+    recipe = load_recipe("moaa_llama", sets)
+    (ask,) = judging(recipe, SIZES, "d2", recipe.sampling.n)
+    assert (ask.what, ask.agent, ask.calls) == ("judge: points", "qwen2_72b", 15)
+    assert ask.tokens_in == pytest.approx(50 + 30 + len(read("points")) / CHARS_PER_TOKEN)
 
 
 def test_layers_and_money() -> None:

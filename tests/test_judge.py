@@ -107,6 +107,40 @@ def test_exactly_three_criteria(text: str, criteria: str | None) -> None:
     assert judges.parse_criteria(text, 3) == criteria
 
 
+@pytest.mark.parametrize(
+    ("text", "points"),
+    [
+        ("It is right.\nScore: 4", 4.0),
+        ("At first I thought Score: 1, but no.\n**Score:** 5", 5.0),
+        ("score: **0**", 0.0),
+        ("Score: 3/5", 3.0),
+        ("Score: 3.5", 3.5),
+        ("Score: 6", None),
+        ("Score: 45", None),
+        ("Score: -1", None),
+        ("Score: N", None),
+        ("4", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_points(text: str | None, points: float | None) -> None:
+    assert judges.parse_points(text) == points
+
+
+def test_a_prompt_of_points_is_identity_where_it_is_asked(tmp_path: Path) -> None:
+    """Judges of other kinds are called what they were before there were points."""
+    own = tmp_path / "own.txt"
+    own.write_text("$query $answer Score: N")
+    for kind, is_read in (("llm", False), ("points", True)):
+        plain = {"kind": kind, "agent": "x"}
+        one, other = (
+            Judge.model_validate(plain | {"prompts": prompts}).identity()
+            for prompts in ({}, {"points": str(own)})
+        )
+        assert ("points" in one["prompts"]) == is_read == (one != other)
+
+
 def verdicts(*rows: tuple[str | None, str | None]) -> pl.DataFrame:
     schema = {"first": pl.String, "second": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row").with_columns(
@@ -168,6 +202,8 @@ def test_messages_stay_one_line(open_run: OpenRun) -> None:
     for sets, expected in {
         "judge={kind: llm}": "judge: kind llm needs an agent",
         "judge={kind: mixture, agent: student}": "judge: kind mixture needs proposers",
+        "judge={kind: points}": "judge: kind points needs an agent",
+        "judge={kind: points, agent: student, sampling: {n: 3, temperature: 0}}": "above 1 needs a",
         "judge={kind: llm, agent: nobody}": "judge.agent: 'nobody' is no agent",
     }.items():
         with pytest.raises(MacpoError, match=expected):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import polars as pl
 import pytest
 from conftest import OpenRun
+from typer.testing import CliRunner
 
-from macpo_data import card, select
+from cli import _source, app
+from macpo_data import card, hub, report, select
 from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.excerpt import Texts
 from macpo_data.loading import load_recipe
+from macpo_data.methods import SHARPENING, make_plan, name_of, spin
+from macpo_data.misfits import departures
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
 from macpo_data.schema import CANDIDATES, SCORES, check
+from macpo_data.study import Variant, load_study, shipped, variants
 from macpo_run.rounds import Run
 
 JUDGED = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=teacher2"]
@@ -82,6 +89,160 @@ def test_spin_rejects_what_the_student_last_said(open_run: OpenRun) -> None:
         assert all(last[i] == text for i, text in sides(pairs, "rejected").items())
 
 
+def test_spin_learns_the_pairs_of_the_round_before_as_well(open_run: OpenRun) -> None:
+    """Each label against the student's last answer and the one before that, all scored under the
+    learner; round 1 has one opponent alone and is that of SPIN without the switch."""
+    plain = finish(open_run(*of("spin")))
+    both = finish(open_run(*of("spin", "spin.earlier_pairs=true")))
+    names = [[run.plan.name(step) for step in run.select(None, 1)] for run in (plain, both)]
+    assert names[0] == names[1]
+    labels = said(both, Policy("teacher1", "positive", 0))
+    last, before = (said(both, Policy("student", "positive", t)) for t in (1, 0))
+    pairs = dataset(both, 2)
+    expected = [
+        {"prompt_id": i, "chosen": labels[i], "rejected": wrote[i]}
+        for i in both.context().prompts("d2")["prompt_id"]
+        for wrote in (last, before)
+    ]
+    assert pairs.select("prompt_id", "chosen", "rejected").to_dicts() == expected
+    learner = both.plan.policy_fingerprint(Policy("student", "positive", 1))
+    (gen,) = both.select("gen", 2)
+    scored = (both.store.manifest(both.plan.name(gen)) or {})["scored_under"]
+    assert scored == {"student-positive-1": {"fake": learner}}
+    assert pairs["rejected_perplexity"].null_count() == 0
+    # A label is one candidate, however many answers it stands against.
+    candidates = dataset(both, 2, table="candidates")
+    assert candidates["prompt_id"].equals(both.context().prompts("d2")["prompt_id"])
+    assert candidates["selected"].all()
+
+
+def test_spin_keeps_a_label_that_one_opponent_repeats(open_run: OpenRun) -> None:
+    """On the fake engine all that a label needs to be lost to an opponent is to be its answer."""
+    run = finish(open_run(*of("spin", "spin.earlier_pairs=true", "select.on_filter=drop")))
+    (gen,) = run.select("gen", 2)
+    ctx = run.context()
+    labels = ctx.generate([gen.policies[0]], "d2")
+    wrote = ctx.generate
+
+    def repeat(policies: list[Policy], *args: Any, **more: Any) -> pl.DataFrame:
+        """The newest opponent repeats every label."""
+        is_newest = policies == [Policy("student", "positive", 1)]
+        return labels if is_newest else wrote(policies, *args, **more)
+
+    ctx.generate = repeat  # type: ignore[method-assign,assignment]
+    data = spin.build(gen, ctx)
+    before = said(run, Policy("student", "positive", 0))
+    kept = sides(data.pairs, "rejected")
+    assert kept and len(kept) == len(data.pairs)
+    assert all(before[i] == text for i, text in kept.items())
+    selected = data.candidates.filter("selected")
+    assert set(selected["prompt_id"]) == set(kept) and selected["reason"].null_count() == len(kept)
+    assert "same_as_rejected" in data.dropped["reason"].to_list()
+    assert data.dropped.is_unique().all()
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0])
+def test_label_noise_is_the_same_in_every_round(noise: float, open_run: OpenRun) -> None:
+    """SPIN's and naive SFT's labels are round 0's: the teacher's bad answer where swapped."""
+    good, bad = (Policy("teacher1", behavior, 0) for behavior in ("positive", "negative"))
+    for method in ("spin", "weak_labels"):
+        run = finish(open_run(*of(method, f"data.label_noise={noise}")))
+        start = sides(dataset(run, 0), "chosen")
+        swapped = {i for i, text in start.items() if text == said(run, bad)[i]}
+        assert all(said(run, good)[i] == start[i] for i in start.keys() - swapped)
+        assert swapped and (swapped == start.keys()) == (noise == 1.0)
+        for t in (1, 2):
+            assert sides(dataset(run, t), "chosen") == start
+
+
+def test_spin_without_noise_asks_nobody_for_bad_labels(open_run: OpenRun) -> None:
+    """Its steps are then what they were before labels could be noisy in it."""
+    plain, noisy = (open_run(*of("spin", f"data.label_noise={n}")) for n in (0.0, 0.1))
+    (one,), (other,) = (run.select("gen", 1) for run in (plain, noisy))
+    assert "data.label_noise" in other.reads and "data.label_noise" not in one.reads
+    assert [str(policy) for policy in one.policies] == ["teacher1-positive-0", "student-positive-0"]
+    assert [str(p) for p in other.policies] == [
+        "teacher1-positive-0", "teacher1-negative-0", "student-positive-0"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (["dpo.gamma=0"], []),
+        (["dpo.gamma=0", "dpo.loss=ipo"], ["dpo.loss=ipo where its paper has sigmoid"]),
+        (
+            ["dpo.reference=base"],
+            [
+                "dpo.reference=base where its paper has previous",
+                "dpo.gamma=0.2 where its paper has 0.0",
+            ],
+        ),
+    ],
+)
+def test_where_spin_is_not_its_papers(
+    sets: list[str], expected: list[str], recipe_file: Path
+) -> None:
+    """The small recipe has the reference of the round's start, and an SFT term."""
+    assert departures(load_recipe(str(recipe_file), ["method=spin", *sets])) == expected
+    assert departures(load_recipe(str(recipe_file), sets)) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "warnings"),
+    [
+        (["gen", "--round", "0"], 1),
+        (["train", "--round", "0"], 1),
+        (["run"], 1),
+        (["sweep", "--grid", "dpo.beta=0.1,0.2", "--seeds", "2"], 2),  # one for each variant
+        (["status"], 0),
+    ],
+)
+def test_departures_are_told_before_work(
+    command: list[str], warnings: int, recipe_file: Path, tmp_path: Path
+) -> None:
+    dry = [] if command == ["status"] else ["--dry-run"]
+    options = ["--recipe", str(recipe_file), "--runs", str(tmp_path), "--set", "method=spin"]
+    told = CliRunner().invoke(app, [*command, *dry, *options])
+    assert told.exit_code == 0
+    lines = [line for line in told.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == warnings
+    assert all("dpo.gamma=0.2 where its paper has 0.0" in line for line in lines)
+    none = CliRunner().invoke(app, [*command, *dry, *options, "--set", "dpo.gamma=0"])
+    assert none.exit_code == 0 and "warning" not in none.stderr
+
+
+def shipped_variants() -> Iterator[tuple[str, Variant]]:
+    for name in shipped():
+        yield from ((name, variant) for variant in variants(load_study(name, {})))
+
+
+def test_shipped_spin_is_its_papers() -> None:
+    spins = [variant for _, variant in shipped_variants() if variant.recipe.method == "spin"]
+    assert len(spins) > 1
+    assert [departures(variant.recipe) for variant in spins] == [[]] * len(spins)
+
+
+# Variants that start otherwise on purpose: another loss, another teacher's labels, other filters.
+OTHER_START = {"confident loss", "labelled by teacher 2", "20 characters"}
+
+
+def test_all_shipped_variants_start_from_one_student() -> None:
+    """In each study, seed by seed, where the data is the same."""
+    starts: dict[tuple[str, int, str], dict[str, str]] = {}
+    for study, variant in shipped_variants():
+        plan = make_plan(variant.recipe)
+        key = (study, variant.recipe.seed, variant.recipe.data.model_dump_json())
+        start = plan.policy_fingerprint(Policy(variant.recipe.students[0], "positive", 0))
+        starts.setdefault(key, {})[variant.name] = start
+    assert {name for group in starts.values() for name in group} > OTHER_START
+    for group in starts.values():
+        (common,) = {start for name, start in group.items() if name not in OTHER_START}
+        assert all(group[name] != common for name in OTHER_START & group.keys())
+    methods = {variant.recipe.method for _, variant in shipped_variants()}
+    assert methods == {*get_args(Recipe.model_fields["method"].annotation)} - {"moaa"}
+
+
 def test_rlcd_frames_the_student_both_ways(open_run: OpenRun) -> None:
     run = finish(open_run(*of("rlcd", "framing.insert=user")))
     pairs = dataset(run, 1)
@@ -124,6 +285,23 @@ def test_best_and_worst_by_the_judge(method: str, open_run: OpenRun) -> None:
             values = [worth[row["prompt_id"], text] for text in mine]
             assert worth[row["prompt_id"], row["chosen"]] == max(values)
             assert worth[row["prompt_id"], row["rejected"]] == min(values)
+
+
+def test_self_rewarding_by_points(open_run: OpenRun) -> None:
+    """As in its paper: the student as it has become gives each of its answers points."""
+    judge = "judge={kind: points, agent: student, sampling: {temperature: 0, max_new_tokens: 99}}"
+    run = finish(open_run("method=self_rewarding", "rounds=2", "sampling.n=4", judge))
+    for t in (1, 2):
+        student = Policy("student", "positive", t - 1)
+        (folder,) = run.store.path("answers").glob(
+            f"{student}-judge-points-{run.plan.policy_fingerprint(student)}-*"
+        )
+        wrote = dataset(run, t, table="candidates")
+        asked = pl.read_parquet(folder / "shards" / "*.parquet")
+        assert len(asked) == wrote.select("prompt_id", "response").unique().height
+        (gen,) = run.select("gen", t)
+        told = (run.store.manifest(run.plan.name(gen)) or {})["judged"]
+        assert told["unparseable"] == 0 < told["verdicts"] and len(dataset(run, t))
 
 
 def test_own_positives(open_run: OpenRun) -> None:
@@ -272,8 +450,11 @@ def test_spoilt_answers() -> None:
         (["method=rlaif", "judge.kind=gold"], "sampling.n: method rlaif compares answers"),
         (["method=self_rewarding", "judge.agent=teacher1"], "judge.agent: in method"),
         (["judge.kind=likelihood"], "kind likelihood needs an agent"),
-        (["method=self_rewarding", "judge.kind=gold"], "judge.kind: in method self_rewarding"),
-        (["method=spin", "data.label_noise=0.1"], "data.label_noise: method spin does not"),
+        (
+            ["method=self_rewarding", "judge.kind=gold"],
+            "judge.kind: in method self_rewarding the student judges: one of points, llm",
+        ),
+        (["spin.earlier_pairs=true"], "spin.earlier_pairs: only method spin reads it"),
         (["select.by=random", "select.pool=0.5"], "select.pool: only read where"),
         (["negatives_by=mismatch", "select.keep=2"], "select.keep: negatives_by mismatch"),
         (["framing.negative=/nowhere.txt"], "cannot read the prompt /nowhere.txt"),
@@ -294,7 +475,35 @@ def test_a_judge_of_likelihood_needs_weights(recipe_file: Path) -> None:
 
 def test_every_method_has_its_words() -> None:
     """A card says how its data came to be."""
-    assert card.METHODS.keys() == set(get_args(Recipe.model_fields["method"].annotation))
+    names = {*get_args(Recipe.model_fields["method"].annotation)}
+    assert card.METHODS.keys() == names | {SHARPENING}
+
+
+def test_self_rewarding_by_likelihood_is_called_sharpening(
+    open_run: OpenRun, tmp_path: Path
+) -> None:
+    """In status, report and card; by points or verdicts it has its own name."""
+    points = "judge={kind: points, agent: student, sampling: {temperature: 0, max_new_tokens: 99}}"
+    for sets, name in (SELF, SHARPENING), (["sampling.n=3", points], "self_rewarding"):
+        run = finish(open_run("method=self_rewarding", *sets))
+        assert report._recipe(_source(run), Texts())[0]["method"] == name
+        (gen,) = run.select("gen", 1)
+        push = hub.Push(run.plan, run.store, [gen], "round-1", None, False, "mit")
+        hub.push_to_folder(push, tmp_path / name)
+        text = (tmp_path / name / "README.md").read_text()
+        assert card.METHODS[name] in text and f"with the method {name}; " in text
+        assert ("self-rewarding" in text) == (name != SHARPENING)
+    options = [word for each in (*SELF, "method=self_rewarding") for word in ("--set", each)]
+    recipe = ["--recipe", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "none")]
+    told = CliRunner().invoke(app, ["status", *recipe, *options])
+    assert told.exit_code == 0 and SHARPENING in told.stdout
+
+
+def test_a_study_calls_sharpening_by_its_name() -> None:
+    recipes = [variant for _, variant in shipped_variants()]
+    mine = [variant for variant in recipes if variant.recipe.method == "self_rewarding"]
+    names = {name_of(variant.recipe): variant.name for variant in mine}
+    assert names == {SHARPENING: SHARPENING}
 
 
 def converge(run: Run, perplexities: dict[int, float]) -> Run:

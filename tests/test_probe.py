@@ -70,7 +70,7 @@ def test_values_by_hand(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> N
     run = finished(open_run("data.probe.count=4", "rounds=0"))
     student = Policy("student", "positive", 0)
     name = probe.result_name(run.plan, run.store, student)
-    columns = {
+    columns: dict[str, list[float | None]] = {
         "chosen_perplexity": [2.0, 3.0, 8.0, None],
         "rejected_perplexity": [4.0, 3.0, 9.0, 1.0],
     }

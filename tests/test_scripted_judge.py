@@ -158,6 +158,106 @@ def test_what_cannot_be_read_is_no_win(open_run: OpenRun) -> None:
     assert (ranked["score"] <= by_gold["score"]).all()
 
 
+POINTS = "judge={kind: points, agent: sum}"
+
+
+ALONE = re.compile(r"\[Answer\]\n(.*)\n\[End of answer\]", re.S)
+
+
+def alone(messages: Messages) -> str:
+    """The one answer that a judge is shown who gives points."""
+    (text,) = ALONE.findall(messages[-1]["content"])
+    return str(text)
+
+
+def given(candidates: pl.DataFrame) -> dict[str, int]:
+    """Points for each text, 0 to 5: they follow from it, and occur more than once."""
+    return {text: len(text) % 6 for text in candidates["response"]}
+
+
+def test_points_agree_with_the_scores_behind_them(open_run: OpenRun) -> None:
+    """Each answer is shown alone and asked about once. Share of wins, counted here a second time: 1
+    for every other answer of the prompt with fewer points, one half for as many, of four others."""
+    prompts, candidates = task(open_run)
+    points = given(candidates)
+
+    with serve(lambda _, messages: f"So so.\nScore: {points[alone(messages)]}") as server:
+        ctx = context(open_run, server, POINTS)
+        ranked, judged = judges.rank(ctx, "judge", prompts, candidates)
+        asked = [alone(seen.messages) for seen in server.seen]
+        again, _ = judges.rank(context(open_run, server, POINTS), "judge", prompts, candidates)
+        assert len(server.seen) == PROMPTS * ANSWERS and again.equals(ranked)
+    assert sorted(asked) == sorted(ranked["response"].to_list())
+    expected = []
+    for (_,), group in ranked.group_by("prompt_id", maintain_order=True):
+        mine = [points[text] for text in group["response"]]
+        expected += [
+            sum((p > q) + (p == q) / 2 for q in mine[:n] + mine[n + 1 :]) / 4
+            for n, p in enumerate(mine)
+        ]
+    assert ranked["score"].to_list() == expected
+    assert judged is not None and judged.report["unparseable"] == 0
+    assert judged.report["ties"] > 0 and judged.report["shown_first_wins"] == 0.5
+
+
+def test_points_that_cannot_be_read(open_run: OpenRun) -> None:
+    """The answer is out, neither best nor worst, and counted; the others are judged without it."""
+    prompts, candidates = task(open_run)
+    points = given(candidates)
+    mute = {candidates["response"][n * ANSWERS] for n in range(PROMPTS)}
+
+    def answer(_: str, messages: Messages) -> str:
+        text = alone(messages)
+        return "Hard to say." if text in mute else f"Score: {points[text]}"
+
+    with serve(answer) as server:
+        ranked, judged = judges.rank(
+            context(open_run, server, POINTS), "judge", prompts, candidates
+        )
+        assert len(server.seen) == PROMPTS * ANSWERS
+    out = ranked.filter(pl.col("rank").is_null())
+    assert set(out["response"]) == mute and set(out["reason"]) == {"no_score"}
+    assert judged is not None and judged.report["unparseable"] == PROMPTS
+    assert judged.report["comparisons"] == PROMPTS * 6  # of four answers each
+    rows = (
+        prompts.head(1)
+        .select("prompt_id", "prompt")
+        .with_columns(a=pl.lit(min(mute)), b=pl.lit(next(t for t in points if t not in mute)))
+    )
+    with serve(answer) as server:
+        ctx = context(open_run, server, POINTS)
+        assert ctx.recipe.judge is not None
+        pair = judges.compare(ctx, ctx.recipe.judge, rows)
+    assert pair.select("first", "second", "win").row(0) == (None, None, None)
+    assert judges.report(pair)["unparseable"] == 2
+
+
+def test_a_judge_whose_points_are_never_read(open_run: OpenRun) -> None:
+    prompts, candidates = task(open_run)
+    more = pl.concat([candidates, candidates.with_columns(draw=pl.col("draw") + ANSWERS)])
+    with (
+        serve(lambda *_: "Score: six") as server,
+        pytest.raises(ModelError, match="judge sum: none of 30 verdicts could be read"),
+    ):
+        judges.rank(context(open_run, server, POINTS), "judge", prompts, more)
+
+
+def test_the_mean_of_several_draws(open_run: OpenRun) -> None:
+    """Draws of 4, of 1 and of nothing give 2.5, which loses to 3 and wins over 2."""
+    prompts, candidates = task(open_run)
+    some = candidates.filter(pl.col("prompt_id") == prompts["prompt_id"][0]).head(3)
+    first, second, third = some["response"].to_list()
+    said = {first: ["4", "1", "?"], second: ["3", "3", "3"], third: ["2", "2", "2"]}
+    left = {text: list(draws) for text, draws in said.items()}
+    three = "judge={kind: points, agent: sum, sampling: {n: 3, temperature: 1.0}}"
+    with serve(lambda _, messages: f"Score: {left[alone(messages)].pop(0)}") as server:
+        ctx = context(open_run, server, three)
+        ranked, judged = judges.rank(ctx, "judge", prompts, some)
+    assert not any(left.values())
+    assert ranked.sort("rank")["response"].to_list() == [second, first, third]
+    assert judged is not None and judged.report["unparseable"] == 0
+
+
 def test_a_mixture_behind_servers(open_run: OpenRun) -> None:
     """Each proposer is asked the conversation as it is; the aggregator is told their answers."""
     layers = "mixture={layers: [[one, two, three], [sum]]}"

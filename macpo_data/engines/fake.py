@@ -29,6 +29,8 @@ class FakeEngine(Engine):
             text = " ".join(rng.choice(_WORDS) for _ in range(length))
             if "[[A]]" in request.prompt[-1]["content"]:  # a judge's
                 text = rng.choice(("[[A]]", "[[B]]"))
+            elif "Score: N" in request.prompt[-1]["content"]:  # one that gives points
+                text = f"Score: {rng.randint(0, 5)}"
             yield i, Completion(text, "length" if cut else "stop", length)
 
     def facts(self) -> dict[str, Any]:

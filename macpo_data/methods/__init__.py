@@ -15,6 +15,22 @@ from macpo_data.cost import Ask, Sizes
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe
 
+SHARPENING = "sharpening (own likelihood)"
+
+
+def called(method: str, judge: str | None) -> str:
+    """What a method with a judge of some kind is called where people read it.
+
+    Its key, except that self-rewarding by the student's own likelihood, without a judgement in
+    words, is known as sharpening (Huang et al., ICLR 2025).
+    """
+    return SHARPENING if (method, judge) == ("self_rewarding", "likelihood") else method
+
+
+def name_of(recipe: Recipe) -> str:
+    """What a recipe's method is called where people read it."""
+    return called(recipe.method, recipe.judge.kind if recipe.judge else None)
+
 
 class Method(Protocol):
     """What a method's module offers."""

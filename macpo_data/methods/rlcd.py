@@ -1,6 +1,8 @@
 """RLCD: one model's answers under a good frame against those under a bad one (Yang et al. 2024).
 
-The student itself writes both sides; it learns them without the frames.
+The student itself writes both sides; it learns them without the frames. RLCD itself goes on from
+these pairs to a preference model, and by PPO against that; here the pairs go into DPO, so that both
+are left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Self-rewarding: the student judges its own answers, and is the judge it has become (Yuan 2024).
 
-The best of n against the worst. The paper's judge gives points; ours compares pairs, or goes by
-how probable the student finds an answer (judge.kind likelihood), which needs no instructions.
+The best of n against the worst. With judge.kind points the student gives each answer points, as in
+the paper, by a prompt of ours; with llm it compares pairs. With likelihood the best is the one that
+it finds likeliest, which needs no instructions: that is no judgement but sharpening (Huang et al.,
+ICLR 2025), and is called so wherever it is shown.
 """
 
 from __future__ import annotations
