@@ -182,7 +182,7 @@ class Context:
                 voice,
                 rows,
                 int(digest([self.recipe.seed, voice.fingerprint, draw, i]), 16),
-                self.recipe.sampling,
+                self.plan.sampling(part),
                 {"agent": policy.agent, "policy": voice.fingerprint, "draw": i},
             )
             names.append(name)

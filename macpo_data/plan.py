@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from macpo_data.recipe import TRAINED, Agent, Recipe, digest
+from macpo_data.recipe import TRAINED, Agent, Recipe, Sampling, digest
 
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 1
 
+MEASURED = ("test", "probe")  # parts of the data whose answers are measured, and never learned
 Behavior = Literal["positive", "negative"]
 Objective = Literal["sft_chosen", "sft_rejected", "dpo"]
 
@@ -113,9 +114,13 @@ class Plan:
         served = self.maker(policy) is None and self.recipe.agents[policy.agent].endpoint
         return {"fake": engine["fake"]} if served else engine
 
+    def sampling(self, part: str) -> Sampling:
+        """How policies write to a part of the data: to learn from it, or to be measured."""
+        return self.recipe.eval_sampling if part in MEASURED else self.recipe.sampling
+
     def sample_fingerprint(self, policy: Policy, part: str, draw: str) -> str:
         """Of what one policy wrote for one part of the data, whoever learns from it."""
-        sampling = {k: v for k, v in self.recipe.read("sampling").items() if k != "n"}
+        sampling = {k: v for k, v in self.sampling(part).identity().items() if k != "n"}
         reads = [sampling, self.engine_identity(policy), self.recipe.seed]
         made_from = [self.policy_fingerprint(policy), self.prompts_fingerprint, part, draw]
         return digest(["samples", FORMAT, reads, made_from])

@@ -456,9 +456,26 @@ class RewardTraining(Section):
     batch_size: Count = 32  # pairs per optimiser step
 
 
+class EvalSampling(Section):
+    """How policies answer the prompts they are measured on: greedily, so that no draw counts."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
+    max_new_tokens: Count | None = None  # null: that of the recipe's sampling
+    n: Count = 1  # answers per prompt, whose mean counts
+
+    @model_validator(mode="after")
+    def _differ(self) -> EvalSampling:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n: greedy answers are all the same; raise temperature, or set n=1")
+        return self
+
+
 class Eval(Section):
     """How `macpo eval` measures policies on the held-out prompts."""
 
+    sampling: EvalSampling = EvalSampling()
     reward: RewardModel | None = None  # scores each answer by itself
     judge: Judge | None = None  # compares answers with the baseline's; null: that of the data
     against: str | None = None  # the baseline: a policy as student-positive-0, or chosen
@@ -621,6 +638,13 @@ class Recipe(Section):
     def students(self) -> list[str]:
         """Names of the students, as written."""
         return [name for name, agent in self.agents.items() if agent.role == "student"]
+
+    @property
+    def eval_sampling(self) -> Sampling:
+        """How policies answer the prompts they are measured on, its limit filled in."""
+        own = self.eval.sampling
+        limit = own.max_new_tokens or self.sampling.max_new_tokens
+        return Sampling(**own.model_dump() | {"max_new_tokens": limit})
 
     def read(self, path: str) -> Any:
         """The identity of what stands at a dotted path, such as `agents.student` or `dpo`."""

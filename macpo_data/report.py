@@ -14,6 +14,7 @@ import yaml
 
 from macpo_data import excerpt
 from macpo_data.compare import differences
+from macpo_data.draws import described
 from macpo_data.errors import StoreError
 from macpo_data.evaluate import latest
 from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
@@ -107,6 +108,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "student": student,
         "agents": [student, *(a for a in recipe.agents if a != student)],
         "verdict": verdict(student, scores, responses),
+        "sampling": described(plan.sampling("test")),
         "steps": [_step(plan, step, found, done.get(step)) for step in plan.steps],
         "scores": scores,
         "spread": spread,

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from macpo_data.draws import described
 from macpo_data.errors import DataError, first_line
 from macpo_data.errors import plain as without_controls
 from macpo_data.plan import Policy, Step
@@ -270,6 +271,7 @@ def print_evaluation(found: Evaluation) -> None:
         )
     console = Console()
     console.print(shown)
+    console.print(plain(f"held-out: {described(found.sampling)}, mean over prompts [95 %]"))
     for measure, against, by in columns:
         controlled = ", as if both were equally long" if measure == "win_lc" else ""
         versus = f" against {against}" if against else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import stats
+from macpo_data import draws, stats
 from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluate import Evaluation
 from macpo_data.schema import EVALUATION
@@ -97,6 +97,17 @@ class Standings:
         return len(known) == len({seed for seed, _ in known})
 
     @property
+    def answers(self) -> str:
+        """How the answers were sampled; where the variants differ in it, each with its names."""
+        names: dict[str, dict[str, None]] = {}
+        for m in self.measured:
+            if m.found:
+                names.setdefault(draws.described(m.found.sampling), {})[m.variant] = None
+        if len(names) < 2:
+            return "".join(names)
+        return "; ".join(f"{how} ({', '.join(who)})" for how, who in names.items())
+
+    @property
     def interval(self) -> str:
         """What the intervals are."""
         if len(self.seeds) > 1:
@@ -121,7 +132,8 @@ class Standings:
             rows = found.table.filter(measure=self.measure)
             rows = rows.with_columns(unit=pl.lit(str(m.seed)), score="mean")
         else:
-            rows = getattr(found, MEASURES[self.measure]).drop_nulls(self.measure)
+            rows = draws.by_prompt(getattr(found, MEASURES[self.measure]), self.measure)
+            rows = rows.drop_nulls(self.measure)
             rows = rows.with_columns(unit="prompt_id", score=self.measure)
         rows = rows.filter(MADE)
         rows = rows.with_columns(variant=pl.lit(m.variant), whole=pl.lit(m.problem is None))
@@ -215,14 +227,15 @@ def notes(found: Standings) -> list[str]:
     said = [
         f"{found.measure}: mean over held-out prompts ± half the {found.interval}; chars: mean "
         "length of the last round's answers",
+        f"measured on {found.answers}",
         f"change: from the first round to the last, {paired}",
     ]
     if len(found.variants) > 1:
         said.append(f"ahead: of {found.variants[0]} in the last round, {paired}")
     if not found.is_fair:
         said.append(
-            f"not one yardstick: what {found.measure} depends on, a reward model or the answers "
-            "compared with, differs between the variants"
+            f"not one yardstick: what {found.measure} depends on, a reward model, how answers "
+            "are sampled or the answers compared with, differs between the variants"
         )
     return said + below
 
@@ -318,7 +331,8 @@ def _spec(found: Standings, title: str) -> dict[str, Any] | None:
         "background": "white",
         "title": {
             "text": title, "anchor": "start", "fontSize": 15, "subtitleColor": "#555",
-            "subtitle": f"{agent}: {found.measure}, mean over held-out prompts; {found.interval}",
+            "subtitle": f"{agent}: {found.measure}, mean over held-out prompts, {found.answers}; "
+            f"{found.interval}",
         },
         "data": {"values": points},
         "layer": [

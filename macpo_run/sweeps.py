@@ -125,8 +125,9 @@ class Sweep:
             values = run.recipe.model_dump(mode="json")
             key = _key(values, "eval", run.recipe.students[0])
             for policy in self._measured([p for s in _steps(run) if (p := s.makes)]):
-                name = run.plan.sample_name(policy, "test", "0")
-                found[name] = Task(name, key, _size(values, "test"))
+                for draw in range(run.plan.sampling("test").n):
+                    name = run.plan.sample_name(policy, "test", str(draw))
+                    found[name] = Task(name, key, _size(values, "test"))
         return list(found.values())
 
     def todo(self, tasks: list[Task]) -> list[Task]:
@@ -226,10 +227,11 @@ def _steps(run: Run) -> list[Step]:
 
 
 def _yardsticks(run: Run, found: Evaluation) -> dict[str, str]:
-    """What each measure depends on besides the answers: prompts, judge, the baseline's answers."""
+    """What each measure depends on besides the policies: prompts, sampling, judge, baseline."""
     manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
     against = manifest["samples"].get(run.recipe.eval.against)
-    asked = digest(sorted(found.responses["prompt_id"].unique()))
+    prompts = sorted(found.responses["prompt_id"].unique())
+    asked = digest([prompts, found.sampling.identity()])
     return {
         measure: f"{asked} {seal} {against if measure == 'win' else ''}"
         for measure, (_, seal) in manifest["by"].items()
@@ -345,7 +347,7 @@ def _timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
                 agents = recipe["agents"].items()
                 student = next(name for name, agent in agents if agent["role"] == "student")
                 key, size = _key(recipe, "eval", student), _size(recipe, "test")
-                seconds /= len(made["samples"])
+                seconds /= len(made["samples"]) * made["sampling"]["n"]
             else:
                 step = made["kind"], made["learner"], made["round"], made.get("objective")
                 key, size = _key(recipe, *step, made["method"]), _size(recipe, "d1", "d2")

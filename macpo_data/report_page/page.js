@@ -129,7 +129,7 @@ function scoreSpec(series, rows, all) {
 }
 
 const SCORE_COLUMNS = { series: "agent", behavior: "behavior", at: "round", mean: "mean", low: "95 % from", high: "to",
-  chars: "mean characters", truncated: "share cut", responses: "answers", by: "judged by" };
+  chars: "mean characters", truncated: "share cut", prompts: "prompts", by: "judged by" };
 
 function scores(recipe) {
   const place = byId("score-figures");
@@ -138,12 +138,12 @@ function scores(recipe) {
   const all = compared
     ? report.recipes.flatMap((r) => r.scores
       .filter((s) => s.agent === r.student && s.behavior === "positive")
-      .map((s) => ({ ...s, series: r.name })))
+      .map((s) => ({ ...s, series: r.name, sampling: r.sampling })))
     : [];
-  const own = recipe.scores.map((s) => ({ ...s, series: s.agent }));
+  const own = recipe.scores.map((s) => ({ ...s, series: s.agent, sampling: recipe.sampling }));
   for (const rows of [all, own]) {
-    // What unlike judges say of unlike recipes is no comparison.
-    const key = (s) => [s.measure, s.against, rows === all ? s.by : ""].join("\n");
+    // What unlike judges say of unlike recipes is no comparison, nor what answers drawn otherwise are worth.
+    const key = (s) => [s.measure, s.against, rows === all ? s.by : "", s.sampling].join("\n");
     for (const group of unique(rows.map(key))) {
       const part = rows.filter((s) => key(s) === group).map((s) => ({ ...s, at: at(s) }));
       const { measure, against } = part[0];
@@ -153,7 +153,7 @@ function scores(recipe) {
       const title = MEASURES[measure] + (against ? ` against ${against}` : "")
         + (compared ? (rows === own ? ` in ${recipe.name}` : ", the student of each recipe") : "");
       const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: negative twin" : "";
-      figure(place, title, `Held-out prompts, by ${part[0].by}; mean and 95 % interval${hollow}.`, part,
+      figure(place, title, `Held-out prompts, ${part[0].sampling}, by ${part[0].by}; mean and 95 % interval${hollow}.`, part,
         SCORE_COLUMNS, scoreSpec(series, part, names));
     }
   }
