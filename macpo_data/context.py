@@ -125,15 +125,17 @@ class Context:
                 f"data.{part} needs human answers, chosen and rejected: round 0 trains the "
                 f"teachers on them; set data.columns or data.{part}.path"
             )
-        sides = prompts.select("prompt_id", "prompt", "chosen", "rejected")
-        for side in ("chosen", "rejected"):
-            human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
-            sides = sides.with_columns(
-                **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
-                **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
-            )
+        sides = _human(prompts, "chosen", "rejected")
         if noise_for:
             sides = self._swapped(sides, self.recipe.data.noise, noise_for)
+        return self._learned(part, sides)
+
+    def human_answers(self, part: Part) -> RoundData:
+        """The human's better answers, for fine-tuning: pairs without a rejected side."""
+        return self._learned(part, _human(self.prompts(part), "chosen"))
+
+    def _learned(self, part: Part, sides: pl.DataFrame) -> RoundData:
+        """What people wrote, without the prompts that `select` keeps from being learned."""
         barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
@@ -525,6 +527,15 @@ class Context:
                     **facts,
                 },
             )
+
+
+def _human(prompts: pl.DataFrame, *sides: str) -> pl.DataFrame:
+    """What people answered as PAIRS; a side that is not asked for is empty."""
+    human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
+    written = {f"{side}_{n}": pl.lit(v) for side in sides for n, v in human.items()}
+    pairs = prompts.select("prompt_id", "prompt", *sides).with_columns(**written)
+    missing = {n: pl.lit(None, t) for n, t in PAIRS.items() if n not in pairs.columns}
+    return pairs.with_columns(**missing)
 
 
 def _length(column: str) -> pl.Expr:

@@ -114,7 +114,7 @@ class DataBase(Section):
     """What all sources share."""
 
     d1: PartSpec = PartSpec()  # initialises the teachers: human answers are used
-    d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts are used
+    d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts, but for eval.ceiling
     test: PartSpec = PartSpec()  # held out for evaluation
     limit: Count | None = None  # at most this many rows of each part, `more` included
     max_prompt_chars: Count | None = None  # longer prompts are put aside
@@ -479,6 +479,7 @@ class Eval(Section):
     reward: RewardModel | None = None  # scores each answer by itself
     judge: Judge | None = None  # compares answers with the baseline's; null: that of the data
     against: str | None = None  # the baseline: a policy as student-positive-0, or chosen
+    ceiling: bool = False  # train the student on the good answers of d2 too, to measure the gap
 
 
 class Mixture(Section):

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from macpo_data import evaluate
+from macpo_data import evaluate, gap
 from macpo_data.context import Progress
 from macpo_data.errors import Interrupted, MacpoError, first_line, plain
 from macpo_data.evaluate import Evaluation
@@ -124,7 +124,7 @@ class Sweep:
         for run in self.runs:
             values = run.recipe.model_dump(mode="json")
             key = _key(values, "eval", run.recipe.students[0])
-            for policy in self._measured([p for s in _steps(run) if (p := s.makes)]):
+            for policy in self._measured(run, [p for s in _steps(run) if (p := s.makes)]):
                 for draw in range(run.plan.sampling("test").n):
                     name = run.plan.sample_name(policy, "test", str(draw))
                     found[name] = Task(name, key, _size(values, "test"))
@@ -192,17 +192,24 @@ class Sweep:
         if problem or todo:
             self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
         yardsticks = _yardsticks(run, found) if found else {}
-        return Measured(variant.name, seed, found, problem, yardsticks)
+        gaps = gap.measured(run.plan, found.responses) if found else []
+        by_measure = {each.measure: each for each in gaps}
+        return Measured(variant.name, seed, found, problem, yardsticks, by_measure)
 
     def _measure(self, run: Run) -> Evaluation | None:
-        policies = self._measured(evaluate.trained(run.plan, run.store, run.converged_after()))
+        made = evaluate.trained(run.plan, run.store, run.converged_after())
+        policies = self._measured(run, made)
         model = run.recipe.eval.reward
         if policies and model and model.model == TRAINED:
             run.train_reward()
         return run.evaluate(policies) if policies else None
 
-    def _measured(self, policies: list[Policy]) -> list[Policy]:
-        return [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+    def _measured(self, run: Run, policies: list[Policy]) -> list[Policy]:
+        """The positive policies of the agents, and with a ceiling what the gap is between."""
+        teachers, ceiling = gap.ends(run.plan)
+        between = [*teachers, ceiling] if ceiling else []
+        mine = [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+        return mine + [p for p in policies if p in between and p not in mine]
 
 
 def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
