@@ -379,7 +379,8 @@ def eval_(
     `--export human --against POLICY --to sheet.csv` writes a blind sheet for people, and
     `--import sheet.csv` reads it when it is filled; its key is sheet.key.json.
     """
-    from macpo_data.evaluate import choose
+    from macpo_data.evaluate import choose, latest
+    from macpo_data.gap import lines
     from macpo_data.show import print_agreement, print_evaluation
     from macpo_data.signs import flags
 
@@ -408,6 +409,9 @@ def eval_(
         if export is None:
             found = run.evaluate(policies, against, redo)
             print_evaluation(found)
+            if known := latest(run.plan, run.store):
+                for line in lines(run.plan, known.responses):
+                    _say(line)
             for line in flags(run.store.manifest(f"eval/{found.paths[0].name}") or {}):
                 _say(f"! {line}")
             return _next(f"macpo report{run.said}")
@@ -431,7 +435,7 @@ def show(
 ) -> None:
     """Read the pairs of a round."""
     with _open(recipe, runs, sets) as run:
-        steps = run.select("gen", round_, learner)
+        steps = [s for s in run.select("gen", round_, learner) if not s.is_ceiling]
         done = [step for step in steps if run.states()[step] in ("done", "stale")]
         if not done:
             raise MacpoError(f"round {round_} has no dataset yet; run `macpo gen --round {round_}`")
@@ -778,8 +782,8 @@ def _print_results(run: Run, last: int) -> None:
         print_evaluation(run.evaluate(trained(run.plan, run.store, last)))
     print_summary(first_screen(_source(run)))
     _print_probe(run, advise=last == 0)
-    steps = [s for s in run.select("gen", last) if s.learner in run.recipe.students]
-    for step in steps:
+    student = run.recipe.students[0]
+    for step in (s for s in run.select("gen", last, student) if not s.is_ceiling):
         name = run.plan.name(step)
         if run.store.is_done(name):
             print_pairs(run.store.read(name, "pairs.parquet"), run.store.manifest(name), 3)

@@ -126,16 +126,18 @@ class Context:
                 f"data.{part} needs human answers, chosen and rejected: round 0 trains the "
                 f"teachers on them; set data.columns or data.{part}.path"
             )
-        sides = prompts.select("prompt_id", "prompt", "chosen", "rejected")
-        for side in ("chosen", "rejected"):
-            human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
-            sides = sides.with_columns(
-                **{f"{side}_{n}": pl.lit(v) for n, v in human.items()},
-                **{f"{side}_{n}": pl.lit(None, t) for n, t in SCORES.items()},
-            )
+        sides = _human(prompts, "chosen", "rejected")
         if noise_for:
             # The probe's pairs are anybody's, so that the noise of no one teacher is theirs.
             sides = self._swapped(sides, self.recipe.noise(noise_for), noise_for)
+        return self._learned(part, sides)
+
+    def human_answers(self, part: Part) -> RoundData:
+        """The human's better answers, for fine-tuning: pairs without a rejected side."""
+        return self._learned(part, _human(self.prompts(part), "chosen"))
+
+    def _learned(self, part: Part, sides: pl.DataFrame) -> RoundData:
+        """What people wrote, without the prompts that `select` keeps from being learned."""
         barred = self.barred(part)
         out = sides.join(barred, on="prompt_id", maintain_order="left")
         dropped = out.select(
@@ -204,7 +206,7 @@ class Context:
                 voice,
                 rows,
                 int(digest([self.recipe.seed, voice.fingerprint, draw, i]), 16),
-                self.recipe.sampling,
+                self.plan.sampling(part),
                 {"agent": policy.agent, "policy": voice.fingerprint, "draw": i},
             )
             names.append(name)
@@ -553,6 +555,15 @@ def perplexity() -> pl.Expr:
     logprob = pl.col("sum_logprob") + pl.when(ended == 1).then("eot_logprob").otherwise(0.0)
     value = (-logprob / tokens).exp()
     return pl.when(value.is_finite()).then(value)
+
+
+def _human(prompts: pl.DataFrame, *sides: str) -> pl.DataFrame:
+    """What people answered as PAIRS; a side that is not asked for is empty."""
+    human = {"agent": "human", "policy": "human", "finish_reason": "stop"}
+    written = {f"{side}_{n}": pl.lit(v) for side in sides for n, v in human.items()}
+    pairs = prompts.select("prompt_id", "prompt", *sides).with_columns(**written)
+    missing = {n: pl.lit(None, t) for n, t in PAIRS.items() if n not in pairs.columns}
+    return pairs.with_columns(**missing)
 
 
 def _length(column: str) -> pl.Expr:

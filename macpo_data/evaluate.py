@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from macpo_data import judge, reward, signs, world
+from macpo_data import draws, judge, reward, signs, world
 from macpo_data.context import Context
 from macpo_data.errors import DataError, MacpoError, StoreError
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Judge, Recipe, RewardModel, digest
+from macpo_data.recipe import Judge, Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check, empty
 from macpo_data.store import MANIFEST, Manifest, Store, states, write_parquet
 
@@ -35,6 +35,7 @@ class Evaluation:
     responses: pl.DataFrame  # RESPONSES
     judgements: pl.DataFrame  # JUDGEMENTS
     paths: list[Path]  # folders of the tables
+    sampling: Sampling  # how the policies answered
 
 
 def evaluate(ctx: Context, policies: Sequence[Policy], against: str | None = None) -> Evaluation:
@@ -80,7 +81,8 @@ def write(
         habits: what is known of the judge.
     """
     samples = {str(p): ctx.plan.sample_name(p, "test", "0") for p in policies}
-    name = f"eval/{digest([FORMAT, list(samples.values()), by])}"
+    sampling = ctx.plan.sampling("test").identity()
+    name = f"eval/{digest([FORMAT, list(samples.values()), sampling, by])}"
     with ctx.store.lock(name):
         if not _is_whole(ctx, name):
             ctx.store.aside(name)
@@ -89,6 +91,7 @@ def write(
             for file, frame in zip(FILES, (responses, judgements, table), strict=True):
                 write_parquet(folder / f"{file}.parquet", frame)
             facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
+            facts["sampling"] = sampling
             facts["signs"] = signs.of_evaluation(responses, ctx.recipe.teachers)
             facts |= {"method": ctx.recipe.method, "recipe": ctx.recipe.model_dump(mode="json")}
             facts |= {"judge": habits, "inputs": ctx.used, "seconds": ctx.seconds}
@@ -189,7 +192,7 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
         )
         for _, each, by in found
     )
-    scored = responses.group_by(["prompt_id", *WHO], maintain_order=True)
+    scored = responses.group_by(["prompt_id", *WHO, "draw"], maintain_order=True)
     responses = scored.agg(pl.all().drop_nulls().first()).select(*RESPONSES)
     wins = newest.filter(measure="win").select("against", "judge")
     judgements = pl.concat(
@@ -198,18 +201,25 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
         )
         for _, each, by in found
     ).drop("judge")
-    key = ["prompt_id", *WHO, "against"]
+    key = ["prompt_id", *WHO, "draw", "against"]
     judgements = judgements.unique(key, keep="first", maintain_order=True)
-    return Evaluation(table, responses, judgements, [p for _, each, _ in found for p in each.paths])
+    paths = [path for _, each, _ in found for path in each.paths]
+    return Evaluation(table, responses, judgements, paths, plan.sampling("test"))
 
 
 def is_of(plan: Plan, manifest: Manifest | None) -> bool:
     """Whether an evaluation is one of this plan's policies as they are."""
     known = {str(policy): policy for policy in every_policy(plan)}
-    samples: dict[str, str] = (manifest or {}).get("samples", {})
-    return bool(samples) and all(
-        policy in known and plan.sample_name(known[policy], "test", "0") == sample
-        for policy, sample in samples.items()
+    facts = manifest or {}
+    samples: dict[str, str] = facts.get("samples", {})
+    alike = facts.get("sampling") == plan.sampling("test").identity()
+    return (
+        alike
+        and bool(samples)
+        and all(
+            policy in known and plan.sample_name(known[policy], "test", "0") == sample
+            for policy, sample in samples.items()
+        )
     )
 
 
@@ -254,7 +264,8 @@ def _is_whole(ctx: Context, name: str) -> bool:
 
 def _read(store: Store, name: str) -> Evaluation:
     frames = {n: check(store.read(name, f"{n}.parquet"), t, name) for n, t in FILES.items()}
-    return Evaluation(**frames, paths=[store.path(name)])
+    sampling = Sampling(**(store.manifest(name) or {})["sampling"])
+    return Evaluation(**frames, paths=[store.path(name)], sampling=sampling)
 
 
 def _baseline(ctx: Context, name: str | None) -> Policy | str | None:
@@ -344,21 +355,23 @@ def _judge(
 
 
 def beside(ctx: Context, responses: pl.DataFrame, baseline: Policy | str) -> pl.DataFrame:
-    """Answers (a) beside the baseline's to the same prompt (b), its own left out.
+    """Answers (a) beside the baseline's to the same prompt (b), draw by draw, its own left out.
 
     Adds prompt, against, b_finish_reason, and longer, the characters by which a is the longer one.
     Prompts without a human answer are left out where that is the baseline.
     """
     prompts = ctx.prompts("test").select("prompt_id", "prompt", b=CHOSEN)
     if isinstance(baseline, Policy):
-        theirs = answers_of(ctx, [baseline])
-        theirs = theirs.select("prompt_id", b="response", b_finish_reason="finish_reason")
+        key = ["prompt_id", "draw"]
+        theirs = answers_of(ctx, [baseline], responses["draw"].n_unique())
+        theirs = theirs.select(*key, b="response", b_finish_reason="finish_reason")
         prompts = prompts.drop("b").join(theirs, on="prompt_id", how="left")
         responses = responses.filter(~_is(baseline))
     else:
+        key = ["prompt_id"]
         prompts = prompts.drop_nulls("b").with_columns(b_finish_reason=pl.lit("stop"))
     rows = responses.rename({"response": "a", "finish_reason": "a_finish_reason"})
-    rows = rows.join(prompts, on="prompt_id", maintain_order="left")
+    rows = rows.join(prompts, on=key, maintain_order="left")
     a, b = (pl.col(side).fill_null("").str.len_chars().cast(pl.Int64) for side in ("a", "b"))
     return rows.with_columns(against=pl.lit(str(baseline)), longer=a - b)
 
@@ -370,9 +383,12 @@ def _is(policy: Policy) -> pl.Expr:
     return named & pl.col("round").eq_missing(round_)
 
 
-def answers_of(ctx: Context, policies: Sequence[Policy]) -> pl.DataFrame:
-    """What the policies wrote to the test prompts, as RESPONSES without scores."""
-    samples = ctx.generate(policies, "test")
+def answers_of(ctx: Context, policies: Sequence[Policy], n: int | None = None) -> pl.DataFrame:
+    """What the policies wrote to the test prompts, as RESPONSES without scores.
+
+    `n` answers to each prompt; None for as many as the recipe's evaluation takes.
+    """
+    samples = ctx.generate(policies, "test", n or ctx.plan.sampling("test").n)
     spoken = pl.DataFrame(
         [(p.agent, ctx.plan.policy_fingerprint(p), p.behavior, p.round) for p in policies],
         schema=["agent", "policy", "behavior", "round"],
@@ -412,14 +428,16 @@ def _table(responses: pl.DataFrame, judgements: pl.DataFrame, by: dict[str, str]
             "chars": own["response"].fill_null("").str.len_chars().mean(),
             "truncated": (own["finish_reason"] == "length").mean(),
         }
+        scored = draws.by_prompt(own, "gold", "reward")
         for measure in ("gold", "reward"):
-            values = own[measure].drop_nulls().to_numpy()
+            values = scored[measure].drop_nulls().to_numpy()
             if len(values):
                 rows.append(facts | _measured(measure, by, stats.mean(values), len(values)))
         compared = judgements.drop_nulls("win").filter(_is(policy))
+        compared = draws.by_prompt(compared, "win", "longer")
         if len(compared):
             wins = compared["win"].to_numpy()
-            longer = compared["longer"].to_numpy().astype(float)
+            longer = compared["longer"].to_numpy()
             against = compared["against"][0]
             for measure, found in (
                 ("win", stats.mean(wins)),
@@ -432,6 +450,6 @@ def _table(responses: pl.DataFrame, judgements: pl.DataFrame, by: dict[str, str]
 def _measured(
     measure: str, by: dict[str, str], found: Estimate, count: int, against: str | None = None
 ) -> dict[str, Any]:
-    said = {"measure": measure, "by": by[measure], "against": against, "responses": count}
+    said = {"measure": measure, "by": by[measure], "against": against, "prompts": count}
     values = {k: None if math.isnan(v) else v for k, v in found._asdict().items()}
     return {**said, **values}

@@ -115,7 +115,8 @@ def _rows(recipe: int, data: Dataset, texts: Texts) -> Iterator[list[Any]]:
 
 
 def answers(plan: Plan, store: Store, responses: pl.DataFrame, texts: Texts) -> Rows:
-    """What each policy answered to some of the test prompts."""
+    """What each policy answered to some of the test prompts; of several answers the first."""
+    responses = responses.filter(draw=0)
     if responses.is_empty():
         return []
     prompts = store.read(plan.prompts_name, "test.parquet").sort("prompt_id").head(ANSWERED)

@@ -291,11 +291,12 @@ def _files(entries: Index, staging: Path) -> dict[str, Path | bytes]:
 
 
 def round_steps(plan: Plan, store: Store, steps: list[Step], learner: str | None) -> list[Step]:
-    """The gen steps of a round that can be published.
+    """The gen steps of a round that can be published: the learners', and not the ceiling's.
 
     Raises:
         HubError: one of them is not finished.
     """
+    steps = [step for step in steps if not step.is_ceiling]
     missing = [step for step in steps if not _done(store, plan.name(step))]
     if missing:
         names = ", ".join(step.learner for step in missing)

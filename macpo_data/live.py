@@ -95,12 +95,12 @@ def view(
     from rich.text import Text
 
     table = Table(title=Text(plain(title)), title_justify="left", box=None, pad_edge=False)
-    kinds = list(dict.fromkeys(_kind(step) for step in states))
+    kinds = list(dict.fromkeys(step.what for step in states))
     for column in ("round", "learner", *kinds):
         table.add_column(column, no_wrap=True)
     lines: dict[tuple[int, str], dict[str, State]] = {}
     for step, state in states.items():
-        lines.setdefault((step.round, step.learner), {})[_kind(step)] = state
+        lines.setdefault((step.round, step.learner), {})[step.what] = state
     for (round_, learner), cells in lines.items():
         told = [
             Text(f"{MARKS[s]} {s}", STYLES[s]) if (s := cells.get(kind)) else "" for kind in kinds
@@ -109,10 +109,6 @@ def view(
     done = sum(state == "done" for state in states.values())
     below = [_line(note) for note in notes] or [f"nothing is being made; next: {after}"]
     return Group(table, Text(f"\n{done} of {len(states)} steps done"), *map(Text, below))
-
-
-def _kind(step: Step) -> str:
-    return f"train {step.behavior}" if step.kind == "train" else "gen"
 
 
 def _line(note: dict[str, Any]) -> str:

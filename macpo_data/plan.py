@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from macpo_data.recipe import TRAINED, Agent, Recipe, digest
+from macpo_data.recipe import TRAINED, Agent, Recipe, Sampling, digest
 
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 2
 
-Behavior = Literal["positive", "negative"]
+MEASURED = ("test", "probe")  # parts of the data whose answers are measured, and never learned
+Behavior = Literal["positive", "negative", "ceiling"]  # ceiling: see methods/ceiling.py
 Objective = Literal["sft_chosen", "sft_rejected", "dpo"]
 
 
@@ -37,7 +38,7 @@ class Step:
     round: int
     turn: int  # order inside the round
     learner: str
-    behavior: Behavior = "positive"  # train: which policy it makes
+    behavior: Behavior = "positive"  # train: which policy it makes; gen: ceiling, or positive
     objective: Objective | None = None  # train: what is minimised
     # gen: who writes and scores; train: where it starts, then its reference if that is another.
     policies: tuple[Policy, ...] = ()
@@ -47,8 +48,21 @@ class Step:
 
     def __str__(self) -> str:
         """As a person would call it: gen round 2 student."""
-        behavior = f" {self.behavior}" if self.kind == "train" else ""
-        return f"{self.kind} round {self.round} {self.learner}{behavior}"
+        return f"{self.kind} round {self.round} {self.learner}{self._of}"
+
+    @property
+    def what(self) -> str:
+        """Without its round and learner: gen, or train positive."""
+        return f"{self.kind}{self._of}"
+
+    @property
+    def _of(self) -> str:
+        return f" {self.behavior}" if self.kind == "train" or self.is_ceiling else ""
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it belongs to the ceiling, from which no round learns."""
+        return self.behavior == "ceiling"
 
     @property
     def makes(self) -> Policy | None:
@@ -72,8 +86,8 @@ class Plan:
         return {policy: step for step in self.steps if (policy := step.makes)}
 
     @cached_property
-    def _datasets(self) -> dict[tuple[int, str], Step]:
-        return {(s.round, s.learner): s for s in self.steps if s.kind == "gen"}
+    def _datasets(self) -> dict[tuple[int, str, bool], Step]:
+        return {(s.round, s.learner, s.is_ceiling): s for s in self.steps if s.kind == "gen"}
 
     def maker(self, policy: Policy) -> Step | None:
         """The train step that makes a policy; None for a bare base."""
@@ -82,11 +96,12 @@ class Plan:
     def dataset(self, step: Step) -> Step:
         """The gen step whose dataset a train step reads."""
         round_ = step.round if step.dataset_round is None else step.dataset_round
-        return self._datasets[round_, step.learner]
+        return self._datasets[round_, step.learner, step.is_ceiling]
 
     def earlier(self, step: Step, round_: int) -> Step | None:
         """The gen step of the same learner in a round before; None where there is none."""
-        return self._datasets.get((round_, step.learner)) if round_ < step.round else None
+        key = round_, step.learner, step.is_ceiling
+        return self._datasets.get(key) if round_ < step.round else None
 
     def parents(self, step: Step) -> list[Step]:
         """The steps whose results a step reads."""
@@ -116,9 +131,13 @@ class Plan:
         served = self.maker(policy) is None and self.recipe.agents[policy.agent].endpoint
         return {"fake": engine["fake"]} if served else engine
 
+    def sampling(self, part: str) -> Sampling:
+        """How policies write to a part of the data: to learn from it, or to be measured."""
+        return self.recipe.eval_sampling if part in MEASURED else self.recipe.sampling
+
     def sample_fingerprint(self, policy: Policy, part: str, draw: str) -> str:
         """Of what one policy wrote for one part of the data, whoever learns from it."""
-        sampling = {k: v for k, v in self.recipe.read("sampling").items() if k != "n"}
+        sampling = {k: v for k, v in self.sampling(part).identity().items() if k != "n"}
         reads = [sampling, self.engine_identity(policy), self.recipe.seed]
         made_from = [self.policy_fingerprint(policy), self.prompts_fingerprint, part, draw]
         return digest(["samples", FORMAT, reads, made_from])
@@ -147,7 +166,8 @@ class Plan:
         """The folder of a step's result inside the run."""
         fingerprint = self.fingerprint(step)
         if step.kind == "gen":
-            return f"data/round-{step.round}-{step.learner}-{fingerprint}"
+            ceiling = "-ceiling" if step.is_ceiling else ""
+            return f"data/round-{step.round}-{step.learner}{ceiling}-{fingerprint}"
         return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
 
     @property

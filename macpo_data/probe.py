@@ -159,7 +159,7 @@ def result_name(plan: Plan, store: Store, policy: Policy) -> str:
     recipe, yardstick = plan.recipe, _yardstick(plan, store)
     reads = [recipe.data.noise, recipe.seed, plan.engine_identity(policy)]
     if yardstick is not None and policy.agent in recipe.students:
-        reads += [yardstick.identity(), recipe.read("sampling")]
+        reads += [yardstick.identity(), plan.sampling("probe").identity()]
     made_from = [plan.policy_fingerprint(policy), plan.prompts_fingerprint]
     return f"probe/{policy}-{digest(['probe', FORMAT, reads, made_from])}"
 

@@ -209,7 +209,7 @@ def _local_paths(recipe: Recipe) -> list[str]:
 
 def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:
     """The gen step of each entry; the recipe has to lead to the very same names."""
-    gens = {(s.round, s.learner): s for s in plan.steps if s.kind == "gen"}
+    gens = {(s.round, s.learner): s for s in plan.steps if s.kind == "gen" and not s.is_ceiling}
     steps = {}
     for name, entry in entries.items():
         step = gens.get((entry["round"], entry["learner"]))

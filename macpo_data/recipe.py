@@ -125,7 +125,7 @@ class DataBase(Section):
     """What all sources share."""
 
     d1: PartSpec = PartSpec()  # initialises the teachers: human answers are used
-    d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts are used
+    d2: PartSpec = PartSpec()  # weak-to-strong half: only its prompts, but for eval.ceiling
     test: PartSpec = PartSpec()  # held out for evaluation
     probe: Probe = Probe()  # part of D1 that nothing learns from and no test uses
     limit: Count | None = None  # at most this many rows of each part, `more` included
@@ -492,12 +492,30 @@ class RewardTraining(Section):
     batch_size: Count = 32  # pairs per optimiser step
 
 
+class EvalSampling(Section):
+    """How policies answer the prompts they are measured on: greedily, so that no draw counts."""
+
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0  # 0 is greedy
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0  # 0 keeps all tokens
+    max_new_tokens: Count | None = None  # null: that of the recipe's sampling
+    n: Count = 1  # answers per prompt, whose mean counts
+
+    @model_validator(mode="after")
+    def _differ(self) -> EvalSampling:
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError("n: greedy answers are all the same; raise temperature, or set n=1")
+        return self
+
+
 class Eval(Section):
     """How `macpo eval` measures policies on the held-out prompts."""
 
+    sampling: EvalSampling = EvalSampling()
     reward: RewardModel | None = None  # scores each answer by itself
     judge: Judge | None = None  # compares answers with the baseline's; null: that of the data
     against: str | None = None  # the baseline: a policy as student-positive-0, or chosen
+    ceiling: bool = False  # train the student on the good answers of d2 too, to measure the gap
 
 
 class Mixture(Section):
@@ -668,6 +686,13 @@ class Recipe(Section):
         """The share of the human pairs that are swapped for an agent."""
         own = self.agents[agent].noise if agent in self.agents else None
         return self.data.noise if own is None else own
+
+    @property
+    def eval_sampling(self) -> Sampling:
+        """How policies answer the prompts they are measured on, its limit filled in."""
+        own = self.eval.sampling
+        limit = own.max_new_tokens or self.sampling.max_new_tokens
+        return Sampling(**own.model_dump() | {"max_new_tokens": limit})
 
     def read(self, path: str) -> Any:
         """The identity of what stands at a dotted path, such as `agents.student` or `dpo`."""

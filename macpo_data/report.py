@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import polars as pl
 import yaml
 
-from macpo_data import excerpt, probe
+from macpo_data import excerpt, gap, probe
 from macpo_data.advice import advise
 from macpo_data.compare import differences
+from macpo_data.draws import described
 from macpo_data.errors import StoreError
 from macpo_data.evaluate import latest
 from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
@@ -85,7 +86,9 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
     spread: Rows = []
     datasets: list[Dataset] = []
     losses = _unusable(_manifest(store, plan.prompts_name, warnings))
-    for step in (s for s in done if s.kind == "gen"):
+    # What the rounds are made of; the ceiling is no learner of a round.
+    gens = [s for s in done if s.kind == "gen" and not s.is_ceiling]
+    for step in gens:
         try:
             pairs = store.read(plan.name(step), "pairs.parquet")
             candidates = empty(CANDIDATES)  # a pulled round may have none
@@ -99,7 +102,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         datasets.append(excerpt.cut(Dataset(step, pairs, candidates)))
     scores, responses = _evaluation(plan, store, warnings)
     student = recipe.students[0]
-    winners = _winners([(s, done[s]) for s in done if s.kind == "gen" and s.learner == student])
+    winners = _winners([(s, done[s]) for s in gens if s.learner == student])
     warnings += [f"{s}: {line}" for s, m in done.items() for line in flags(m)]
     held_out = of_evaluation(responses, recipe.teachers)
     warnings += flags({"kind": "eval", "signs": held_out})
@@ -113,6 +116,8 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "agents": [student, *(a for a in recipe.agents if a != student)],
         "verdict": verdict(student, scores, responses),
         **_probed(source),
+        "gaps": [gap.facts(each) for each in gap.measured(plan, responses)],
+        "sampling": described(plan.sampling("test")),
         "steps": [_step(plan, step, found, done.get(step)) for step in plan.steps],
         "scores": scores,
         "spread": spread,
@@ -166,7 +171,7 @@ def _step(
     facts = made or {}
     return {
         **_of(step),
-        "step": f"{step.kind} {step.behavior}" if step.kind == "train" else "gen",
+        "step": step.what,
         "state": found[step],
         "result": plan.name(step),
         "waits": [] if made else waits,

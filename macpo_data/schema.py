@@ -118,6 +118,7 @@ RESPONSES: Table = {
     "agent": pl.String(),
     "behavior": pl.String(),
     "round": pl.Int64(),  # null for the bare base
+    "draw": pl.Int64(),  # 0.. for several answers to one prompt
     "response": pl.String(),
     "finish_reason": pl.String(),
     "gold": pl.Float64(),  # by the source's own judge, where it has one
@@ -130,6 +131,7 @@ JUDGEMENTS: Table = {
     "agent": pl.String(),
     "behavior": pl.String(),
     "round": pl.Int64(),
+    "draw": pl.Int64(),  # of the policy's answer, and of the baseline's where that is a policy
     "against": pl.String(),  # the baseline: a policy, or chosen for the human's answer
     "longer": pl.Int64(),  # characters by which the policy's answer is the longer one
     "first": pl.String(),  # a, b, tie or null: the verdict with the policy's answer (a) shown first
@@ -150,7 +152,7 @@ EVALUATION: Table = {
     "high": pl.Float64(),
     "chars": pl.Float64(),  # mean length of the answers
     "truncated": pl.Float64(),  # share of the answers that the token limit cut
-    "responses": pl.Int64(),  # answers that the mean is taken over
+    "prompts": pl.Int64(),  # that the mean is taken over, each with the mean over its answers
 }
 
 # What the Hub gets; see render.py. The prompt is apart, and each answer is a list of one message.

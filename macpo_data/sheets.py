@@ -108,15 +108,20 @@ def read_sheets(ctx: Context, sheets: Sequence[Path], key_file: Path) -> Evaluat
         "verdicts": [sum(worth is not None for worth in each.values()) for each in filled],
         "krippendorff_alpha": stats.agreement([[each[n] for n in rows] for each in filled]),
     }
-    by = {measure: (f"{len(sheets)} people", print_) for measure in ("win", "win_lc")}
+    who = f"{len(sheets)} people"
+    who += ", of the first answers" if ctx.plan.sampling("test").n > 1 else ""
+    by = dict.fromkeys(("win", "win_lc"), (who, print_))
     checked = check(judgements, JUDGEMENTS, "filled sheets")
-    return write(ctx, [policy], by, answers_of(ctx, [policy]), checked, habits)
+    return write(ctx, [policy], by, answers_of(ctx, [policy], n=1), checked, habits)
 
 
 def _pairs(ctx: Context, policy: Policy, against: str) -> tuple[pl.DataFrame, dict[str, str]]:
-    """The policy's answers (a) beside the baseline's (b), and what both are made from."""
+    """The policy's answers (a) beside the baseline's (b), and what both are made from.
+
+    Of several answers to a prompt the first: people have no time for more.
+    """
     baseline = find_baseline(ctx, against)
-    rows = beside(ctx, answers_of(ctx, [policy]), baseline)
+    rows = beside(ctx, answers_of(ctx, [policy], n=1), baseline)
     samples = {n: c for n, c in ctx.used.items() if n.startswith("samples/")}
     return rows, {ctx.plan.prompts_name: str(ctx.store.content(ctx.plan.prompts_name)), **samples}
 

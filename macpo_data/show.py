@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from macpo_data.draws import described
 from macpo_data.errors import DataError, first_line
 from macpo_data.errors import plain as without_controls
 from macpo_data.plan import Policy, Step
@@ -116,10 +117,9 @@ def print_steps(rows: Sequence[tuple[Step, str, str, list[str]]], title: str) ->
     for step, state, name, waiting in rows:
         more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
         where = waiting[0] + more if waiting else name
-        behavior = f" {step.behavior}" if step.kind == "train" else ""
         table.add_row(
             str(step.round),
-            step.kind + behavior,
+            step.what,
             step.learner,
             Text(state, STYLES[state]),
             plain(where),
@@ -143,7 +143,8 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
     table = _table(*columns, title="what it asks for")
     sums, known, unpriced = [0.0] * 6, set(), set()
     for step, asks in asked:
-        table.add_row(plain(f"round {step.round}, {step.learner}"), style="bold")
+        ceiling = ", ceiling" if step.is_ceiling else ""
+        table.add_row(plain(f"round {step.round}, {step.learner}{ceiling}"), style="bold")
         for ask in asks:
             if (again := (step.round, ask.what, ask.agent)) in known and "write" in ask.what:
                 continue
@@ -271,6 +272,7 @@ def print_evaluation(found: Evaluation) -> None:
         )
     console = Console()
     console.print(shown)
+    console.print(plain(f"held-out: {described(found.sampling)}, mean over prompts [95 %]"))
     for measure, against, by in columns:
         controlled = ", as if both were equally long" if measure == "win_lc" else ""
         versus = f" against {against}" if against else ""
@@ -310,6 +312,8 @@ def print_summary(found: dict[str, Any]) -> None:
     console = Console()
     console.print(Text(found["verdict"]["title"], "bold"))
     console.print(plain(found["verdict"]["text"]))
+    for gap in found["gaps"]:
+        console.print(plain(gap["text"]))
     for round_ in dict.fromkeys(row["round"] for row in found["winners"]):
         won = [f"{w['agent']} {w['share']:.0%}" for w in found["winners"] if w["round"] == round_]
         console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import polars as pl
 
-from macpo_data import diversity
+from macpo_data import diversity, draws
 from macpo_data.generate import repetition
 
 if TYPE_CHECKING:
@@ -315,7 +315,8 @@ def of_evaluation(responses: pl.DataFrame, teachers: Sequence[str]) -> dict[str,
                 ]
                 if since:
                     worst = min(since, key=lambda moved: moved.high)
-                    signs[after][measure] = _fall(own.filter(round=after)[measure], worst)
+                    scores = draws.by_prompt(own.filter(round=after), measure)
+                    signs[after][measure] = _fall(scores[measure], worst)
                     if agent in teachers:
                         gains.setdefault(after, {}).setdefault(str(agent), since[0])
         found |= {f"{agent}-positive-{r}": s for r, s in signs.items()}

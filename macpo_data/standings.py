@@ -11,11 +11,12 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import stats
+from macpo_data import draws, stats
 from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluate import Evaluation
+from macpo_data.gap import FORMULA, Gap, pooled
 from macpo_data.schema import EVALUATION
-from macpo_data.stats import Estimate
+from macpo_data.stats import Estimate, Recovered
 
 MEASURES = {"gold": "responses", "reward": "responses", "win": "judgements"}  # the first there is
 RESULTS = {"variant": pl.String(), "seed": pl.Int64(), **EVALUATION}
@@ -48,6 +49,7 @@ class Measured:
     problem: str | None = None  # why it did not come to its end
     # Measure: what it depends on besides the answers that are measured.
     yardsticks: Mapping[str, str] = field(default_factory=dict)
+    gaps: Mapping[str, Gap] = field(default_factory=dict)  # by measure, where there is a ceiling
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Row:
     chars: float | None  # mean length of the answers in the last round
     change: Estimate  # from the first round to the last
     ahead: Estimate | None  # of the first variant, in the last round; None for that one itself
+    recovered: Recovered | None  # of the gap, in the last round; None where there is no ceiling
     problems: list[str]
 
 
@@ -97,6 +100,17 @@ class Standings:
         return len(known) == len({seed for seed, _ in known})
 
     @property
+    def answers(self) -> str:
+        """How the answers were sampled; where the variants differ in it, each with its names."""
+        names: dict[str, dict[str, None]] = {}
+        for m in self.measured:
+            if m.found:
+                names.setdefault(draws.described(m.found.sampling), {})[m.variant] = None
+        if len(names) < 2:
+            return "".join(names)
+        return "; ".join(f"{how} ({', '.join(who)})" for how, who in names.items())
+
+    @property
     def interval(self) -> str:
         """What the intervals are."""
         if len(self.seeds) > 1:
@@ -121,7 +135,8 @@ class Standings:
             rows = found.table.filter(measure=self.measure)
             rows = rows.with_columns(unit=pl.lit(str(m.seed)), score="mean")
         else:
-            rows = getattr(found, MEASURES[self.measure]).drop_nulls(self.measure)
+            rows = draws.by_prompt(getattr(found, MEASURES[self.measure]), self.measure)
+            rows = rows.drop_nulls(self.measure)
             rows = rows.with_columns(unit="prompt_id", score=self.measure)
         rows = rows.filter(MADE)
         rows = rows.with_columns(variant=pl.lit(m.variant), whole=pl.lit(m.problem is None))
@@ -151,11 +166,26 @@ class Standings:
             last.select(pl.col("chars").mean()).item(),
             self._estimate(moved["last"] - moved["first"]),
             None if variant == self.variants[0] else ahead,
+            pooled([gap for gap in self._gaps(variant) if gap.ceiling.agent == agent]),
             list(dict.fromkeys(
                 f"seed {m.seed}: {m.problem}"
                 for m in self.measured if m.variant == variant and m.problem
             )),
         )  # fmt: skip
+
+    def _gaps(self, variant: str) -> list[Gap]:
+        """The gap of each seed that came to its end."""
+        own = [m for m in self.measured if m.variant == variant and m.problem is None]
+        return [gap for m in own if (gap := m.gaps.get(self.measure or ""))]
+
+    @property
+    def floors(self) -> dict[str, list[str]]:
+        """The floors of the gaps, each with the variants that have it with some seed."""
+        names: dict[str, dict[str, None]] = {}
+        for variant in self.variants:
+            for gap in self._gaps(variant):
+                names.setdefault(str(gap.floor), {})[variant] = None
+        return {floor: [*of] for floor, of in names.items()}
 
     def _ends(self, variant: str, agent: str) -> pl.DataFrame:
         """The first and last round of those that came to their end, and each unit's scores there.
@@ -183,14 +213,16 @@ def cells(found: Standings, rounds: Sequence[int]) -> list[list[str]]:
         rounds: that get a column.
     """
     several = len(found.agents) > 1
-    head = ["variant", *(f"round {r}" for r in rounds), "chars", "change", "ahead"]
-    lines = [head if len(found.variants) > 1 else head[:-1]]
+    compared, gap = len(found.variants) > 1, any(row.recovered for row in found.rows)
+    head = ["variant", *(f"round {r}" for r in rounds), "chars", "change"]
+    lines = [head + ["ahead"] * compared + ["gap recovered"] * gap]
     for row in found.rows:
         who = f"{row.variant}, {row.agent}" if several else row.variant
         scores = [_said(row.rounds.get(r)) for r in rounds]
         chars = "" if row.chars is None else f"{row.chars:.0f}"
-        line = [who, *scores, chars, _said(row.change, "+"), _said(row.ahead, "+")]
-        lines.append(line[: len(lines[0])])
+        line = [who, *scores, chars, _said(row.change, "+")]
+        line += [_said(row.ahead, "+")] * compared
+        lines.append(line + [_of_gap(row.recovered)] * gap)
     return lines
 
 
@@ -215,16 +247,29 @@ def notes(found: Standings) -> list[str]:
     said = [
         f"{found.measure}: mean over held-out prompts ± half the {found.interval}; chars: mean "
         "length of the last round's answers",
+        f"measured on {found.answers}",
         f"change: from the first round to the last, {paired}",
     ]
     if len(found.variants) > 1:
         said.append(f"ahead: of {found.variants[0]} in the last round, {paired}")
+    if floors := found.floors:
+        over = "seeds and prompts" if len(found.seeds) > 1 else "prompts"
+        said.append(
+            f"gap recovered: {FORMULA}, in the last round, with a bootstrap interval over {over}; "
+            "not defined where that of ceiling - floor meets 0"
+        )
+        best = (f"{floor} ({', '.join(of)})" for floor, of in floors.items())
+        said.append("floor, the best teacher of round 0: " + "; ".join(best))
     if not found.is_fair:
         said.append(
-            f"not one yardstick: what {found.measure} depends on, a reward model or the answers "
-            "compared with, differs between the variants"
+            f"not one yardstick: what {found.measure} depends on, a reward model, how answers "
+            "are sampled or the answers compared with, differs between the variants"
         )
     return said + below
+
+
+def _of_gap(value: Recovered | None) -> str:
+    return "" if value is None else _said(value.share) or "not defined"
 
 
 def markdown(found: Standings, title: str) -> str:
@@ -318,7 +363,8 @@ def _spec(found: Standings, title: str) -> dict[str, Any] | None:
         "background": "white",
         "title": {
             "text": title, "anchor": "start", "fontSize": 15, "subtitleColor": "#555",
-            "subtitle": f"{agent}: {found.measure}, mean over held-out prompts; {found.interval}",
+            "subtitle": f"{agent}: {found.measure}, mean over held-out prompts, {found.answers}; "
+            f"{found.interval}",
         },
         "data": {"values": points},
         "layer": [

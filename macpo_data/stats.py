@@ -56,6 +56,60 @@ def length_controlled(wins: Values, longer: Values) -> Estimate:
     return _bootstrap((wins, longer), _at_equal_length, vectorized=False)
 
 
+class Sides(NamedTuple):
+    """Scores by prompt of one run: the student's, the floor's and the ceiling's, (n,) each."""
+
+    student: Values
+    floor: Values
+    ceiling: Values
+
+
+class Recovered(NamedTuple):
+    """How much of the gap between floor and ceiling was recovered."""
+
+    share: Estimate | None  # None: not defined, since the gap is not clearly above 0
+    gap: Estimate  # ceiling - floor
+
+
+def gap_recovered(runs: Sequence[Sides]) -> Recovered:
+    """(student - floor) / (ceiling - floor), the performance gap recovered (Burns et al. 2023).
+
+    Of several runs the ratio is that of the differences pooled, each run counting alike. Intervals
+    are bootstrap percentiles: runs are resampled, and the prompts of each, with what all three
+    scored on a prompt kept together. Where the interval of the gap meets 0, or is below it, there
+    is nothing to recover, and the ratio is not defined.
+
+    Args:
+        runs: one for each seed.
+    """
+    if not runs or not all(len(run.student) for run in runs):
+        return Recovered(None, Estimate(np.nan, np.nan, np.nan))
+    pairs = [np.stack([run.student - run.floor, run.ceiling - run.floor]) for run in runs]
+    gained, gap = np.mean([pair.mean(axis=1) for pair in pairs], axis=0)
+    if len(pairs) == 1 and len(runs[0].student) == 1:
+        return Recovered(None, Estimate(float(gap), np.nan, np.nan))
+    rng = np.random.default_rng(0)
+
+    def resampled(pair: Values) -> Values:
+        count = pair.shape[1]
+        return np.asarray(pair[:, rng.integers(count, size=count)].mean(axis=1))
+
+    means = np.array([
+        np.mean([resampled(pairs[n]) for n in rng.integers(len(pairs), size=len(pairs))], axis=0)
+        for _ in range(RESAMPLES)
+    ])  # fmt: skip
+    wide = _percentiles(float(gap), means[:, 1])
+    if not wide.low > 0:
+        return Recovered(None, wide)
+    ratios = means[means[:, 1] != 0]
+    return Recovered(_percentiles(float(gained / gap), ratios[:, 0] / ratios[:, 1]), wide)
+
+
+def _percentiles(value: float, resampled: Values) -> Estimate:
+    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
+
+
 def agreement(verdicts: Sequence[Sequence[float | None]]) -> float | None:
     """Krippendorff's alpha of several annotators, for verdicts without an order among them.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import stats
+from macpo_data import draws, stats
 
 Rows = list[dict[str, Any]]
 MEASURES = ("gold", "reward", "win_lc", "win")  # the first there is tells whether it got better
@@ -29,6 +29,7 @@ def change(
         The mean change with its interval over prompts; None where no prompt has both scores.
     """
     mine = responses.filter(pl.col("agent") == agent, pl.col("behavior") == "positive")
+    mine = draws.by_prompt(mine, measure)
     one, other = (mine.filter(pl.col("round") == r) for r in (before, after))
     both = one.join(other, on="prompt_id", suffix="_after")
     changed = (both[f"{measure}_after"] - both[measure]).drop_nulls().to_numpy()
@@ -55,7 +56,7 @@ def verdict(student: str, scores: Rows, responses: pl.DataFrame) -> dict[str, st
     if moved is None:
         interval = _interval(last["low"], last["high"])
         title = f"The student's {measure} in round {last['round']}: {last['mean']:.3f}"
-        text = f"One round is no trend: {interval}, {last['responses']:,} held-out prompts."
+        text = f"One round is no trend: {interval}, {last['prompts']:,} held-out prompts."
         return {"state": "unknown", "title": title, "text": text}
     state = _state(moved.low, moved.high, 0.0)
     said = {"better": "got better", "worse": "got worse"}.get(state, "did not clearly change")
@@ -64,7 +65,7 @@ def verdict(student: str, scores: Rows, responses: pl.DataFrame) -> dict[str, st
         "title": f"The student {said}: {measure} {first['mean']:.3f} to {last['mean']:.3f}",
         "text": f"From round {rounds[0]} to round {rounds[1]} its mean score on the held-out "
         f"prompts changed by {moved.mean:+.3f} ({_interval(moved.low, moved.high, '+')}, "
-        f"{last['responses']:,} prompts).",
+        f"{last['prompts']:,} prompts).",
     }
 
 
@@ -97,7 +98,7 @@ def _against(scores: Rows, measure: str) -> dict[str, str]:
     )
     text = " ".join(
         f"{kind} of round {s['round']} against {s['against']}: {_interval(s['low'], s['high'])}, "
-        f"{s['responses']:,} held-out prompts."
+        f"{s['prompts']:,} held-out prompts."
         for s in scores
     )
     state = states[0] if len(set(states)) == 1 else "unknown"

@@ -22,7 +22,7 @@ from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
 from macpo_data.generate import versions
 from macpo_data.live import NOTES, noted
 from macpo_data.lock import Lock
-from macpo_data.methods import make_plan, method
+from macpo_data.methods import ceiling, make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe, digest
 from macpo_data.store import State, Store, inputs, states, write_parquet
@@ -260,6 +260,8 @@ class Run:
         """Write the dataset of one gen step: build it as the method says, write it, seal it."""
         name, context = self.plan.name(step), self.context(redo)
         context.prompts("d1")
+        if step.round == 0 and self.recipe.eval.ceiling:
+            ceiling.require(context)
         made_from = inputs(self.plan, self.store, step)
         data = method(self.recipe, step).build(step, context)
         if data.pairs.is_empty():

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from macpo_data import evaluate
+from macpo_data import evaluate, gap
 from macpo_data.context import Progress
 from macpo_data.errors import Interrupted, MacpoError, first_line, plain
 from macpo_data.evaluate import Evaluation
@@ -125,9 +125,10 @@ class Sweep:
         for run in self.runs:
             values = run.recipe.model_dump(mode="json")
             key = _key(values, "eval", run.recipe.students[0])
-            for policy in self._measured([p for s in _steps(run) if (p := s.makes)]):
-                name = run.plan.sample_name(policy, "test", "0")
-                found[name] = Task(name, key, _size(values, "test"))
+            for policy in self._measured(run, [p for s in _steps(run) if (p := s.makes)]):
+                for draw in range(run.plan.sampling("test").n):
+                    name = run.plan.sample_name(policy, "test", str(draw))
+                    found[name] = Task(name, key, _size(values, "test"))
         return list(found.values())
 
     def todo(self, tasks: list[Task]) -> list[Task]:
@@ -192,17 +193,24 @@ class Sweep:
         if problem or todo:
             self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
         yardsticks = _yardsticks(run, found) if found else {}
-        return Measured(variant.name, seed, found, problem, yardsticks)
+        gaps = gap.measured(run.plan, found.responses) if found else []
+        by_measure = {each.measure: each for each in gaps}
+        return Measured(variant.name, seed, found, problem, yardsticks, by_measure)
 
     def _measure(self, run: Run) -> Evaluation | None:
-        policies = self._measured(evaluate.trained(run.plan, run.store, run.ended_after()))
+        made = evaluate.trained(run.plan, run.store, run.ended_after())
+        policies = self._measured(run, made)
         model = run.recipe.eval.reward
         if policies and model and model.model == TRAINED:
             run.train_reward()
         return run.evaluate(policies) if policies else None
 
-    def _measured(self, policies: list[Policy]) -> list[Policy]:
-        return [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+    def _measured(self, run: Run, policies: list[Policy]) -> list[Policy]:
+        """The positive policies of the agents, and with a ceiling what the gap is between."""
+        teachers, ceiling = gap.ends(run.plan)
+        between = [*teachers, ceiling] if ceiling else []
+        mine = [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+        return mine + [p for p in policies if p in between and p not in mine]
 
 
 def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
@@ -227,10 +235,11 @@ def _steps(run: Run) -> list[Step]:
 
 
 def _yardsticks(run: Run, found: Evaluation) -> dict[str, str]:
-    """What each measure depends on besides the answers: prompts, judge, the baseline's answers."""
+    """What each measure depends on besides the policies: prompts, sampling, judge, baseline."""
     manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
     against = manifest["samples"].get(run.recipe.eval.against)
-    asked = digest(sorted(found.responses["prompt_id"].unique()))
+    prompts = sorted(found.responses["prompt_id"].unique())
+    asked = digest([prompts, found.sampling.identity()])
     return {
         measure: f"{asked} {seal} {against if measure == 'win' else ''}"
         for measure, (_, seal) in manifest["by"].items()
@@ -346,7 +355,7 @@ def _timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
                 agents = recipe["agents"].items()
                 student = next(name for name, agent in agents if agent["role"] == "student")
                 key, size = _key(recipe, "eval", student), _size(recipe, "test")
-                seconds /= len(made["samples"])
+                seconds /= len(made["samples"]) * made["sampling"]["n"]
             else:
                 step = made["kind"], made["learner"], made["round"], made.get("objective")
                 key, size = _key(recipe, *step, made["method"]), _size(recipe, "d1", "d2")

@@ -35,7 +35,7 @@ def test_a_row_per_policy_and_measure(open_run: OpenRun) -> None:
     found = evaluate(run.context(), trained(run.plan, run.store))
     assert found.table.height == 12
     assert found.table["measure"].unique().to_list() == ["gold"]
-    assert found.table["responses"].to_list() == [6] * 12
+    assert found.table["prompts"].to_list() == [6] * 12
     prompts = dict(run.context().prompts("test").select("prompt_id", "prompt").iter_rows())
     own = found.responses.filter(agent="student", behavior="positive", round=1)
     by_hand = [

@@ -176,7 +176,7 @@ def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
     found = sheets.read_sheets(run.context(), filled, key_file)
     win = found.table.filter(measure="win").row(0, named=True)
     assert win["mean"] == pytest.approx(21 / 30) and win["by"] == "2 people"
-    assert win["against"] == "chosen" and win["responses"] == 30
+    assert win["against"] == "chosen" and win["prompts"] == 30
     told = run.store.manifest(f"eval/{found.paths[0].name}")
     assert told is not None
     assert told["judge"]["verdicts"] == [30, 30]

@@ -52,7 +52,7 @@ def answers(golds: dict[int, list[float]], agent: str = "s") -> pl.DataFrame:
 
 def score(round_: int, mean: float, **more: object) -> dict[str, object]:
     row = {"agent": "s", "behavior": "positive", "round": round_, "measure": "gold", "mean": mean}
-    rest = {"against": None, "low": mean, "high": mean, "truncated": 0.0, "responses": 4}
+    rest = {"against": None, "low": mean, "high": mean, "truncated": 0.0, "prompts": 4}
     return {**row, **rest, **more}
 
 

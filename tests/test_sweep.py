@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
+from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.show import print_sweep
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
@@ -33,6 +34,7 @@ from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, varia
 from macpo_run.cleaning import unreachable
 from macpo_run.sweeps import Sweep, about, recorded, said, write
 
+GREEDY = Sampling(temperature=0, top_p=1, top_k=0)
 OpenSweep = Callable[..., Sweep]
 GRID = {"dpo.beta": [0.05, 0.1], "select.by": ["perplexity", "random"]}
 IMPOSSIBLE = {"select.min_chars": 10_000, "select.on_filter": "drop"}
@@ -401,7 +403,7 @@ def evaluation(means: list[float], prompts: list[list[float | None]] | None = No
     """A student's rounds: their means, and where wanted the scores of single prompts."""
     rows = [
         {"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": mean,
-         "low": mean - 0.1, "high": mean + 0.1, "chars": 50.0 + t, "responses": 3}
+         "low": mean - 0.1, "high": mean + 0.1, "chars": 50.0 + t, "prompts": 3}
         for t, mean in enumerate(means)
     ]  # fmt: skip
     scores = [
@@ -413,7 +415,7 @@ def evaluation(means: list[float], prompts: list[list[float | None]] | None = No
         pl.DataFrame(each, schema=schema, orient="row")
         for each, schema in ((rows, EVALUATION), (scores, RESPONSES))
     )
-    return Evaluation(table, responses, empty(JUDGEMENTS), [])
+    return Evaluation(table, responses, empty(JUDGEMENTS), [], GREEDY)
 
 
 def test_the_table_between_seeds() -> None:
@@ -450,6 +452,10 @@ def test_the_table_of_one_seed() -> None:
     assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
     assert one.rounds[0].low < 0.2 < one.rounds[0].high
     assert "over the prompts of one seed" in notes(found)[0]
+    assert notes(found)[1] == "measured on greedy answers"
+    hot = replace(b, sampling=Sampling(temperature=0.7, top_p=1, top_k=0, n=4))
+    found = Standings([Measured("a", 3, a), Measured("b", 3, hot)], ["student"])
+    assert notes(found)[1] == "measured on greedy answers (a); 4 answers at temperature 0.7 (b)"
 
 
 def test_a_prompt_that_lacks_a_score_is_left_out() -> None:

@@ -12,6 +12,7 @@ from typing import Protocol, cast
 
 from macpo_data.context import Context, RoundData
 from macpo_data.cost import Ask, Sizes
+from macpo_data.methods import ceiling
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe
 
@@ -52,5 +53,9 @@ def method(recipe: Recipe, step: Step | None = None) -> Method:
 
 
 def make_plan(recipe: Recipe) -> Plan:
-    """The plan of a recipe."""
-    return Plan(recipe, method(recipe).plan(recipe))
+    """The plan of a recipe: its method's steps, and at the end of round 0 the ceiling's."""
+    steps = method(recipe).plan(recipe)
+    if recipe.eval.ceiling:
+        later = [step for step in steps if step.round]
+        steps = [*(step for step in steps if not step.round), *ceiling.plan(recipe), *later]
+    return Plan(recipe, steps)

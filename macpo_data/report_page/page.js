@@ -117,7 +117,10 @@ function scoreSpec(series, rows, all) {
     layer: [
       { transform: [{ filter: "datum.behavior === 'positive'" }], mark: { type: "line", opacity: 0.7 },
         encoding: { y: y("mean"), strokeWidth: student } },
-      { mark: { type: "rule", strokeWidth: 1.75 }, encoding: { y: y("low"), y2: { field: "high" } } },
+      { transform: [{ filter: "datum.behavior !== 'ceiling'" }],
+        mark: { type: "rule", strokeWidth: 1.75 }, encoding: { y: y("low"), y2: { field: "high" } } },
+      ...(rows.some((row) => row.behavior === "ceiling") ? [{ transform: [{ filter: "datum.behavior === 'ceiling'" }],
+        mark: { type: "rule", strokeWidth: 1.75, strokeDash: [6, 3] }, encoding: { y: y("mean"), x: null, xOffset: null, tooltip } }] : []),
       ...(rows.some((row) => row.behavior === "negative") ? [true, false] : [true]).map((filled) => ({
         transform: [{ filter: `datum.behavior === '${filled ? "positive" : "negative"}'` }],
         mark: { type: "point", size: 75, opacity: 1, strokeWidth: 1.75, filled, ...(filled ? {} : { fill: css("--paper") }) },
@@ -129,7 +132,7 @@ function scoreSpec(series, rows, all) {
 }
 
 const SCORE_COLUMNS = { series: "agent", behavior: "behavior", at: "round", mean: "mean", low: "95 % from", high: "to",
-  chars: "mean characters", truncated: "share cut", responses: "answers", by: "judged by" };
+  chars: "mean characters", truncated: "share cut", prompts: "prompts", by: "judged by" };
 
 function scores(recipe) {
   const place = byId("score-figures");
@@ -138,12 +141,12 @@ function scores(recipe) {
   const all = compared
     ? report.recipes.flatMap((r) => r.scores
       .filter((s) => s.agent === r.student && s.behavior === "positive")
-      .map((s) => ({ ...s, series: r.name })))
+      .map((s) => ({ ...s, series: r.name, sampling: r.sampling })))
     : [];
-  const own = recipe.scores.map((s) => ({ ...s, series: s.agent }));
+  const own = recipe.scores.map((s) => ({ ...s, series: s.agent, sampling: recipe.sampling }));
   for (const rows of [all, own]) {
-    // What unlike judges say of unlike recipes is no comparison.
-    const key = (s) => [s.measure, s.against, rows === all ? s.by : ""].join("\n");
+    // What unlike judges say of unlike recipes is no comparison, nor what answers drawn otherwise are worth.
+    const key = (s) => [s.measure, s.against, rows === all ? s.by : "", s.sampling].join("\n");
     for (const group of unique(rows.map(key))) {
       const part = rows.filter((s) => key(s) === group).map((s) => ({ ...s, at: at(s) }));
       const { measure, against } = part[0];
@@ -153,7 +156,8 @@ function scores(recipe) {
       const title = MEASURES[measure] + (against ? ` against ${against}` : "")
         + (compared ? (rows === own ? ` in ${recipe.name}` : ", the student of each recipe") : "");
       const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: negative twin" : "";
-      figure(place, title, `Held-out prompts, by ${part[0].by}; mean and 95 % interval${hollow}.`, part,
+      const dashed = part.some((s) => s.behavior === "ceiling") ? "; dashed: ceiling, fine-tuned on good answers" : "";
+      figure(place, title, `Held-out prompts, ${part[0].sampling}, by ${part[0].by}; mean and 95 % interval${hollow}${dashed}.`, part,
         SCORE_COLUMNS, scoreSpec(series, part, names));
     }
   }
@@ -210,6 +214,7 @@ function head(recipe) {
   byId("title").textContent = recipe.verdict.title;
   byId("title").className = recipe.verdict.state;
   byId("lead").textContent = recipe.verdict.text;
+  byId("gap").textContent = recipe.gaps.map((g) => g.text).join(" ");
   document.title = `${recipe.name}: macpo report`;
   probed(recipe);
   byId("warnings").replaceChildren(...recipe.warnings.map((w) => make("li", {}, w)));
@@ -297,7 +302,8 @@ function curves(recipe) {
   const place = byId("curve-figures");
   place.replaceChildren();
   const own = recipe.curves.filter((c) => c.learner === byId("curve-learner").value);
-  const name = (c) => `round ${c.round}${c.behavior === "negative" ? ", negative" : ""}`;
+  const name = (c) => `round ${c.round}${c.behavior === "positive" ? "" : `, ${c.behavior}`}`;
+  const dash = { positive: [1, 0], negative: [4, 3], ceiling: [1, 2] };
   const names = own.map(name);
   for (const [metric, title] of Object.entries(CURVES)) {
     const rows = own.flatMap((c) => (c.columns[metric] ?? []).map((value, i) => (
@@ -312,7 +318,7 @@ function curves(recipe) {
         color: { field: "series", type: "nominal",
           scale: { domain: names, range: own.map((c) => colours()[c.round % 6]) } },
         strokeDash: { field: "series", type: "nominal",
-          scale: { domain: names, range: own.map((c) => (c.behavior === "negative" ? [4, 3] : [1, 0])) } },
+          scale: { domain: names, range: own.map((c) => dash[c.behavior]) } },
       },
     }));
   }
@@ -347,7 +353,7 @@ function answers(recipe) {
   own.sort((a, b) => (a.behavior > b.behavior ? -1 : a.behavior < b.behavior ? 1 : (a.round ?? -1) - (b.round ?? -1)));
   byId("answer").replaceChildren(make("article", {}, conversation(one.prompt),
     make("div", { class: "sides" }, ...own.map((a) => make("div", { class: "side" },
-      make("h3", {}, a.round == null ? "base" : `round ${a.round}${a.behavior === "negative" ? " (negative)" : ""}`),
+      make("h3", {}, a.round == null ? "base" : `round ${a.round}${a.behavior === "positive" ? "" : ` (${a.behavior})`}`),
       written(text(a.text)),
       make("p", { class: "meta" }, [...Object.entries(a.scores).filter(([, v]) => v != null).map(([k, v]) => `${k} ${shown(v)}`),
         a.finish_reason === "stop" ? null : a.finish_reason].filter(Boolean).join(" · ")))))));

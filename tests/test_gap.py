@@ -1,0 +1,316 @@
+"""The ceiling, and how much of the gap below it was recovered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import OpenRun, no_progress
+from test_evaluate import everything
+from typer.testing import CliRunner
+
+from cli import app
+from macpo_data import gap, hub
+from macpo_data.errors import DataError
+from macpo_data.evaluate import Evaluation, evaluate, trained
+from macpo_data.excerpt import inline_json
+from macpo_data.loading import load_recipe
+from macpo_data.methods import make_plan
+from macpo_data.plan import Plan, Policy
+from macpo_data.report import Source, collect
+from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
+from macpo_data.standings import Measured, Standings, cells, notes
+from macpo_data.stats import Sides, gap_recovered
+from macpo_data.study import load_study, variants
+from macpo_run.cleaning import unreachable
+from macpo_run.sweeps import Sweep
+
+CEILING = "eval.ceiling=true"
+
+
+def sides(gained: list[float], gap_: list[float]) -> Sides:
+    """By prompt what the student and the ceiling are above the floor, which differs by prompt."""
+    floor = np.arange(len(gained), dtype=float)
+    return Sides(floor + gained, floor, floor + gap_)
+
+
+# ---------------------------------------------------------------------------- the ratio
+
+
+def test_constant_differences_have_no_spread() -> None:
+    found = gap_recovered([sides([0.25] * 4, [1.0] * 4)])
+    assert found.share == (0.25, 0.25, 0.25) and found.gap == (1, 1, 1)
+
+
+def test_prompts_are_resampled_with_all_three() -> None:
+    """On each prompt half of its own gap, 1 or 3: any draw of prompts gives a half."""
+    found = gap_recovered([sides([0.5, 1.5], [1.0, 3.0])])
+    assert found.share == (0.5, 0.5, 0.5) and found.gap == (2, 1, 3)
+
+
+def test_an_interval_by_hand() -> None:
+    """Of the gap 1 nothing or all: a draw of two gives 0, 1/2, 1 with 1/4, 1/2, 1/4."""
+    assert gap_recovered([sides([0.0, 1.0], [1.0, 1.0])]).share == (0.5, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("gap_", "interval"),
+    [([0.0, 0.0], (0, 0, 0)), ([-1.0, -1.0], (-1, -1, -1)), ([1.0, -1.0], (0, -1, 1)),
+     ([0.0, 2.0], (1, 0, 2))],
+)  # fmt: skip
+def test_without_a_clear_gap_it_is_not_defined(
+    gap_: list[float], interval: tuple[float, float, float]
+) -> None:
+    """Two prompts: the interval ends in them. The last one touches 0."""
+    found = gap_recovered([sides([0.5, 0.5], gap_)])
+    assert found.share is None and found.gap == interval
+
+
+def test_of_one_prompt_and_of_none() -> None:
+    one = gap_recovered([sides([0.5], [1.0])])
+    assert one.share is None and one.gap.mean == 1 and np.isnan(one.gap.low)
+    assert gap_recovered([]).share is None and gap_recovered([sides([], [])]).share is None
+
+
+def test_seeds_are_pooled_and_resampled() -> None:
+    """Seeds with 1 of a gap of 1, and 0 of 3: 1 of 4, which is not the mean of their ratios.
+
+    Without spread inside the seeds a draw of two has (1, 1), (1, 3) in either order, or (0, 3):
+    the ratio is 1, 1/4 or 0, the mean gap 1, 2 or 3.
+    """
+    found = gap_recovered([sides([1.0] * 3, [1.0] * 3), sides([0.0] * 5, [3.0] * 5)])
+    assert found.share == (0.25, 0, 1) and found.gap == (2, 1, 3)
+
+
+# ---------------------------------------------------------------------------- what it is between
+
+
+def answers(scores: dict[str, list[float]]) -> pl.DataFrame:
+    """RESPONSES: by policy the gold of two draws for each of two prompts, in this order."""
+    rows = []
+    for name, golds in scores.items():
+        agent, behavior, round_ = name.split("-")
+        rows += [
+            {"prompt_id": "pq"[n // 2], "agent": agent, "behavior": behavior, "round": int(round_),
+             "draw": n % 2, "response": "x", "gold": gold}
+            for n, gold in enumerate(golds)
+        ]  # fmt: skip
+    return pl.DataFrame(rows, schema=RESPONSES)
+
+
+# Means by prompt: the best teacher is the second, 0.25 and 0.25; the ceiling is 1 above it.
+SCORES = {
+    "teacher1-positive-0": [0.0, 0.25, 0.0, 0.25],
+    "teacher2-positive-0": [0.0, 0.5, 0.25, 0.25],
+    "teacher3-positive-0": [0.0, 0.0, 0.0, 0.0],
+    "student-positive-0": [0.5, 0.5, 0.25, 0.75],  # 0.25 above the floor
+    "student-positive-1": [1.0, 0.5, 0.75, 0.75],  # 0.5 above it
+    "student-negative-0": [9.0, 9.0, 9.0, 9.0],
+    "student-ceiling-0": [1.25, 1.25, 1.0, 1.5],
+}
+
+
+def test_the_floor_is_the_best_teacher(open_run: OpenRun) -> None:
+    plan = open_run(CEILING).plan
+    (found,) = gap.measured(plan, answers(SCORES))
+    assert str(found.floor) == "teacher2-positive-0" and str(found.ceiling) == "student-ceiling-0"
+    assert [str(policy) for policy in found.students] == [
+        "student-positive-0", "student-positive-1"
+    ]  # fmt: skip
+    assert [found.recovered(policy).share for policy in found.students] == [
+        (0.25, 0.25, 0.25), (0.5, 0.5, 0.5)
+    ]  # fmt: skip
+    assert gap.lines(plan, answers(SCORES)) == [
+        "Gap recovered by gold: round 0 0.250 [0.250, 0.250], round 1 0.500 [0.500, 0.500]; floor "
+        "teacher2-positive-0 0.250 (teacher1-positive-0, who labels, 0.125), ceiling "
+        "student-ceiling-0 1.250."
+    ]
+    json.loads(inline_json(gap.facts(found)))
+
+
+def test_where_the_ceiling_is_the_floor(open_run: OpenRun) -> None:
+    plan = open_run(CEILING, "labeller=teacher2").plan
+    level = answers(SCORES | {"student-ceiling-0": SCORES["teacher2-positive-0"]})
+    assert gap.lines(plan, level) == [
+        "Gap recovered by gold: not defined, ceiling - floor is not clearly above 0 (0.000 [0.000, "
+        "0.000]); floor teacher2-positive-0 0.250 (it labels), ceiling student-ceiling-0 0.250."
+    ]
+    (found,) = gap.measured(plan, level)
+    assert gap.facts(found)["rounds"][1] == {"round": 1, "mean": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("missing", ["teacher3-positive-0", "student-ceiling-0", "student"])
+def test_all_of_it_has_to_be_measured(open_run: OpenRun, missing: str) -> None:
+    some = answers({k: v for k, v in SCORES.items() if not k.startswith(missing)})
+    plan = open_run(CEILING).plan
+    assert gap.measured(plan, some) == []
+    (line,) = gap.lines(plan, some)
+    assert line.startswith("Gap recovered: not known yet") and "macpo eval --round all" in line
+    assert gap.lines(open_run().plan, some) == []
+
+
+def test_a_method_without_teachers_has_no_floor() -> None:
+    plan = make_plan(load_recipe("moaa_quickstart", [CEILING]))
+    assert gap.measured(plan, empty(RESPONSES)) == []
+    assert "moaa trains no teacher" in gap.lines(plan, empty(RESPONSES))[0]
+
+
+# ---------------------------------------------------------------------------- the steps
+
+
+def names(plan: Plan) -> list[str]:
+    return [plan.name(step) for step in plan.steps]
+
+
+@pytest.mark.parametrize("more", [[], ["method=weak_labels"], ["confidence={}"], ["method=spin"]])
+def test_it_changes_no_other_step(open_run: OpenRun, more: list[str]) -> None:
+    """Two steps at the end of round 0, the same ones for any method, are all that is new."""
+    with_, without = open_run(CEILING, *more).plan, open_run(*more).plan
+    new = [step for step in with_.steps if step.is_ceiling]
+    assert [step for step in with_.steps if not step.is_ceiling] == without.steps
+    assert [n for n in names(with_) if n not in [with_.name(s) for s in new]] == names(without)
+    gen, train = new
+    assert (str(gen), str(train)) == (
+        "gen round 0 student ceiling", "train round 0 student ceiling"
+    )  # fmt: skip
+    assert with_.dataset(train) == gen and str(train.makes) == "student-ceiling-0"
+    assert with_.name(gen).startswith("data/round-0-student-ceiling-")
+    assert with_.name(train).startswith("adapters/student-ceiling-0-")
+    own = next(s for s in with_.steps if s.makes == Policy("student", "positive", 0))
+    assert not with_.dataset(own).is_ceiling
+    assert [step.round for step in with_.steps] == sorted(step.round for step in with_.steps)
+    assert [with_.name(step) for step in new] == names(open_run(CEILING).plan)[12:14]
+
+
+def test_a_run_makes_and_measures_it(open_run: OpenRun) -> None:
+    """It learns D2's good answers as they are, though a quarter of the teachers' pairs is swapped,
+    and neither publishing nor cleaning nor the report takes it for a learner's round."""
+    run = everything(open_run(CEILING))
+    gen, train = (step for step in run.plan.steps if step.is_ceiling)
+    pairs = run.store.read(run.plan.name(gen), "pairs.parquet")
+    d2 = run.context().prompts("d2")
+    assert pairs.select("prompt_id", "chosen").equals(d2.select("prompt_id", "chosen"))
+    assert pairs["rejected"].null_count() == pairs["rejected_agent"].null_count() == 12
+    assert (run.store.manifest(run.plan.name(train)) or {})["start"] is None
+
+    found = evaluate(run.context(), trained(run.plan, run.store))
+    who = found.table.filter(behavior="ceiling").select("agent", "round", "measure").rows()
+    assert who == [("student", 0, "gold")]
+    signs = (run.store.manifest(f"eval/{found.paths[0].name}") or {})["signs"]
+    assert not any("ceiling" in policy for policy in signs)
+    # Fake answers are worth nothing, whoever wrote them.
+    assert "not defined" in gap.lines(run.plan, found.responses)[0]
+
+    published = hub.round_steps(run.plan, run.store, run.select("gen", 0), None)
+    assert [step.learner for step in published] == ["teacher1", "teacher2", "teacher3", "student"]
+    assert unreachable([run]) == []
+    mine = {run.plan.name(gen), run.plan.name(train)}
+    left = unreachable([open_run()])
+    assert mine <= {*left} and all("ceiling" in n or n.startswith("eval/") for n in left)
+
+    (shown,) = collect([Source("mine", run.plan, run.store)])["recipes"]
+    assert [g["text"] for g in shown["gaps"]] == gap.lines(run.plan, found.responses)
+    assert {w["agent"] for w in shown["winners"] if w["round"] == 0} == {"teacher1"}
+    rows = [(s["step"], s["state"]) for s in shown["steps"] if "ceiling" in s["step"]]
+    assert rows == [("gen ceiling", "done"), ("train ceiling", "done")]
+
+
+def test_the_commands(recipe_file: Path, tmp_path: Path) -> None:
+    def macpo(*args: str) -> str:
+        options = ["--recipe", str(recipe_file), "--runs", str(tmp_path / "runs")]
+        options += ["--set", "engine.name=fake", "--set", CEILING]
+        done = CliRunner().invoke(app, [*args, *options])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.stdout.split())
+
+    assert "gen ceiling student ready" in macpo("run", "--round", "0", "--dry-run")
+    assert "gen round 0 student ceiling: " in macpo("gen", "--round", "0")
+    assert "train round 0 student ceiling: " in macpo("train", "--round", "0")
+    said = macpo("run", "--until", "1")
+    assert "student-ceiling-0" in said and "Gap recovered by gold: not defined" in said
+    assert "train ceiling student done" in macpo("status")
+    assert "pairs of round 0 for student" in (shown := macpo("show", "--round", "0"))
+    assert "rejected (teacher1" in shown  # the student's own, not the ceiling's
+    assert "Gap recovered by gold: not defined" in macpo("eval", "--round", "1")
+    assert "wrote" in macpo("push", "--round", "0", "--to", str(tmp_path / "hub"))
+    tree = [p.relative_to(tmp_path).as_posix() for p in (tmp_path / "hub").rglob("*")]
+    assert tree and not any("ceiling" in path for path in tree)
+
+
+def files(folder: Path, d2: list[dict[str, object]]) -> str:
+    """A source of local files, with D2 as given."""
+    pairs = {part: [{"prompt": f"{part} {n}?", "chosen": "yes", "rejected": "no"}
+                    for n in range(6)] for part in ("d1", "test")}  # fmt: skip
+    for part, rows in {**pairs, "d2": d2}.items():
+        (folder / f"{part}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    paths = {part: {"path": str(folder / f"{part}.jsonl")} for part in ("d1", "d2", "test")}
+    return f"data={json.dumps({'source': 'pairs', **paths})}"
+
+
+def test_prompts_alone_have_no_ceiling(open_run: OpenRun, tmp_path: Path) -> None:
+    """Told when the prompts are read, before anything is trained."""
+    data = files(tmp_path, [{"prompt": f"{n}?"} for n in range(5)])
+    run = open_run(data, CEILING)
+    with pytest.raises(
+        DataError, match=r"data\.d2 with chosen answers, and 5 of 5 prompts have none"
+    ):
+        run.make("gen", 0)
+    assert not list(run.store.root.glob("data/round-*"))
+    assert len(open_run(data).make("gen", 0).wrote) == 3
+
+
+def test_the_ceiling_needs_no_bad_answers(open_run: OpenRun, tmp_path: Path) -> None:
+    """A second dataset of D2, of conversations, has none."""
+    data = files(tmp_path, [{"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in "ab"])
+    turns = [{"role": "user", "content": "c?"}, {"role": "assistant", "content": "perhaps"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+    more = {"source": "ultrachat", "path": str(tmp_path / "chat.jsonl"), "count": 1}
+    run = open_run(data, f"data.d2.more={json.dumps(more)}", CEILING)
+    assert len(run.make("gen", 0).wrote) == 4  # three teachers and the ceiling
+    gen = next(step for step in run.plan.steps if step.is_ceiling)
+    pairs = run.store.read(run.plan.name(gen), "pairs.parquet")
+    assert sorted(pairs["chosen"]) == ["perhaps", "yes", "yes"]
+
+
+# ---------------------------------------------------------------------------- studies
+
+
+def test_a_column_of_a_study(open_run: OpenRun) -> None:
+    """Two seeds that both recovered half; of the one that failed nothing is counted."""
+    plan, rows = open_run(CEILING).plan, answers(SCORES)
+    (found,) = gap.measured(plan, rows)
+    table = pl.DataFrame(
+        [{"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": 0.5}
+         for t in (0, 1)],
+        schema=EVALUATION,
+    )  # fmt: skip
+    run = Evaluation(table, rows, empty(JUDGEMENTS), [], plan.sampling("test"))
+    measured = [
+        Measured("a", 0, run, None, {}, {"gold": found}),
+        Measured("a", 1, run, None, {}, {"gold": found}),
+        Measured("b", 0, run, None, {}, {}),
+        Measured("b", 1, run, "diverged", {}, {"gold": found}),
+    ]
+    standings = Standings(measured, ["student"])
+    head, one, other = cells(standings, [0, 1])
+    assert head[-2:] == ["ahead", "gap recovered"]
+    assert (one[-1], other[-1]) == (".500±.000", "")
+    text = "\n".join(notes(standings))
+    assert "bootstrap interval over seeds and prompts" in text
+    assert "floor, the best teacher of round 0: teacher2-positive-0 (a)" in text
+
+
+def test_a_study_measures_what_the_gap_is_between(recipe_file: Path, tmp_path: Path) -> None:
+    """The student's two rounds, three teachers of round 0 and the ceiling, in both variants."""
+    fields = {"recipe": str(recipe_file), "grid": {"dpo.beta": [0.1, 0.2]}}
+    study = load_study(None, fields)
+    family = variants(study, ["engine.name=fake", CEILING])
+    sweep = Sweep(study, family, tmp_path / "runs", no_progress, lambda line: None)
+    found = sweep.make()
+    assert len(found.results) == 2 * 6
+    assert [line[-1] for line in cells(found, [0, 1])] == ["gap recovered"] + ["not defined"] * 2
+    assert {row.agent for row in found.rows} == {"student"}
+    assert sweep.todo(sweep.steps + sweep.answers) == []
