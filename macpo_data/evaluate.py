@@ -92,7 +92,7 @@ def write(
                 write_parquet(folder / f"{file}.parquet", frame)
             facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
             facts["sampling"] = sampling
-            facts["signs"] = signs.of_evaluation(responses, ctx.recipe.teachers)
+            facts["signs"] = signs.of_evaluation(responses, ctx.recipe.teachers, judgements)
             facts |= {"method": ctx.recipe.method, "recipe": ctx.recipe.model_dump(mode="json")}
             facts |= {"judge": habits, "inputs": ctx.used, "seconds": ctx.seconds}
             ctx.store.finish(name, facts)

@@ -24,7 +24,7 @@ from macpo_data.lock import Lock
 from macpo_data.methods import name_of
 from macpo_data.plan import Plan, Step
 from macpo_data.probe import best_line
-from macpo_data.schema import CANDIDATES, RESPONSES, empty
+from macpo_data.schema import CANDIDATES, JUDGEMENTS, RESPONSES, empty
 from macpo_data.signs import flags, of_evaluation
 from macpo_data.store import Manifest, State, Store, states
 from macpo_data.verdict import Rows, verdict
@@ -100,11 +100,11 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         spread += [_of(step) | row for row in _spread(pairs, candidates)]
         losses += [_of(step) | row for row in _losses(done[step]["summary"])]
         datasets.append(excerpt.cut(Dataset(step, pairs, candidates)))
-    scores, responses = _evaluation(plan, store, warnings)
+    scores, responses, judgements = _evaluation(plan, store, warnings)
     student = recipe.students[0]
     winners = _winners([(s, done[s]) for s in gens if s.learner == student])
     warnings += [f"{s}: {line}" for s, m in done.items() for line in flags(m)]
-    held_out = of_evaluation(responses, recipe.teachers)
+    held_out = of_evaluation(responses, recipe.teachers, judgements)
     warnings += flags({"kind": "eval", "signs": held_out})
     if line := probe.warning(recipe, probe.readings(plan, store)):
         warnings.append(line)
@@ -257,17 +257,19 @@ def _curve(step: Step, manifest: Manifest) -> dict[str, Any] | None:
     return {**_of(step), "behavior": step.behavior, "columns": columns}
 
 
-def _evaluation(plan: Plan, store: Store, warnings: list[str]) -> tuple[Rows, pl.DataFrame]:
-    """Scores of held-out prompts, and the responses that have them."""
+def _evaluation(
+    plan: Plan, store: Store, warnings: list[str]
+) -> tuple[Rows, pl.DataFrame, pl.DataFrame]:
+    """Scores of held-out prompts, the responses that have them, and a judge's verdicts on these."""
     try:
         found = latest(plan, store)
     except StoreError as error:
         warnings.append(str(error))
         found = None
     if found is None:
-        return [], empty(RESPONSES)
+        return [], empty(RESPONSES), empty(JUDGEMENTS)
     rows = [{k: short(v) for k, v in row.items()} for row in found.table.iter_rows(named=True)]
-    return rows, found.responses
+    return rows, found.responses, found.judgements
 
 
 def _provenance(source: Source, made: list[Manifest]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ signs in, signs out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 LOOP = 0.5  # share of repeated 3-word runs above which an answer is a loop; as select has it
 WINDOW = 5  # steps of a training whose mean is looked at, so that one batch raises no alarm
 ENOUGH = 20  # steps after which it should have learned something
+SHORT = 4  # an answer of fewer words is very short
+
+Reference = Literal["base", "previous", "initial"]  # of DPO; initial: the policy of round 0
 
 
 class Sign(TypedDict):
@@ -44,11 +48,21 @@ class Rule(NamedTuple):
     low: float | None = None  # crossed below it
     high: float | None = None  # crossed above it
     of: Literal["itself", "times", "plus"] = "itself"  # times, or plus, what was before
+    size: bool = False  # what is held against the lines is how far from 0 it is, on either side
+    only_with: str = ""  # crossed only where that sign of the same result is as well
 
 
 ALIKE = (
     "chosen and rejected are nearly alike",
     "train the negative twin longer (negative.epochs), or raise sampling.temperature",
+)
+EASY = (
+    "the pairs are too easy to teach much: the learner knows the chosen ones by their tone",
+    "make the rejected answers harder: negatives_by=mismatch, or fewer negative.epochs",
+)
+SHRUNK = (
+    "more of the answers are very short",
+    "read the answers (macpo show), or bound them with select.min_chars",
 )
 REPEATED = (
     "the answers grow more alike",
@@ -72,7 +86,21 @@ RULES = {
         of="times",
     ),
     # Nats per token at the median. In the world 0.1 to 0.8; 0.02 where the negatives are as good.
-    "gap": Rule("perplexity gap", *ALIKE, low=0.05),
+    # Below 0 the learner finds the rejected ones likelier: so it begins where its labels are bad.
+    "gap": Rule("perplexity gap", *ALIKE, low=0.05, size=True),
+    # What of the gap is below 0. Contrasts should raise it: crossed where it falls instead, by as
+    # much as the least gap in the world.
+    "reversed": Rule(
+        "nats per token",
+        "the learner finds the rejected answers ever likelier than the chosen ones",
+        "read the pairs (macpo show): are the rejected ones better? Or lower dpo.learning_rate",
+        low=-0.1,
+        of="plus",
+    ),
+    # Either alone is no sign. In the world, whose negatives have a tone of their own, 0.983 and 0;
+    # in the authors' released pairs 6 of 14 share the first word.
+    "ranked": Rule("share ranked right before training", *EASY, high=0.95, only_with="first_word"),
+    "first_word": Rule("with the same first word", *EASY, low=0.05, only_with="ranked"),
     # Both sides of people's pairs share 0.09 (HH-RLHF) to 0.20 (UltraFeedback) of their words.
     "overlap": Rule("shared words", *ALIKE, high=0.5),
     # Half as long again: the love of length that DPO is known for; or the reverse, a collapse.
@@ -94,6 +122,18 @@ RULES = {
     ),
     # Cut answers have no end to learn from; some are always there.
     "cut": Rule("share", "the token limit cuts answers", "raise sampling.max_new_tokens", high=0.2),
+    # Without an end a perplexity is lower, so that cut answers are chosen where no filter drops
+    # them: half the candidates' line, for here they are learned from.
+    "chosen_cut": Rule(
+        "share of chosen",
+        "answers without an end are learned from",
+        "drop them with select.truncated=true and select.on_filter=drop",
+        high=0.1,
+    ),
+    # Answers of the world have some 16 words, and those of its fall 3 to 8, or 2. People give short
+    # answers to some prompts: so against what was before, and as far as one answer in ten.
+    "chosen_short": Rule("share of chosen", *SHRUNK, high=0.1, of="plus"),
+    "short": Rule("share", *SHRUNK, high=0.1, of="plus"),
     # What several teachers are for is then lost.
     "one_sided": Rule(
         "share",
@@ -109,7 +149,8 @@ RULES = {
         high=1.5,
         of="times",
     ),
-    # Nats against the start of the training; a fall or collapse that was seen began with these.
+    # Nats since round 0. In trainings that worked chosen rose by up to 0.5 and rejected fell by up
+    # to 9; the collapse that was seen went to -53, and these lines would have told in time.
     "chosen_shift": Rule(
         "nats",
         "the chosen responses become less likely",
@@ -136,9 +177,10 @@ RULES = {
         "raise the learning rate, or see whether chosen and rejected differ (macpo show)",
         low=0.55,
     ),
-    # Lines of these three are where the 95 % interval of the change, prompt by prompt, meets 0.
+    # Lines of these four are where the 95 % interval of the change, prompt by prompt, meets 0.
     "gold": Rule("gold", *WORSE),
     "reward": Rule("reward", *WORSE),
+    "win": Rule("win rate", *WORSE),
     "plateau": Rule(
         "the best one's gain",
         "no teacher clearly improves",
@@ -158,9 +200,12 @@ def sign(name: str, value: float, before: float | None = None, steps: int = 1) -
     """
     rule = RULES[name]
     low, high = (_line(bound, rule.of, before, steps) for bound in (rule.low, rule.high))
-    below = low is not None and value < low
-    above = high is not None and value > high
+    held = abs(value) if rule.size else value
+    below = low is not None and held < low
+    above = high is not None and held > high
     line = low if below or high is None else high
+    if rule.size and line is not None:
+        line = math.copysign(line, value)
     return _sign(value, before, line, below or above)
 
 
@@ -216,21 +261,36 @@ def of_dataset(
         before: those of its dataset of the round before; empty where there is none.
         first: those of its first round of contrasts; likewise.
     """
-    gap = pl.col("rejected_perplexity").log() - pl.col("chosen_perplexity").log()
-    told: dict[str, Any] = pairs.select(
+    chosen_nats, rejected_nats = (
+        pl.col(f"{side}_sum_logprob") + pl.col(f"{side}_eot_logprob")
+        for side in ("chosen", "rejected")
+    )
+    one, other = (diversity.words(side).list.first() for side in ("chosen", "rejected"))
+    gap = (pl.col("rejected_perplexity").log() - pl.col("chosen_perplexity").log()).median()
+    values: dict[str, Any] = pairs.select(
         perplexity=pl.col("chosen_perplexity").median(),
-        gap=gap.median().abs(),
+        gap=gap,
+        reversed=gap.clip(upper_bound=0.0),
         overlap=diversity.overlap("chosen", "rejected").mean(),
+        ranked=(chosen_nats > rejected_nats).mean(),
+        first_word=(one == other).mean(),
         chosen_chars=pl.col("chosen").str.len_chars().mean(),
         rejected_chars=pl.col("rejected").str.len_chars().mean(),
+        chosen_short=_short("chosen").mean(),
+        chosen_cut=(pl.col("chosen_finish_reason") == "length").mean(),
     ).row(0, named=True)
     texts = diversity.sample(pairs.select("prompt_id", response="chosen"))
-    told |= _distinct(texts) | {"self_bleu": diversity.self_bleu(texts)}
-    told["loops"] = (candidates["repetition"] > LOOP).mean()
-    told["cut"] = (candidates["finish_reason"] == "length").mean()
+    values |= _distinct(texts) | {"self_bleu": diversity.self_bleu(texts)}
+    values["loops"] = (candidates["repetition"] > LOOP).mean()
+    values["cut"] = (candidates["finish_reason"] == "length").mean()
     if candidates["agent"].n_unique() > 1:
-        told["one_sided"] = pairs["chosen_agent"].value_counts(normalize=True)["proportion"].max()
-    return _signs(told, before, first)
+        shares = pairs["chosen_agent"].value_counts(normalize=True)["proportion"]
+        values["one_sided"] = shares.max()
+    return _signs(values, before, first)
+
+
+def _short(column: str) -> pl.Expr:
+    return diversity.words(column).list.len() < SHORT
 
 
 def _distinct(texts: pl.Series) -> dict[str, float | None]:
@@ -238,10 +298,18 @@ def _distinct(texts: pl.Series) -> dict[str, float | None]:
 
 
 def _signs(
-    told: Mapping[str, float | None], before: Mapping[str, Sign], first: Mapping[str, Sign]
+    values: Mapping[str, float | None], before: Mapping[str, Sign], first: Mapping[str, Sign]
 ) -> Signs:
     """What there is of some values, each beside its own before."""
-    return {n: _held(n, v, before.get(n), first.get(n)) for n, v in told.items() if v is not None}
+    each = {n: _held(n, v, before.get(n), first.get(n)) for n, v in values.items() if v is not None}
+    alone = [n for n, s in each.items() if s["crossed"] and not _borne_out(n, each)]
+    return each | {n: {**each[n], "crossed": False} for n in alone}
+
+
+def _borne_out(name: str, signs: Mapping[str, Sign]) -> bool:
+    """Whether the sign without which this one means nothing is crossed as well."""
+    other = RULES[name].only_with
+    return not other or (other in signs and signs[other]["crossed"])
 
 
 def _held(name: str, value: float, before: Sign | None, first: Sign | None) -> Sign:
@@ -259,11 +327,17 @@ def _held(name: str, value: float, before: Sign | None, first: Sign | None) -> S
     return since if since["crossed"] else found
 
 
-def of_training(history: Sequence[Mapping[str, float]]) -> Signs:
+def of_training(
+    history: Sequence[Mapping[str, float]],
+    start: Mapping[str, Sign] = {},
+    reference: Reference = "previous",
+) -> Signs:
     """Signs in the last steps of a training, against its first.
 
     Args:
         history: metrics by step, so far.
+        start: signs of the training that made the policy from which this one starts.
+        reference: of DPO.
     """
     if len(history) < WINDOW:
         return {}
@@ -276,65 +350,92 @@ def of_training(history: Sequence[Mapping[str, float]]) -> Signs:
         # With the confidence loss the whole is a mixture whose weights change.
         name = "weak" if "weak" in first else "loss"
         return {"loss": sign("loss", mean(name, WINDOW), first[name])}
-    # Against the reference, so that it matters little which rows a batch holds.
-    shifts = ("chosen_shift", "rejected_shift")
-    told = {name: mean(name, WINDOW) - first[name] for name in shifts}
-    told["reward_margin"] = mean("margin", WINDOW)
+    signs: Signs = {}
+    for name in ("chosen_shift", "rejected_shift"):
+        # The differences to the first step add up over the rounds, whatever the reference. Against
+        # the policy of round 0 the first step itself says what was before, on these very pairs.
+        earlier = start[name]["value"] if name in start else None
+        if reference == "initial":
+            earlier = first[name]
+        # As in a CUSUM (Page 1954), a rise before makes up for no fall now.
+        signs[name] = sign(name, mean(name, WINDOW) - first[name] + min(earlier or 0.0, 0), earlier)
+    values = {"reward_margin": mean("margin", WINDOW)}
     if len(history) >= ENOUGH:
-        told["accuracy"] = mean("accuracy", ENOUGH)
-    return _signs(told, {}, {})
+        values["accuracy"] = mean("accuracy", ENOUGH)
+    return signs | _signs(values, {}, {})
 
 
-def of_evaluation(responses: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Signs]:
+def of_evaluation(
+    responses: pl.DataFrame, teachers: Sequence[str], judgements: pl.DataFrame
+) -> dict[str, Signs]:
     """Signs in what the positive policies answered to the held-out prompts.
 
     Args:
         responses: RESPONSES.
         teachers: the agents of whom one at least should get better in each round.
+        judgements: JUDGEMENTS; against each baseline by itself.
 
     Returns:
         Signs by policy; those of all teachers as `teachers-ROUND`.
     """
-    from macpo_data.verdict import change  # brings numpy, which `status` need not wait for
-
-    found: dict[str, Signs] = {}
-    gains: dict[int, dict[str, Estimate]] = {}
-    mine = responses.filter(pl.col("behavior") == "positive").drop_nulls("round")
+    by_policy: dict[str, Signs] = {}
+    mine = responses.filter(behavior="positive").drop_nulls("round")
     for (agent,), own in mine.group_by("agent", maintain_order=True):
         rounds = sorted(own["round"].unique())
-        signs = {r: _signs(_answers(own.filter(round=r)), {}, {}) for r in rounds}
+        by_round = {r: _signs(_answers(own.filter(round=r)), {}, {}) for r in rounds}
         for before, after in pairwise(rounds):
-            told = {n: s["value"] for n, s in signs[after].items()}
-            signs[after] = _signs(told, signs[before], signs[rounds[0]])
-            for measure in ("gold", "reward"):
-                since = [
-                    moved
-                    for earlier in dict.fromkeys((before, rounds[0]))
-                    if (moved := change(responses, str(agent), measure, earlier, after))
-                    and moved.low == moved.low  # not nan
-                ]
-                if since:
-                    worst = min(since, key=lambda moved: moved.high)
-                    scores = draws.by_prompt(own.filter(round=after), measure)
-                    signs[after][measure] = _fall(scores[measure], worst)
-                    if agent in teachers:
-                        gains.setdefault(after, {}).setdefault(str(agent), since[0])
-        found |= {f"{agent}-positive-{r}": s for r, s in signs.items()}
+            values = {n: s["value"] for n, s in by_round[after].items()}
+            by_round[after] = _signs(values, by_round[before], by_round[rounds[0]])
+        by_policy |= {f"{agent}-positive-{r}": s for r, s in by_round.items()}
+    # The measure that stands first tells whether the teachers stand still.
+    measured = [("gold", responses), ("reward", responses)]
+    measured += [("win", own) for _, own in judgements.group_by("against", maintain_order=True)]
+    gains: dict[int, dict[str, Estimate]] = {}
+    for measure, scores in measured:
+        mine = scores.filter(behavior="positive").drop_nulls(["round", measure])
+        for (agent,), own in mine.group_by("agent", maintain_order=True):
+            for round_, moved in _moves(own, str(agent), measure).items():
+                fall = _fall(
+                    draws.by_prompt(own.filter(round=round_), measure)[measure],
+                    min(moved, key=lambda m: m.high),
+                )
+                signs = by_policy.setdefault(f"{agent}-positive-{round_}", {})
+                if measure not in signs or fall["crossed"]:  # of several baselines
+                    signs[measure] = fall
+                if agent in teachers:
+                    gains.setdefault(round_, {}).setdefault(str(agent), moved[0])
     for round_, gained in gains.items():
         if len(gained) == len(teachers):
             best = max(gained.values(), key=lambda gain: gain.low)
             clear = best.mean - best.low
             plateau = _sign(best.mean, None, clear, best.low <= 0)
-            found[f"teachers-{round_}"] = {"plateau": plateau}
-    return found
+            by_policy[f"teachers-{round_}"] = {"plateau": plateau}
+    return by_policy
+
+
+def _moves(scores: pl.DataFrame, agent: str, measure: str) -> dict[int, list[Estimate]]:
+    """By round, how an agent's scores changed since the round before, and since the first one."""
+    from macpo_data.verdict import change  # brings numpy, which `status` need not wait for
+
+    rounds = sorted(scores["round"].unique())
+    moves: dict[int, list[Estimate]] = {}
+    for before, after in pairwise(rounds):
+        since = dict.fromkeys((before, rounds[0]))
+        moved = [change(scores, agent, measure, earlier, after) for earlier in since]
+        # One prompt has no interval: nan.
+        if known := [m for m in moved if m and not math.isnan(m.low)]:
+            moves[after] = known
+    return moves
 
 
 def _answers(answers: pl.DataFrame) -> dict[str, Any]:
-    texts, written = diversity.sample(answers), answers["response"].fill_null("")
+    written = answers.with_columns(pl.col("response").fill_null(""))
+    texts = diversity.sample(answers)
     return {
-        "chars": written.str.len_chars().mean(),
+        "chars": written["response"].str.len_chars().mean(),
+        "short": written.select(_short("response").mean()).item(),
         "cut": (answers["finish_reason"] == "length").mean(),
-        "loops": written.map_elements(repetition, pl.Float64).gt(LOOP).mean(),
+        "loops": written["response"].map_elements(repetition, pl.Float64).gt(LOOP).mean(),
         "self_bleu": diversity.self_bleu(texts),
         **_distinct(texts),
     }

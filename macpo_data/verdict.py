@@ -19,7 +19,7 @@ def change(
     """How the score of an agent's positive policy changed between two rounds, prompt by prompt.
 
     Args:
-        responses: RESPONSES.
+        responses: RESPONSES, or JUDGEMENTS against one baseline.
         agent: whose policies.
         measure: a column of scores.
         before: the earlier round.

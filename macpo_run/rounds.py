@@ -289,10 +289,13 @@ class Run:
 
     def _signs(self, step: Step, round_: int) -> signs.Signs:
         """Those of the same learner's dataset in an earlier round that contrasts, if it has one."""
-        earlier = self.plan.earlier(step, round_) if round_ > 0 else None
-        manifest = earlier and self.store.manifest(self.plan.name(earlier))
-        found: signs.Signs = (manifest or {}).get("signs", {})
-        return found
+        return self._signs_of(self.plan.earlier(step, round_) if round_ > 0 else None)
+
+    def _signs_of(self, step: Step | None) -> signs.Signs:
+        """Those that a finished step's manifest holds."""
+        manifest = step and self.store.manifest(self.plan.name(step))
+        kept: signs.Signs = (manifest or {}).get("signs", {})
+        return kept
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""
@@ -328,6 +331,7 @@ class Run:
             scored_under=self._scored_under(dataset, start),
             cache=self.store.path("reference"),
             logs=self.store.path("logs"),
+            start_signs=self._signs_of(maker),
         )
         if others:
             job = self._with_reference(job, others[0])

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PrinterCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.models import adapter_sha256
-from macpo_data.recipe import NAMED_TEMPLATES, digest, read_template
+from macpo_data.recipe import DPO, NAMED_TEMPLATES, digest, read_template
 from macpo_data.signs import of_training
 from macpo_train.train import Job, Report, sharded
 from macpo_train.watch import Watch, last_checkpoint, say
@@ -89,7 +90,10 @@ def run(
     """Make a trainer around a `Watch`, and train from the last checkpoint, if there is one."""
     of = identity(job)
     name = job.name or job.out.name
-    watch = Watch(report, name, keys, job.settings.batch_size, of, job.train.save_steps)
+    settings = job.settings
+    reference = settings.reference if isinstance(settings, DPO) else "previous"
+    signs = partial(of_training, start=job.start_signs, reference=reference)
+    watch = Watch(report, name, keys, settings.batch_size, of, job.train.save_steps, signs)
     trainer = make(watch)
     trainer.remove_callback(PrinterCallback)  # `watch` tells each step
     folder = Path(trainer.args.output_dir)
@@ -104,7 +108,7 @@ def run(
     history = watch.history(trainer.state)
     return {
         "history": history,
-        "signs": of_training(history),
+        "signs": signs(history),
         "resumed_from": None if checkpoint is None else int(checkpoint.name.split("-")[1]),
     }
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from macpo_data.chat import make_chat
 from macpo_data.errors import ModelError, first_line
 from macpo_data.models import Base, load_model, load_tokenizer
 from macpo_data.recipe import DPO, SFT, Confidence, Lora, RewardTraining, Train
+from macpo_data.signs import Signs
 
 Report = Callable[[int, int, str], None]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -49,6 +50,7 @@ class Job:
     cache: Path | None = None  # where log-probabilities of references are kept; None: nowhere
     logs: Path | None = None  # where tensorboard's files go; None: beside `out`
     name: str = ""  # of the curves; empty: that of `out`
+    start_signs: Signs = field(default_factory=dict)  # of the training that made `start`, if known
 
 
 def train(report: Report, job: Job) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from macpo_data.errors import ModelError
-from macpo_data.signs import ENOUGH, of_training, sentences
+from macpo_data.signs import ENOUGH, Signs, sentences
 
 Report = Callable[[int, int, str], None]
 History = list[dict[str, float]]
@@ -33,14 +33,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         rows: int,
         identity: str,
         save_steps: int | None,
+        signs: Callable[[History], Signs],
     ) -> None:
-        """`keys` renames trl's metrics; `identity` is what a checkpoint has to match."""
+        """`keys` renames trl's metrics; `identity` is what a checkpoint has to match.
+
+        `signs` gives those of a history, of which it is shown the first row and the last ENOUGH.
+        """
         self.report = report
         self.name = name
         self.keys = keys
         self.rows = rows  # per step
         self.identity = identity
         self.save_steps = save_steps
+        self.signs = signs
         self.said: set[str] = set()  # signs of failure
         self.begun = self.saved = time.monotonic()
         self.first_step: int | None = None
@@ -84,7 +89,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.report(state.global_step, state.max_steps, " ".join([*notes, f"{rate:.1f} {unit}/s"]))
         made_so_far = [logs for logs in state.log_history if "loss" in logs]
         looked_at = made_so_far[:1] + made_so_far[1:][-ENOUGH:]
-        found = of_training([self._row(logs) for logs in looked_at])
+        found = self.signs([self._row(logs) for logs in looked_at])
         new = {n: s for n, s in found.items() if s["crossed"] and n not in self.said}
         self.said |= new.keys()
         for line in sentences(new):

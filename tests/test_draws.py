@@ -16,7 +16,7 @@ from macpo_data.errors import RecipeError
 from macpo_data.evaluate import _table, answers_of, beside, evaluate, latest
 from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
-from macpo_data.schema import JUDGEMENTS, RESPONSES
+from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
 from macpo_data.show import print_evaluation
 from macpo_data.signs import of_evaluation
 from macpo_data.verdict import change
@@ -84,7 +84,7 @@ def test_changes_and_falls_are_over_prompts() -> None:
     rows = responses({0: {"p": [1, 1], "q": [1, 1]}, 1: {"p": [1, 0], "q": [0, 0]}})
     moved = change(rows, "student", "gold", 0, 1)
     assert moved is not None and tuple(moved) == (-0.75, -1.0, -0.5)
-    sign = of_evaluation(rows, [])["student-positive-1"]["gold"]
+    sign = of_evaluation(rows, [], empty(JUDGEMENTS))["student-positive-1"]["gold"]
     assert (sign["value"], sign["before"], sign["line"], sign["crossed"]) == (0.25, 1, 0.75, True)
 
 

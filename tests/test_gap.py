@@ -242,7 +242,7 @@ def test_the_commands(recipe_file: Path, tmp_path: Path) -> None:
 
 def files(folder: Path, d2: list[dict[str, object]]) -> str:
     """A source of local files, with D2 as given."""
-    pairs = {part: [{"prompt": f"{part} {n}?", "chosen": "yes", "rejected": "no"}
+    pairs: dict[str, list[dict[str, object]]] = {part: [{"prompt": f"{part} {n}?", "chosen": "yes", "rejected": "no"}
                     for n in range(6)] for part in ("d1", "test")}  # fmt: skip
     for part, rows in {**pairs, "d2": d2}.items():
         (folder / f"{part}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from cli import app
 from macpo_data.diversity import TEXTS, WORDS, distinct, overlap, sample, self_bleu
 from macpo_data.evaluate import evaluate, trained
 from macpo_data.report import Source, collect
-from macpo_data.schema import CANDIDATES, PAIRS, RESPONSES
+from macpo_data.schema import CANDIDATES, JUDGEMENTS, PAIRS, RESPONSES, empty
 from macpo_data.signs import (
     ENOUGH,
     RULES,
     WINDOW,
+    Reference,
     Sign,
     Signs,
     flags,
@@ -34,6 +36,7 @@ from macpo_data.signs import (
 )
 
 FEW = settings(max_examples=25, deadline=None)  # sacrebleu is imported in the first
+NONE = empty(JUDGEMENTS)
 TOKENS = st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=8), min_size=2)
 
 
@@ -121,10 +124,16 @@ def test_the_line_is_on_the_side_of_the_value() -> None:
 
 
 def test_a_dataset_by_hand() -> None:
-    """The gap is ln(4 / 2); lengths 3 and 6; 1 of 4 words shared; a third loops; t wrote half."""
+    """The gap is ln(4 / 2); lengths 3 and 7; 1 of 4 words shared; a third loops; t wrote half.
+
+    One pair of two has the same first word, and is ranked right: -3 > -5, but -4 is not above -4.
+    """
     pairs = dataset(
-        chosen=["a b", "c d"], rejected=["a bcd ef", "g hij"],
+        chosen=["a b", "c d"], rejected=["A, bcd ef", "g hij"],
         chosen_perplexity=[2.0, 2.0], rejected_perplexity=[4.0, 4.0], chosen_agent=["t", "u"],
+        chosen_sum_logprob=[-2.5, -3.0], chosen_eot_logprob=[-0.5, -1.0],
+        rejected_sum_logprob=[-2.0, -4.0], rejected_eot_logprob=[-3.0, 0.0],
+        chosen_finish_reason=["stop", "stop"],
     )  # fmt: skip
     found = of_dataset(pairs, candidates([0.6, 0.5, -1.0], ["t", "u", "u"]), {}, {})
     values = {name: one["value"] for name, one in found.items()}
@@ -132,9 +141,14 @@ def test_a_dataset_by_hand() -> None:
         {
             "perplexity": 2.0,
             "gap": math.log(2),
+            "reversed": 0.0,
             "overlap": 0.125,
+            "ranked": 0.5,
+            "first_word": 0.5,
             "chosen_chars": 3.0,
-            "rejected_chars": 6.5,
+            "rejected_chars": 7.0,
+            "chosen_short": 1.0,
+            "chosen_cut": 0.0,
             "distinct_1": 1.0,
             "distinct_2": 1.0,
             "self_bleu": 0.0,
@@ -166,7 +180,9 @@ def test_a_dataset_that_goes_wrong() -> None:
         chosen_perplexity=[4.0] * 8, rejected_perplexity=[4.1] * 8,
     )  # fmt: skip
     found = of_dataset(wrong, candidates([0.9, -1.0], ["t", "u"]), first, first)
-    assert crossed(found) == set(found) == set(first)
+    assert set(found) == set(first)
+    # The rejected ones are as likely, not likelier; all are long, and begin alike.
+    assert crossed(found) == set(found) - {"reversed", "first_word", "chosen_short"}
     assert found["perplexity"] == Sign(value=4.0, before=2.0, line=2.2, crossed=True)
     lines = sentences(found)
     assert len(lines) == 7 and all("; " in line for line in lines)  # those of one kind are one
@@ -197,7 +213,114 @@ def test_a_decline_slow_or_sudden(values: list[float], held: tuple[float, float,
 
 def test_fine_tuning_data_has_no_rejected_side() -> None:
     found = of_dataset(dataset(chosen=["one answer", "another answer"]), candidates([]), {}, {})
-    assert set(found) == {"chosen_chars", "distinct_1", "distinct_2", "self_bleu"}
+    lengths = {"chosen_chars", "chosen_short"}
+    assert set(found) == {*lengths, "distinct_1", "distinct_2", "self_bleu"}
+
+
+@pytest.mark.parametrize(
+    ("right", "alike", "easy"),
+    [
+        (20, 0, True),
+        (19, 0, False),  # 0.95 is on the line
+        (20, 1, False),  # and so is 0.05
+        (None, 0, False),  # without scores nothing is known of what the learner knows
+    ],
+)
+def test_pairs_are_too_easy_by_two_signs(right: int | None, alike: int, easy: bool) -> None:
+    """Of 20 pairs: ranked right by the learner, the end of the answer counted, and begun alike.
+
+    Without their ends all are ranked wrong: -2 against -1.
+    """
+    ends = [-9.0 if right is None or n < right else -0.5 for n in range(20)]
+    scores = {
+        "chosen_sum_logprob": [-2.0] * 20, "chosen_eot_logprob": [0.0] * 20,
+        "rejected_sum_logprob": [-1.0] * 20, "rejected_eot_logprob": ends,
+    }  # fmt: skip
+    pairs = dataset(
+        chosen=["Yes, of course it is."] * 20,
+        rejected=["YES: what else could it be"] * alike + ["No, or so I think."] * (20 - alike),
+        **({} if right is None else scores),
+    )
+    found = of_dataset(pairs, candidates([]), {}, {})
+    assert found["first_word"]["value"] == alike / 20
+    if right is None:
+        assert "ranked" not in found
+    else:
+        assert found["ranked"]["value"] == right / 20
+    assert crossed(found) == ({"ranked", "first_word"} if easy else set())
+    if easy:
+        (line,) = sentences(found)
+        assert "before training 1 (line 0.95), with the same first word 0 (line 0.05); " in line
+
+
+def test_a_text_without_words_begins_with_none() -> None:
+    """It counts for no pair: one of the two others begins alike."""
+    pairs = dataset(chosen=["...", "so it is", "so"], rejected=["...", "So!", "no"])
+    assert of_dataset(pairs, candidates([]), {}, {})["first_word"]["value"] == 0.5
+
+
+def with_gap(nats: float) -> pl.DataFrame:
+    ends = {"chosen_perplexity": [2.0], "rejected_perplexity": [2.0 * math.exp(nats)]}
+    return dataset(chosen=["one two three four"], rejected=["five six seven eight"], **ends)
+
+
+@pytest.mark.parametrize(
+    ("nats", "line", "alike"),
+    [
+        (0.051, 0.05, False),
+        (0.049, 0.05, True),
+        (-0.049, -0.05, True),
+        (-0.051, -0.05, False),
+        (-3.0, -0.05, False),  # a learner with bad labels begins so
+    ],
+)
+def test_a_gap_is_small_on_either_side_of_0(nats: float, line: float, alike: bool) -> None:
+    found = of_dataset(with_gap(nats), candidates([]), {}, {})
+    assert found["gap"]["value"] == pytest.approx(nats, rel=1e-3)
+    assert found["gap"]["line"] == line
+    assert crossed(found) & {"gap", "reversed"} == ({"gap"} if alike else set())
+
+
+def test_a_gap_on_its_line() -> None:
+    """Only what is nearer to 0 crosses it."""
+    for value in (0.05, -0.05):
+        assert sign("gap", value) == Sign(value=value, before=None, line=value, crossed=False)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "held"),
+    [
+        ([0.5, -0.09], (0.0, -0.1, False)),
+        ([0.5, -0.11], (0.0, -0.1, True)),
+        ([-0.5, -0.3], (-0.5, -0.6, False)),  # it rises
+        ([-0.5, -0.59, -0.65], (-0.59, -0.69, False)),
+        ([-0.5, -0.59, -0.68, -0.71], (-0.5, -0.7, True)),  # slowly: 0.2 below the first
+    ],
+)
+def test_a_gap_falls_below_0(gaps: list[float], held: tuple[float, float, bool]) -> None:
+    rounds: list[Signs] = []
+    for nats in gaps:
+        earlier = (rounds[-1], rounds[0]) if rounds else ({}, {})
+        rounds.append(of_dataset(with_gap(nats), candidates([]), *earlier))
+    found = rounds[-1]["reversed"]
+    assert (found["before"], found["line"], found["crossed"]) == held
+
+
+@pytest.mark.parametrize(("bad", "is_crossed"), [(2, False), (3, True)])
+def test_chosen_that_are_cut_or_short(bad: int, is_crossed: bool) -> None:
+    """Of 20: 2 cut are on the line of 0.1; so are 2 with three words where there was none."""
+    fine = ["each has four words"] * 20
+    first = of_dataset(dataset(chosen=fine), candidates([]), {}, {})
+    ends = ["length"] * bad + ["stop"] * (20 - bad)
+    cut = of_dataset(dataset(chosen=fine, chosen_finish_reason=ends), candidates([]), first, first)
+    assert cut["chosen_cut"] == Sign(value=bad / 20, before=None, line=0.1, crossed=is_crossed)
+    assert crossed(cut) == ({"chosen_cut"} if is_crossed else set())
+    short = dataset(chosen=["only three words."] * bad + fine[bad:])
+    found = of_dataset(short, candidates([]), first, first)["chosen_short"]
+    assert found == Sign(value=bad / 20, before=0.0, line=0.1, crossed=is_crossed)
+    # Where short answers are what the prompts ask for, they are no sign.
+    alone = of_dataset(dataset(chosen=["42"] * 20), candidates([]), {}, {})["chosen_short"]
+    assert alone == Sign(value=1.0, before=None, line=None, crossed=False)
 
 
 def steps(count: int, **last: float) -> list[dict[str, float]]:
@@ -233,6 +356,57 @@ def test_a_training_of_few_steps_or_another_kind() -> None:
     assert set(of_training(steps(10))) == {"chosen_shift", "rejected_shift", "reward_margin"}
 
 
+def shifts(start: float, end: float) -> list[dict[str, float]]:
+    """A history in which both log-probabilities stand at one value, and at last at another."""
+    last = {"margin": 0.0, "accuracy": 0.8}
+    each = [start] + [end] * WINDOW
+    return [{"chosen_shift": v, "rejected_shift": v, **last} for v in each]
+
+
+def test_a_fall_adds_up_over_the_rounds() -> None:
+    """10 nats in each round: -10, then -20. On the line itself, -15, nothing is crossed."""
+    first = of_training(shifts(0.0, -10.0))
+    assert first["rejected_shift"] == Sign(value=-10, before=None, line=-15, crossed=False)
+    second = of_training(shifts(0.0, -10.0), first)
+    assert second["rejected_shift"] == Sign(value=-20, before=-10, line=-15, crossed=True)
+    third = of_training(shifts(0.0, 2.0), second)
+    assert third["rejected_shift"] == Sign(value=-18, before=-20, line=-15, crossed=True)
+    assert of_training(shifts(0.0, -5.0), first)["rejected_shift"]["value"] == -15
+    assert not of_training(shifts(0.0, -5.0), first)["rejected_shift"]["crossed"]
+    assert of_training(shifts(0.0, -5.01), first)["rejected_shift"]["crossed"]
+    # Fine-tuning in round 0 has another sign, which adds nothing.
+    tuned = of_training([{"loss": 3.0}] * WINDOW)
+    assert of_training(shifts(0.0, -10.0), tuned) == first
+
+
+def test_a_rise_before_makes_up_for_no_fall() -> None:
+    """Up by 3 nats, then down by 2: a fall of 2."""
+    rose = of_training(shifts(0.0, 3.0))
+    fell = of_training(shifts(0.0, -2.0), rose)["chosen_shift"]
+    assert fell == Sign(value=-2, before=3, line=-1.5, crossed=True)
+
+
+@pytest.mark.parametrize(
+    ("reference", "history", "value"),
+    [
+        # The start of round 2 is where the reference is.
+        ("previous", shifts(0.0, -10.0), -20.0),
+        # 40 nats above the bare base after round 0, 30 after round 1, 20 at the end.
+        ("base", shifts(30.0, 20.0), -20.0),
+        # Against the policy of round 0; on these pairs round 1 fell by 12.
+        ("initial", shifts(-12.0, -22.0), -22.0),
+    ],
+)
+def test_what_is_since_round_0_by_reference(
+    reference: Reference, history: list[dict[str, float]], value: float
+) -> None:
+    """Round 1 fell by 10 nats, as its own sign says, and round 2 by 10 more."""
+    start = of_training(shifts(0.0, -10.0))
+    found = of_training(history, start, reference)["rejected_shift"]
+    assert found["value"] == value
+    assert found["before"] == (-12 if reference == "initial" else -10)
+
+
 def test_a_fine_tuning() -> None:
     """The mean of the last five losses is held against 1.5 times the first: here 3 times 1.5."""
     for last, above in ((4.5, False), (4.51, True)):
@@ -262,31 +436,112 @@ def test_an_evaluation_by_hand() -> None:
     """
     falls, stands = {0: [1.0] * 4, 1: [0.0] * 4}, {0: [1.0] * 4, 1: [1.0] * 4}
     responses = pl.concat([answers("s", falls), answers("t", stands)])
-    found = of_evaluation(responses, ["t"])
+    found = of_evaluation(responses, ["t"], NONE)
     gold = Sign(value=0.0, before=1.0, line=1.0, crossed=True)
     assert found["s-positive-1"]["gold"] == gold
     assert found["t-positive-1"]["gold"]["crossed"] is False
     assert found["teachers-1"]["plateau"]["crossed"] is True
     assert found["s-positive-1"]["chars"]["crossed"] is True  # 12 to 23 characters
     assert crossed(found["s-positive-0"]) == set()
-    assert "teachers-1" not in of_evaluation(responses, ["t", "u"])  # of u nothing is known
+    assert "teachers-1" not in of_evaluation(responses, ["t", "u"], NONE)  # of u nothing is known
     rises = answers("t", {0: [0.0] * 4, 2: [1.0, 0.9, 1.0, 0.9]})
-    assert of_evaluation(rises, ["t"])["teachers-2"]["plateau"]["crossed"] is False
+    assert of_evaluation(rises, ["t"], NONE)["teachers-2"]["plateau"]["crossed"] is False
     # Of 40 prompts 1, then 2 are lost in a round, which is no clear fall; 12 of 40 in all are.
     slow = {r: [0.0] * lost + [1.0] * (40 - lost) for r, lost in enumerate((0, 2, 4, 6, 8))}
-    slid = of_evaluation(answers("s", slow), [])
+    slid = of_evaluation(answers("s", slow), [], NONE)
     assert [slid[f"s-positive-{r}"]["gold"]["crossed"] for r in (1, 4)] == [False, True]
     assert slid["s-positive-4"]["gold"]["before"] == 1.0
-    cut = of_evaluation(answers("s", {3: [-1.0, 1.0, 1.0, 1.0]}), [])
+    cut = of_evaluation(answers("s", {3: [-1.0, 1.0, 1.0, 1.0]}), [], NONE)
     assert cut["s-positive-3"]["cut"] == Sign(value=0.25, before=None, line=0.2, crossed=True)
 
 
 def test_a_fall_is_clear_where_its_whole_interval_is() -> None:
     """-1 and +1 in turns is no fall; one prompt has no interval, and nothing is said of it."""
     level = {0: [0.0] * 8, 1: [-1.0, 1.0] * 4}
-    assert "gold" not in crossed(of_evaluation(answers("s", level), [])["s-positive-1"])
-    one = of_evaluation(answers("s", {0: [1.0], 1: [0.0]}), ["s"])
+    assert "gold" not in crossed(of_evaluation(answers("s", level), [], NONE)["s-positive-1"])
+    one = of_evaluation(answers("s", {0: [1.0], 1: [0.0]}), ["s"], NONE)
     assert "gold" not in one["s-positive-1"] and "teachers-1" not in one
+
+
+def verdicts(
+    agent: str, wins: Mapping[int, Sequence[float | None]], against: str = "base"
+) -> pl.DataFrame:
+    rows = [
+        {"prompt_id": str(n), "agent": agent, "behavior": "positive", "round": r,
+         "against": against, "win": win}
+        for r, each in wins.items()
+        for n, win in enumerate(each)
+    ]  # fmt: skip
+    return pl.DataFrame(rows, schema=JUDGEMENTS)
+
+
+def unscored(agents: str, rounds: int) -> pl.DataFrame:
+    """Answers that nobody scored by themselves."""
+    nothing = pl.lit(None, pl.Float64)
+    each = [answers(agent, dict.fromkeys(range(rounds), [0.0] * 4)) for agent in agents]
+    return pl.concat(each).with_columns(gold=nothing)
+
+
+def test_a_win_rate_falls_and_teachers_stand_still() -> None:
+    """The student wins all, then none, its teacher half of both rounds: nobody else judged them.
+
+    All four prompts lose 1, so that the interval is -1 to -1 and the line 0 + 1.
+    """
+    responses = unscored("st", 2)
+    fell, stood = {0: [1.0] * 4, 1: [0.0] * 4}, {0: [1.0, 0.0] * 2, 1: [1.0, 0.0] * 2}
+    found = of_evaluation(responses, ["t"], pl.concat([verdicts("s", fell), verdicts("t", stood)]))
+    assert found["s-positive-1"]["win"] == Sign(value=0.0, before=1.0, line=1.0, crossed=True)
+    # An interval of 0 to 0 meets 0 and does not fall, nor is it a gain.
+    assert found["t-positive-1"]["win"] == Sign(value=0.5, before=0.5, line=0.5, crossed=False)
+    assert found["teachers-1"]["plateau"] == Sign(value=0.0, before=None, line=0.0, crossed=True)
+    assert not {"gold", "win"} & set(found["s-positive-0"])
+    (line,) = [row for row in sentences(found["s-positive-1"]) if "win rate" in row]
+    assert line.startswith("the held-out answers get worse: win rate 0 (1 before, line 1); ")
+    rose = verdicts("t", {0: [0.0] * 4, 1: [1.0, 0.5] * 2})
+    assert not of_evaluation(responses, ["t"], rose)["teachers-1"]["plateau"]["crossed"]
+    # Scores of single answers say it where there are any: by gold this teacher rises.
+    scored = answers("t", {0: [0.0] * 4, 1: [1.0] * 4})
+    both = of_evaluation(scored, ["t"], verdicts("t", stood))
+    assert not both["teachers-1"]["plateau"]["crossed"]
+    assert {"gold", "win"} <= set(both["t-positive-1"])
+
+
+def test_win_rates_are_paired_by_prompt_and_baseline() -> None:
+    """Round 0 is the baseline itself, so that the slow fall is told from round 1 on.
+
+    Two of 40 prompts are lost in a round, which is no clear fall: 0.95^40 = 0.13 of the resamples
+    hold neither. Of four, 0.9^40 = 0.015 hold none, less than the 0.025 below the interval.
+    Prompts without a readable verdict are left out: with the other baseline no pair is left.
+    """
+    slow = {r: [0.0] * lost + [1.0] * (40 - lost) for r, lost in ((1, 0), (2, 2), (3, 4))}
+    other = verdicts("s", {1: [1.0] * 20 + [None] * 20, 2: [None] * 20 + [0.0] * 20}, "chosen")
+    judged = pl.concat([verdicts("s", slow, "s-positive-0"), other])
+    found = of_evaluation(unscored("s", 4), ["s"], judged)
+    assert "win" not in found["s-positive-1"]
+    second, third = (found[f"s-positive-{r}"]["win"] for r in (2, 3))
+    assert not second["crossed"] and third["crossed"]
+    assert (second["value"], second["before"]) == (0.95, 1.0)
+    assert (third["value"], third["before"]) == (0.9, 1.0)
+    # Of two baselines, the one against which it falls.
+    beaten = verdicts("s", {1: [1.0] * 4, 2: [0.0] * 4}, "chosen")
+    for order in ([judged, beaten], [beaten, judged]):
+        fell = of_evaluation(unscored("s", 4), ["s"], pl.concat(order))["s-positive-2"]["win"]
+        assert fell == Sign(value=0.0, before=1.0, line=1.0, crossed=True)
+
+
+@pytest.mark.parametrize(("short", "is_crossed"), [(2, False), (3, True)])
+def test_held_out_answers_grow_short(short: int, is_crossed: bool) -> None:
+    """Of 20, 2 with three words or none at all are on the line of 0 + 0.1."""
+    fine = ["each has four words"] * 20
+    bad: list[str | None] = ["only three words", None, "gladly"]
+    texts: dict[int, list[str | None]] = {0: [*fine], 1: [*bad[:short], *fine[short:]]}
+    rows = [
+        {"prompt_id": str(n), "agent": "s", "behavior": "positive", "round": r, "response": text}
+        for r, each in texts.items()
+        for n, text in enumerate(each)
+    ]
+    found = of_evaluation(pl.DataFrame(rows, RESPONSES), [], NONE)["s-positive-1"]["short"]
+    assert found == Sign(value=short / 20, before=0.0, line=0.1, crossed=is_crossed)
 
 
 @pytest.mark.parametrize("name", RULES)
