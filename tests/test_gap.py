@@ -238,21 +238,27 @@ def test_the_commands(recipe_file: Path, tmp_path: Path) -> None:
     assert "wrote" in macpo("push", "--round", "0", "--to", str(tmp_path / "hub"))
     tree = [p.relative_to(tmp_path).as_posix() for p in (tmp_path / "hub").rglob("*")]
     assert tree and not any("ceiling" in path for path in tree)
+    place = ["--runs", str(tmp_path / "other"), "--recipe-to", str(tmp_path / "pulled.yaml")]
+    pulled = CliRunner().invoke(app, ["pull", str(tmp_path / "hub"), "--round", "0", *place])
+    assert pulled.exit_code == 0, pulled.output
+    assert pulled.stdout.count("pulled   ") == 4
 
 
 def files(folder: Path, d2: list[dict[str, object]]) -> str:
     """A source of local files, with D2 as given."""
-    pairs: dict[str, list[dict[str, object]]] = {part: [{"prompt": f"{part} {n}?", "chosen": "yes", "rejected": "no"}
-                    for n in range(6)] for part in ("d1", "test")}  # fmt: skip
-    for part, rows in {**pairs, "d2": d2}.items():
+    whole: list[dict[str, object]] = [
+        {"prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in range(12)
+    ]
+    parts = {"d1": whole[:6], "d2": d2, "test": whole[6:]}
+    for part, rows in parts.items():
         (folder / f"{part}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    paths = {part: {"path": str(folder / f"{part}.jsonl")} for part in ("d1", "d2", "test")}
+    paths = {part: {"path": str(folder / f"{part}.jsonl")} for part in parts}
     return f"data={json.dumps({'source': 'pairs', **paths})}"
 
 
 def test_prompts_alone_have_no_ceiling(open_run: OpenRun, tmp_path: Path) -> None:
     """Told when the prompts are read, before anything is trained."""
-    data = files(tmp_path, [{"prompt": f"{n}?"} for n in range(5)])
+    data = files(tmp_path, [{"prompt": f"{n}?"} for n in "abcde"])
     run = open_run(data, CEILING)
     with pytest.raises(
         DataError, match=r"data\.d2 with chosen answers, and 5 of 5 prompts have none"
