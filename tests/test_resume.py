@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.recipe import DPO, SFT, Confidence, Lora, Train
-from macpo_data.signs import RULES
+from macpo_data.signs import RULES, WINDOW, Sign
 from macpo_train.train import Job, train
 from macpo_train.watch import MARK, last_checkpoint
 
@@ -227,6 +227,46 @@ def test_a_sign_is_told_once_and_kept(
     facts = train(unheard, replace(job, settings=settings, out=tmp_path / "out"))
     assert [name for name, sign in facts["signs"].items() if sign["crossed"]] == ["chosen_shift"]
     assert capsys.readouterr().err.count("become less likely") == 1
+
+
+def test_a_fall_of_earlier_rounds_is_told_at_once(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The start had fallen by 99 nats: it is told as soon as there are enough steps."""
+    fallen = Sign(value=-99.0, before=None, line=-15.0, crossed=True)
+    settings = job.settings.model_copy(update={"epochs": 2})
+    begun = replace(job, start_signs={"rejected_shift": fallen}, settings=settings)
+    facts = train(unheard, replace(begun, out=tmp_path / "out"))
+    found, shift = facts["signs"]["rejected_shift"], column(facts, "rejected_shift")
+    change = sum(shift[-WINDOW:]) / WINDOW - shift[0]
+    assert found["value"] == pytest.approx(change - 99, rel=1e-4) and found["before"] == -99
+    (line,) = [row for row in capsys.readouterr().err.splitlines() if "collapse" in row]
+    assert f"step {WINDOW}: the rejected responses collapse: nats -" in line
+    assert "(-99 before, line -15)" in line
+
+
+def test_falls_add_up_in_the_rounds_of_a_run(open_run: OpenRun, tiny_recipe: Path) -> None:
+    """Round 2 goes on from what the manifest of round 1 says, six steps each."""
+    values = yaml.safe_load(tiny_recipe.read_text())
+    values["agents"] = {name: values["agents"][name] for name in ("teacher1", "student")}
+    tiny_recipe.write_text(yaml.safe_dump(values, sort_keys=False))
+    sets = ("rounds=2", "frozen_teachers=true", "dpo.epochs=2")
+    with open_run(*sets, file=tiny_recipe, fake=False) as run:
+        for round_ in range(3):
+            assert not run.finish_round(round_).waiting
+        steps = [run.select("train", round_, "student")[0] for round_ in range(3)]
+        tuned, *trained = (run.store.manifest(run.plan.name(step)) or {} for step in steps)
+    assert set(tuned["signs"]) <= {"loss"}
+    earlier: dict[str, float] = {}
+    for manifest in trained:
+        for name in ("chosen_shift", "rejected_shift"):
+            shift = column(manifest, name)
+            assert len(shift) == 6 and abs(shift[0]) < 1e-4  # the reference is the start
+            total = sum(shift[-WINDOW:]) / WINDOW - shift[0] + min(earlier.get(name, 0.0), 0.0)
+            found = manifest["signs"][name]
+            assert found["value"] == pytest.approx(total, rel=1e-3, abs=1e-6)
+            assert found["before"] == earlier.get(name)
+            earlier[name] = found["value"]
 
 
 def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -> None:

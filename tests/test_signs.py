@@ -566,9 +566,10 @@ def test_manifests_hold_them_and_the_page_tells(open_run: OpenRun) -> None:
         for name, found in manifest["signs"].items():
             if not name.endswith("chars"):
                 assert found["before"] == before["signs"].get(name, {}).get("value")
-    found = evaluate(run.context(), trained(run.plan, run.store))
+    found = evaluate(run.context(), trained(run.plan, run.store), "student-positive-0")
     held_out = run.store.manifest(f"eval/{found.paths[0].name}") or {}
-    assert "gold" in held_out["signs"]["student-positive-2"]
+    assert {"gold", "win"} <= set(held_out["signs"]["student-positive-2"])
+    assert "win" not in held_out["signs"]["student-positive-1"]  # the first that is compared
     warnings = collect([Source("mine", run.plan, run.store)])["recipes"][0]["warnings"]
     step = next(s for s in run.plan.steps if (s.kind, s.round, s.learner) == ("gen", 2, "student"))
     told = [f"{step}: {line}" for line in flags(made[2, "student"])]
