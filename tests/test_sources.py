@@ -35,12 +35,14 @@ def real(name: str) -> str:
 
 
 def make(**values: Any) -> Data:
-    """The parts as they are drawn; the probe, which is taken out of D1, has tests of its own."""
     return TypeAdapter(Data).validate_python({"probe": {"count": 0}, **values})
 
 
 def read(seed: int = 0, /, **values: Any) -> tuple[Parts, pl.DataFrame]:
-    return sources.read_parts(make(**values), seed)
+    """The parts as they are drawn; the probe, which is taken out of D1, has tests of its own."""
+    parts, unusable = sources.read_parts(make(**values), seed)
+    assert parts.pop("probe").is_empty()
+    return parts, unusable
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
