@@ -1,8 +1,8 @@
 """What is worth running next, said after round 0, from the probe alone.
 
-Whoever ranks a human pair right, finding the chosen answer less perplexing than the rejected one,
-knows something about it. Held against each other, the rankings of teachers and student tell whether
-they have anything to teach each other before more rounds are paid for.
+Whoever ranks a human pair right (`probe` says how) knows something about it. Held against each
+other, the rankings of teachers and student tell whether they have anything to teach each other,
+before more rounds are paid for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 CHANCE = 0.5
 SOLVED = 0.95  # of the pairs ranked right: what is left are mostly pairs that nobody could
-USEFUL = 0.5  # of what the student ranks wrong, right by some teacher: more than guessing brings
 
 
 class Next(StrEnum):
@@ -57,10 +56,22 @@ class Advice:
     some_right: float | None  # some teacher right where the student is wrong; None: it never is
     agreement: float | None  # share of the pairs that two teachers rank alike; None: one teacher
 
+    pairs: int  # of the probe
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the lead's interval lies on one side of 0."""
+        return self.lead.low > 0 or self.lead.high < 0
+
     @property
     def text(self) -> str:
         """One paragraph for a person."""
-        return WHY[self.next]
+        if self.is_clear or self.next in (Next.LABELS, Next.STOP):
+            return WHY[self.next]
+        return (
+            f"{WHY[self.next]} This is a lean and no more: {self.pairs} pairs cannot tell who "
+            "ranks better (data.probe.count)."
+        )
 
 
 def advise(recipe: Recipe, known: Sequence[Reading]) -> Advice | None:
@@ -94,12 +105,13 @@ def advise(recipe: Recipe, known: Sequence[Reading]) -> Advice | None:
     lead = estimate([t - s for t, s in zip(together, student, strict=True)])
     some = mean(any(t[at] for t in teachers) for at in wrong) if wrong else None
     return Advice(
-        _next(committee, own, lead, some),
+        _next(committee, own, lead),
         {name: estimate(values) for name, values in right.items()},
         committee,
         lead,
         some,
         mean(alike) if alike else None,
+        len(pairs),
     )
 
 
@@ -108,13 +120,10 @@ def _majority(votes: Sequence[float]) -> float:
     return 0.5 if share == 0.5 else float(share > 0.5)
 
 
-def _next(together: Estimate, student: Estimate, lead: Estimate, some: float | None) -> Next:
+def _next(together: Estimate, student: Estimate, lead: Estimate) -> Next:
     if student.mean >= SOLVED and together.mean >= SOLVED:
         return Next.STOP
-    if lead.low > 0:
-        return Next.MUTUAL
-    if lead.high < 0:
-        return Next.OWN
-    if together.low <= CHANCE and student.low <= CHANCE:
+    nobody = together.low <= CHANCE and student.low <= CHANCE
+    if nobody and lead.low <= 0 <= lead.high:
         return Next.LABELS
-    return Next.MUTUAL if some is not None and some > USEFUL and lead.mean > 0 else Next.OWN
+    return Next.MUTUAL if lead.mean > 0 else Next.OWN

@@ -3,6 +3,11 @@
 They are D1's, with the recipe's noise like any others, so that they cost no label that a run does
 not have anyway. What stops a run, names its best round or advises comes from here alone: no gold
 score, no test prompt and no human answer of D2.
+
+A policy ranks a pair by the log-likelihood per token that it adds to its negative twin's: right
+where it adds more to the chosen answer. What both find probable, such as short answers, cancels
+out, as in DPO's implicit reward. By perplexity alone the embedded world's policies rank little
+better than chance, whatever they know. Only where there is no twin, perplexity decides.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from statistics import fmean, median
 
 import polars as pl
 
@@ -31,7 +37,7 @@ class Reading:
 
     policy: Policy
     perplexity: float  # median over the chosen answers
-    accuracy: float  # share of the pairs whose chosen answer is less perplexing than the rejected
+    accuracy: float  # share of the pairs that it ranks right
     score: float | None  # mean, of the policy's own answers; None where nobody judges
     ranked: dict[str, bool]  # by prompt_id: whether the policy ranks the pair right
 
@@ -46,7 +52,7 @@ class Best:
 
 
 def measure(ctx: Context, policies: Sequence[Policy]) -> None:
-    """Let policies read the probe, each once; those of the student answer it too, if one can judge.
+    """Let policies read the probe, each once; the student's also answer it, if one can judge.
 
     Args:
         ctx: of the run.
@@ -68,22 +74,43 @@ def measure(ctx: Context, policies: Sequence[Policy]) -> None:
 
 def readings(plan: Plan, store: Store) -> list[Reading]:
     """What is known of the positive policies, in the order in which they are trained."""
+    trained = [policy for step in plan.steps if (policy := step.makes)]
     known = []
-    for policy in (p for step in plan.steps if (p := step.makes) and p.behavior == "positive"):
-        name = result_name(plan, store, policy)
-        if not store.is_done(name):
+    for policy in (p for p in trained if p.behavior == "positive"):
+        if (probed := _probed(plan, store, policy)) is None:
             continue
-        probed = check(store.read(name, FILE), PROBED, name)
-        both = probed.drop_nulls(["chosen_perplexity", "rejected_perplexity"])
-        right = both["chosen_perplexity"] < both["rejected_perplexity"]
-        median, mean, score = both["chosen_perplexity"].median(), right.mean(), probed["score"]
-        if isinstance(median, float) and isinstance(mean, float):
-            ranked = dict(zip(both["prompt_id"], right, strict=True))
-            rated = score.mean() if score.count() else None
-            known.append(
-                Reading(policy, median, mean, rated if isinstance(rated, float) else None, ranked)
-            )
+        twin = Policy(policy.agent, "negative", 0)
+        beside = _probed(plan, store, twin) if twin in trained else None
+        reading = _reading(policy, probed, beside)
+        known += [reading] if reading else []
     return known
+
+
+def _probed(plan: Plan, store: Store, policy: Policy) -> pl.DataFrame | None:
+    """PROBED of a policy, None where it has not read the probe."""
+    name = result_name(plan, store, policy)
+    return check(store.read(name, FILE), PROBED, name) if store.is_done(name) else None
+
+
+def _reading(policy: Policy, probed: pl.DataFrame, twin: pl.DataFrame | None) -> Reading | None:
+    """What a policy's tables say; None where nothing of the probe fits it."""
+    sides = ["chosen_perplexity", "rejected_perplexity"]
+    added = {side: -pl.col(side).log() for side in sides}
+    if twin is not None:
+        probed = probed.join(twin, on="prompt_id", suffix="_twin", maintain_order="left")
+        added = {side: value + pl.col(f"{side}_twin").log() for side, value in added.items()}
+    chosen, rejected = (added[side] for side in sides)
+    both = probed.select("prompt_id", *sides, right=chosen > rejected).drop_nulls()
+    if both.is_empty():
+        return None
+    score = probed["score"].drop_nulls().to_list()
+    return Reading(
+        policy,
+        median(both["chosen_perplexity"]),
+        fmean(both["right"]),
+        fmean(score) if score else None,
+        dict(zip(both["prompt_id"], both["right"], strict=True)),
+    )
 
 
 def line(recipe: Recipe, known: Sequence[Reading]) -> float | None:
@@ -158,10 +185,15 @@ def result_name(plan: Plan, store: Store, policy: Policy) -> str:
     """The folder of what the probe says of a policy, inside the run."""
     recipe, yardstick = plan.recipe, _yardstick(plan, store)
     reads = [recipe.data.noise, recipe.seed, plan.engine_identity(policy)]
-    if yardstick is not None and policy.agent in recipe.students:
+    if yardstick is not None and _answers(recipe, policy):
         reads += [yardstick.identity(), plan.sampling("probe").identity()]
     made_from = [plan.policy_fingerprint(policy), plan.prompts_fingerprint]
     return f"probe/{policy}-{digest(['probe', FORMAT, reads, made_from])}"
+
+
+def _answers(recipe: Recipe, policy: Policy) -> bool:
+    """Whether a policy's own answers to the probe may count: the best round is one of these."""
+    return policy.agent in recipe.students and policy.behavior == "positive"
 
 
 def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -174,7 +206,7 @@ def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
     chosen, rejected = ctx.score_together(sides, under=policy)
     scores = pl.Series([None] * len(pairs), dtype=pl.Float64)
     yardstick = _yardstick(ctx.plan, ctx.store)
-    if yardstick is not None and policy.agent in ctx.recipe.students:
+    if yardstick is not None and _answers(ctx.recipe, policy):
         scores = _score(ctx, policy, yardstick, pairs)
     columns = {"chosen_perplexity": chosen["perplexity"]}
     columns |= {"rejected_perplexity": rejected["perplexity"], "score": scores}

@@ -179,8 +179,8 @@ class Run:
         # What was pulled needs no source, and several processes only train.
         if kind == "train" and self.store.is_done(self.plan.prompts_name) and not _several():
             trained = [s.makes for s in self.select("train", round_) if found[s] == "done"]
-            positive = [p for p in trained if p and p.behavior == "positive"]
-            probe.measure(self.context(redo), positive)
+            read = [p for p in trained if p and (p.behavior == "positive" or p.round == 0)]
+            probe.measure(self.context(redo), [p for p in read if p.behavior != "ceiling"])
         if not self._keep:
             self.close()
         return outcome

@@ -65,22 +65,44 @@ def test_none_is_fine(open_run: OpenRun) -> None:
     assert probe.best_round(run.recipe, []) is None and advise(run.recipe, []) is None
 
 
-def test_values_by_hand(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The median of the chosen's perplexities; a pair is ranked right by the lower one."""
-    run = finished(open_run("data.probe.count=4", "rounds=0"))
+def probed(chosen: list[float | None], rejected: list[float | None]) -> pl.DataFrame:
+    columns = {"chosen_perplexity": chosen, "rejected_perplexity": rejected}
+    frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Float64))
+    ids = pl.Series("prompt_id", [str(n) for n in range(len(chosen))], dtype=pl.String)
+    return frame.with_columns(ids, score=pl.lit(None, pl.Float64))
+
+
+def test_values_by_hand() -> None:
+    """The median of the chosen's perplexities, and how pairs are ranked.
+
+    From the twin to the policy the perplexity of the first pair's chosen answer falls from 4 to 2,
+    that of its rejected one from 16 to 4, which is more: wrong, though 2 is below 4. The second
+    pair's chosen one falls from 6 to 3, the rejected one stays. In the third neither moves.
+    """
     student = Policy("student", "positive", 0)
-    name = probe.result_name(run.plan, run.store, student)
-    columns: dict[str, list[float | None]] = {
-        "chosen_perplexity": [2.0, 3.0, 8.0, None],
-        "rejected_perplexity": [4.0, 3.0, 9.0, 1.0],
-    }
-    table = run.store.read(name, probe.FILE).with_columns(
-        **{k: pl.Series(v, dtype=pl.Float64) for k, v in columns.items()}
-    )
-    monkeypatch.setattr(run.store, "read", lambda n, f: table)
-    (reading,) = (r for r in probe.readings(run.plan, run.store) if r.policy == student)
-    assert reading.perplexity == 3.0 and reading.accuracy == pytest.approx(2 / 3)
-    assert list(reading.ranked.values()) == [True, False, True]
+    own = probed([2.0, 3.0, 8.0, None], [4.0, 3.0, 9.0, 1.0])
+    twin = probed([4.0, 6.0, 8.0, 1.0], [16.0, 3.0, 9.0, 1.0])
+    alone, beside = probe._reading(student, own, None), probe._reading(student, own, twin)
+    assert alone is not None and beside is not None
+    assert alone.perplexity == beside.perplexity == 3.0 and alone.score is None
+    assert list(alone.ranked.values()) == [True, False, True]
+    assert list(beside.ranked.values()) == [False, True, False]
+    assert alone.accuracy == pytest.approx(2 / 3) and beside.accuracy == pytest.approx(1 / 3)
+    assert probe._reading(student, probed([None], [1.0]), None) is None
+
+
+def test_a_policy_is_read_beside_its_twin(open_run: OpenRun) -> None:
+    run = finished(open_run("rounds=1"))
+    names = {path.name.rpartition("-")[0] for path in run.store.root.glob("probe/*")}
+    agents = ("teacher1", "teacher2", "teacher3", "student")
+    voices = ("positive-0", "negative-0", "positive-1")
+    assert names == {f"{agent}-{voice}" for agent in agents for voice in voices}
+    (first, *_) = probe.readings(run.plan, run.store)
+    tables = [
+        run.store.read(probe.result_name(run.plan, run.store, p), probe.FILE)
+        for p in (first.policy, Policy(first.policy.agent, "negative", 0))
+    ]
+    assert first == probe._reading(first.policy, *tables)
 
 
 def test_the_round_to_keep(open_run: OpenRun) -> None:
@@ -164,6 +186,7 @@ def test_advice(
     named = dict(zip(("teacher1", "teacher2", "teacher3"), teachers, strict=True))
     advice = advise(open_run().recipe, rankings(**named, student=student))
     assert advice is not None and advice.next is expected
+    assert "a lean and no more" not in advice.text
 
 
 def test_the_numbers_behind_it(open_run: OpenRun) -> None:
@@ -177,3 +200,5 @@ def test_the_numbers_behind_it(open_run: OpenRun) -> None:
     # Teachers 1 and 2 agree on pairs 1 and 4, 1 and 3 on all but the second, 2 and 3 likewise.
     assert advice.agreement == pytest.approx((2 / 4 + 3 / 4 + 3 / 4) / 3)
     assert advise(open_run().recipe, known[:-1]) is None
+    # Four pairs: -0.25 from -1 to 0.5.
+    assert not advice.is_clear
