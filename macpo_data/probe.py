@@ -146,14 +146,23 @@ def best_round(recipe: Recipe, known: Sequence[Reading]) -> Best | None:
 
 
 def warning(recipe: Recipe, known: Sequence[Reading]) -> str | None:
-    """What to say once the student finds the probe too odd: two rounds before its answers fail."""
+    """What to say once the student finds the probe too odd.
+
+    On the embedded world's calibration seeds a run that collapsed passed the line two rounds before
+    its gold score fell. Runs that hold drift past it as well, later: the round to keep costs them
+    little, so it is said of both.
+    """
     best, top = best_round(recipe, known), line(recipe, known)
     if best is None or best.crossed is None:
         return None
+    bounded = recipe.dpo.loss in ("hinge", "ipo") and recipe.dpo.reference == "initial"
+    mend = "or a lower dpo.learning_rate"
+    if not bounded:
+        mend = f"dpo.loss=hinge with dpo.reference=initial, {mend}"
     return (
         f"from round {best.crossed} on the student's perplexity of the probe is above {top:.2f} "
-        f"({recipe.stop_above} times round 0's): keep round {best.round}, and go on from there "
-        "with dpo.loss=hinge and dpo.reference=initial, or a lower dpo.learning_rate"
+        f"({recipe.stop_above} times round 0's): keep round {best.round}; for more rounds try "
+        f"{mend.removeprefix('or ')}"
     )
 
 
