@@ -276,9 +276,24 @@ def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
     assert manifest["reference"] == "world:strong" and manifest["rows"] == 4
     done = macpo(*base, "--out", "two", "--init", "one", fake=True)
     assert "the reference is the starting adapter" in done.stderr
+    done = macpo(*base, "--out", "three", "--init", "two", "--reference", "one", fake=True)
+    assert "starting from two; the reference is one" in done.stderr
+    manifest = json.loads((tmp_path / "three/manifest.json").read_text())
+    assert manifest["settings"]["dpo"]["reference"] == "initial" and manifest["reference"] == "one"
     mistakes = {
         "exists already": [*base, "--out", "one"],
         "no adapter in ./none": [*base, "--out", "x", "--init", "./none"],
+        "adapter in ./nowhere": [*base, "--out", "x", "--reference", "./nowhere"],
+        "with --reference ADAPTER": [*base, "--out", "x", "--set", "dpo.reference=initial"],
+        "fine-tuning has none": [
+            *base,
+            "--out",
+            "x",
+            "--reference",
+            "one",
+            "--set",
+            "objective=sft",
+        ],
         "needs a model": ["train", "--dataset", "rows.jsonl", "--base", "", "--out", "x"],
         "dpo.bet: unknown key": [*base, "--out", "x", "--set", "dpo.bet=1"],
         "train what?": ["train"],
