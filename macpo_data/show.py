@@ -355,7 +355,8 @@ def print_standings(found: Standings) -> None:
     """The table of a sweep, and below it what it shows and what failed."""
     from macpo_data.standings import SHOWN, cells, known_rounds, notes
 
-    head, *rows = cells(found, known_rounds(found, SHOWN))
+    columns = sum(any(getattr(r, name) for r in found.rows) for name in ("ahead", "recovered"))
+    head, *rows = cells(found, known_rounds(found, SHOWN - (columns > 1)))
     numbers = (Column(name, justify="right") for name in head[1:])
     table = _table(Column(head[0], overflow="fold"), *numbers)
     for row in rows:
