@@ -357,7 +357,7 @@ def print_standings(found: Standings) -> None:
 
     columns = sum(any(getattr(r, name) for r in found.rows) for name in ("ahead", "recovered"))
     head, *rows = cells(found, known_rounds(found, SHOWN - (columns > 1)))
-    numbers = (Column(name, justify="right") for name in head[1:])
+    numbers = (Column(name, justify="right", overflow="fold") for name in head[1:])
     table = _table(Column(head[0], overflow="fold"), *numbers)
     for row in rows:
         table.add_row(*map(plain, row))
