@@ -340,6 +340,8 @@ class Run:
             while not self.store.is_done(name):
                 time.sleep(0.1)
             return
+        if job.scores:
+            job.scores.unlink(missing_ok=True)  # no part of the adapter
         manifest = self._facts(step, made_from) | facts
         manifest |= {
             "objective": step.objective,
@@ -360,7 +362,7 @@ class Run:
         maker = self.plan.maker(reference)
         assert maker is not None
         pairs, scored_under = score_pairs(self.context(), reference, pl.read_parquet(job.dataset))
-        scores = job.out / "reference.parquet"  # removed with the checkpoints
+        scores = job.out / "reference.parquet"
         write_parquet(scores, pairs)
         adapter = self.path(maker)
         return replace(job, reference=adapter, scores=scores, scored_under=scored_under)

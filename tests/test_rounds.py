@@ -479,6 +479,7 @@ def test_a_fixed_reference_changes_trainings_and_no_dataset_by_itself(open_run: 
     for each in (first, second):
         manifest = run.store.manifest(run.plan.name(each))
         assert manifest is not None and manifest["reference"] == adapter
+        assert set(manifest["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
     other = open_run("rounds=1", "dpo.reference=base", "run=fixed")
     gen = step(run, "gen", 1, "student")
     assert run.plan.name(gen) == other.plan.name(step(other, "gen", 1, "student"))
