@@ -141,9 +141,9 @@ def _probed(source: Source) -> dict[str, Any]:
         for r in known
     ]
     numbers = advice and {
-        **{agent: accuracy._asdict() for agent, accuracy in advice.accuracy.items()},
-        "the teachers' majority": advice.together._asdict(),
-        "its lead over the student": advice.lead._asdict(),
+        **{agent: {"mean": accuracy} for agent, accuracy in advice.accuracy.items()},
+        "the teachers together": {"mean": advice.together},
+        "their lead over the student": advice.lead._asdict(),
     }
     return {
         "probe": rows,

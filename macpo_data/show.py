@@ -323,12 +323,11 @@ def print_summary(found: dict[str, Any]) -> None:
 
 def print_advice(advice: Advice) -> None:
     """What is worth running next, and the numbers behind it."""
-    rows = [(agent, accuracy) for agent, accuracy in advice.accuracy.items()]
-    rows += [("the teachers' majority", advice.together), ("its lead", advice.lead)]
-    numbers = Column("ranked right", justify="right")
+    numbers = Column("right, estimated", justify="right")
     table = _table(Column("the probe, after round 0", no_wrap=True), numbers)
-    for name, estimate in rows:
-        table.add_row(plain(name), Text(_interval(estimate._asdict())))
+    for name, share in [*advice.accuracy.items(), ("the teachers together", advice.together)]:
+        table.add_row(plain(name), f"{share:.3f}")
+    table.add_row("their lead over the student", Text(_interval(advice.lead._asdict())))
     if advice.some_right is not None:
         table.add_row("some teacher, where the student is wrong", f"{advice.some_right:.3f}")
     if advice.agreement is not None:

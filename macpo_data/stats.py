@@ -110,6 +110,30 @@ def _percentiles(value: float, resampled: Values) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
+def voters(votes: Values) -> tuple[Values, Values]:
+    """How often each of several fallible voters is right, when nobody knows the truth.
+
+    Expectation maximisation for voters of one accuracy each whose errors are independent (Dawid and
+    Skene 1979, with two equal classes): who agrees with those who agree with others is trusted.
+    Voters are taken to be right more often than not.
+
+    Args:
+        votes: (..., V, N) of V voters on N questions, 0 or 1; leading axes are problems apart.
+
+    Returns:
+        The (..., V) accuracies, and the (..., N) probabilities that 1 is the right answer.
+    """
+    right = np.full(votes.shape[:-1], 0.7)
+    truth = votes.mean(axis=-2)
+    for _ in range(100):
+        weight = np.log(right / (1 - right))[..., None]
+        truth = 1 / (1 + np.exp(-((2 * votes - 1) * weight).sum(axis=-2)))
+        agreed = votes * truth[..., None, :] + (1 - votes) * (1 - truth[..., None, :])
+        # Nobody is trusted without end on so few questions.
+        right = agreed.mean(axis=-1).clip(0.02, 0.98)
+    return right, truth
+
+
 def agreement(verdicts: Sequence[Sequence[float | None]]) -> float | None:
     """Krippendorff's alpha of several annotators, for verdicts without an order among them.
 

@@ -199,10 +199,10 @@ function probed(recipe) {
     const rows = Object.entries(recipe.advice.numbers).map(([who, e]) => ({ who, right: number(e) }));
     lines.push(make("p", {}, `Advice after round 0: ${recipe.advice.title}. ${recipe.advice.text}`),
       make("details", {}, make("summary", {}, "The probe: human pairs that nothing learns from"),
-        table(rows, { who: "after round 0", right: "pairs ranked right" }),
+        table(rows, { who: "after round 0", right: "pairs ranked right, estimated" }),
         table(recipe.probe.map((r) => ({ ...r, perplexity: shown(r.perplexity), ranked_right: shown(r.ranked_right),
           score: r.score == null ? "" : shown(r.score) })),
-          { agent: "agent", round: "round", perplexity: "perplexity of chosen", ranked_right: "ranked right", score: "score" })));
+          { agent: "agent", round: "round", perplexity: "perplexity of chosen", ranked_right: "ranked as labelled", score: "score" })));
   }
   byId("probe").replaceChildren(...lines);
 }
