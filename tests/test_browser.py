@@ -63,7 +63,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for n, part in enumerate(("d1", "d2", "test")):
         own = rows[n * len(HOSTILE) : (n + 1) * len(HOSTILE)]
         (folder / f"{part}.jsonl").write_text("\n".join(map(json.dumps, own)))
-    data = "data: {source: pairs, " + ", ".join(
+    data = "data: {source: pairs, probe: {count: 0}, " + ", ".join(
         f"{part}: {{path: {folder}/{part}.jsonl}}" for part in ("d1", "d2", "test")
     )
     hostile = folder / "hostile.yaml"

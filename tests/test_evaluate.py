@@ -344,5 +344,6 @@ def test_the_fit_is_a_minimum_of_the_penalised_likelihood(rows: list[tuple[float
         value = np.logaddexp(0, logits).sum() - target @ logits
         return float(value + stats.RIDGE * weights[1] ** 2 / 2)
 
-    least = optimize.minimize(loss, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6})
+    # Nelder-Mead stops short of the minimum on some of these.
+    least = optimize.minimize(loss, np.zeros(2), method="BFGS")
     assert found == pytest.approx(1 / (1 + np.exp(-least.x[0])), abs=2e-3)
