@@ -187,6 +187,10 @@ def train(
             sets=sets, progress=progress, say=_say_aside,
         )  # fmt: skip
         return _say(f"wrote    {out}")
+    alone = {"--config": config, "--revision": revision, "--base": base, "--init": init,
+             "--reference": reference, "--out": out}  # fmt: skip
+    if unread := [name for name, value in alone.items() if value is not None]:
+        raise MacpoError(f"{', '.join(unread)}: only read with --dataset; a run has a recipe")
     if reward:
         if round_ is not None or learner is not None:
             raise MacpoError("--reward is of no round or learner; leave --round and --learner out")

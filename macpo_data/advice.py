@@ -92,7 +92,9 @@ def advise(recipe: Recipe, known: Sequence[Reading]) -> Advice | None:
 
     agents = [*recipe.teachers, recipe.students[0]]
     first = {a: r for a in agents for r in of_agent(known, a) if r.policy.round == 0}
-    if not recipe.teachers or len(first) < len(agents):
+    # Where there are no twins, or nobody is taught by others, there is nothing to advise.
+    taught = recipe.method == "macpo" and recipe.positives == "mutual"
+    if not taught or not recipe.teachers or len(first) < len(agents):
         return None
     pairs = [i for i in first[agents[0]].ranked if all(i in r.ranked for r in first.values())]
     if not pairs:

@@ -39,6 +39,13 @@ def misfits(values: dict[str, Any]) -> list[str]:
     problems += _unread(values, method)
     if method != "spin" and _raw(values, "spin", "earlier_pairs", False):
         problems.append("spin.earlier_pairs: only method spin reads it; leave it out")
+    if values.get("stop") == "probe" and _probe_size(values) == 0:
+        problems.append("stop: probe needs one; set data.probe.count above 0, or leave it out")
+    problems += [
+        f"agents.{name}.noise: only a teacher learns from human pairs; leave it out"
+        for name, agent in agents.items()
+        if isinstance(agent, dict) and agent.get("noise") is not None and name not in teachers
+    ]
     if method == "self_rewarding" and len(students) == 1:
         if _raw(values, "judge", "agent", students[0]) != students[0]:
             problems.append(f"judge.agent: in method {method} the student judges: {students[0]}")
@@ -206,6 +213,11 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
             if judge.get("kind") == "gold"
         ]
     return problems
+
+
+def _probe_size(values: dict[str, Any]) -> Any:
+    probe = _raw(values, "data", "probe", None)
+    return probe.get("count") if isinstance(probe, dict) else None
 
 
 def _items(value: Any) -> list[Any]:

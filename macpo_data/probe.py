@@ -12,7 +12,7 @@ better than chance, whatever they know. Only where there is no twin, perplexity 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from statistics import fmean, median
@@ -21,9 +21,10 @@ import polars as pl
 
 from macpo_data import judge
 from macpo_data.context import Context
+from macpo_data.errors import DataError, StoreError
 from macpo_data.plan import FORMAT, Plan, Policy
 from macpo_data.recipe import TRAINED, Judge, Recipe, RewardModel, digest
-from macpo_data.schema import PROBED, check
+from macpo_data.schema import PROBE_SCORES, PROBED, Table, check
 from macpo_data.store import Store, write_parquet
 
 FILE = "probed.parquet"
@@ -54,22 +55,58 @@ class Best:
 def measure(ctx: Context, policies: Sequence[Policy]) -> None:
     """Let policies read the probe, each once; the student's also answer it, if one can judge.
 
+    What is damaged, or of an adapter that was made anew, is moved aside and made again.
+
     Args:
         ctx: of the run.
         policies: trained ones.
     """
-    todo = [p for p in policies if not ctx.store.is_done(result_name(ctx.plan, ctx.store, p))]
-    pairs = ctx.human_pairs("probe", "probe").pairs if todo else None
-    if pairs is None or pairs.is_empty():
-        return
-    for policy in todo:
-        probed = _read(ctx, policy, pairs)
-        name = result_name(ctx.plan, ctx.store, policy)
-        with ctx.store.lock(name):
-            if not ctx.store.is_done(name):
-                write_parquet(ctx.store.clear(name) / FILE, probed)
+    pairs: pl.DataFrame | None = None
+    for policy in policies:
+        for name, make in _wanted(ctx.plan, ctx.store, policy):
+            if _table(ctx.plan, ctx.store, policy, name) is not None:
+                continue
+            pairs = ctx.human_pairs("probe", "probe").pairs if pairs is None else pairs
+            if pairs.is_empty():
+                return
+            table = make(ctx, policy, pairs)
+            with ctx.store.lock(name):
+                ctx.store.aside(name)
+                write_parquet(ctx.store.clear(name) / FILE, table)
                 facts = {"kind": "probe", "format": FORMAT, "policy": str(policy)}
+                facts["adapter"] = _adapter(ctx.plan, ctx.store, policy)
                 ctx.store.finish(name, facts | {"inputs": ctx.used})
+
+
+def _wanted(
+    plan: Plan, store: Store, policy: Policy
+) -> list[tuple[str, Callable[[Context, Policy, pl.DataFrame], pl.DataFrame]]]:
+    """The results that a policy should have, and what makes each."""
+    scores = score_name(plan, store, policy)
+    return [(result_name(plan, policy), _read), *([(scores, _score)] if scores else [])]
+
+
+def names(plan: Plan, store: Store, policy: Policy) -> list[str]:
+    """The folders of all that the probe says of a policy."""
+    return [name for name, _ in _wanted(plan, store, policy)]
+
+
+def _adapter(plan: Plan, store: Store, policy: Policy) -> str | None:
+    """The content of a policy's adapter as it is now."""
+    maker = plan.maker(policy)
+    return store.content(plan.name(maker)) if maker else None
+
+
+def _table(plan: Plan, store: Store, policy: Policy, name: str) -> pl.DataFrame | None:
+    """A finished table; None where it is not there, damaged, or of another adapter."""
+    form: Table = PROBED if name == result_name(plan, policy) else PROBE_SCORES
+    try:
+        manifest = store.manifest(name)
+        if manifest is None or manifest.get("adapter") != _adapter(plan, store, policy):
+            return None
+        return check(store.read(name, FILE), form, name)
+    except (StoreError, DataError):
+        return None
 
 
 def readings(plan: Plan, store: Store) -> list[Reading]:
@@ -77,22 +114,24 @@ def readings(plan: Plan, store: Store) -> list[Reading]:
     trained = [policy for step in plan.steps if (policy := step.makes)]
     known = []
     for policy in (p for p in trained if p.behavior == "positive"):
-        if (probed := _probed(plan, store, policy)) is None:
+        probed = _table(plan, store, policy, result_name(plan, policy))
+        if probed is None:
             continue
         twin = Policy(policy.agent, "negative", 0)
-        beside = _probed(plan, store, twin) if twin in trained else None
-        reading = _reading(policy, probed, beside)
+        beside = _table(plan, store, twin, result_name(plan, twin)) if twin in trained else None
+        name = score_name(plan, store, policy)
+        scores = _table(plan, store, policy, name) if name else None
+        reading = _reading(policy, probed, beside, scores)
         known += [reading] if reading else []
     return known
 
 
-def _probed(plan: Plan, store: Store, policy: Policy) -> pl.DataFrame | None:
-    """PROBED of a policy, None where it has not read the probe."""
-    name = result_name(plan, store, policy)
-    return check(store.read(name, FILE), PROBED, name) if store.is_done(name) else None
-
-
-def _reading(policy: Policy, probed: pl.DataFrame, twin: pl.DataFrame | None) -> Reading | None:
+def _reading(
+    policy: Policy,
+    probed: pl.DataFrame,
+    twin: pl.DataFrame | None = None,
+    scores: pl.DataFrame | None = None,
+) -> Reading | None:
     """What a policy's tables say; None where nothing of the probe fits it."""
     sides = ["chosen_perplexity", "rejected_perplexity"]
     added = {side: -pl.col(side).log() for side in sides}
@@ -103,7 +142,7 @@ def _reading(policy: Policy, probed: pl.DataFrame, twin: pl.DataFrame | None) ->
     both = probed.select("prompt_id", *sides, right=chosen > rejected).drop_nulls()
     if both.is_empty():
         return None
-    score = probed["score"].drop_nulls().to_list()
+    score = [] if scores is None else scores["score"].drop_nulls().to_list()
     return Reading(
         policy,
         median(both["chosen_perplexity"]),
@@ -190,19 +229,30 @@ def _yardstick(plan: Plan, store: Store) -> Judge | RewardModel | None:
     return None
 
 
-def result_name(plan: Plan, store: Store, policy: Policy) -> str:
-    """The folder of what the probe says of a policy, inside the run."""
-    recipe, yardstick = plan.recipe, _yardstick(plan, store)
-    reads = [recipe.data.noise, recipe.seed, plan.engine_identity(policy)]
-    if yardstick is not None and _answers(recipe, policy):
-        reads += [yardstick.identity(), plan.sampling("probe").identity()]
+def result_name(plan: Plan, policy: Policy) -> str:
+    """The folder of what a policy makes of the probe, inside the run."""
+    reads = [plan.recipe.data.noise, plan.recipe.seed, plan.engine_identity(policy)]
     made_from = [plan.policy_fingerprint(policy), plan.prompts_fingerprint]
     return f"probe/{policy}-{digest(['probe', FORMAT, reads, made_from])}"
 
 
-def _answers(recipe: Recipe, policy: Policy) -> bool:
-    """Whether a policy's own answers to the probe may count: the best round is one of these."""
-    return policy.agent in recipe.students and policy.behavior == "positive"
+def score_name(plan: Plan, store: Store, policy: Policy) -> str | None:
+    """The folder of what its own answers to the probe are worth; None where nobody is asked.
+
+    The best round is one of the student's, so nobody else answers.
+    """
+    recipe, yardstick = plan.recipe, _yardstick(plan, store)
+    asked = policy.agent in recipe.students and policy.behavior == "positive"
+    if yardstick is None or not asked:
+        return None
+    model = yardstick.reward if isinstance(yardstick, Judge) else yardstick
+    voices = [plan.policy_fingerprint(p) for p in judge.policies(yardstick)] if isinstance(
+        yardstick, Judge
+    ) else []  # fmt: skip
+    own = [plan.reward_name] if model is not None and model.model == TRAINED else []
+    sampling = plan.sampling("probe").model_dump(exclude={"n"})
+    made_from = [result_name(plan, policy), yardstick.identity(), voices, own, sampling]
+    return f"probe/{policy}-answers-{digest(['probe answers', FORMAT, made_from])}"
 
 
 def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -213,19 +263,14 @@ def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
         for side in ("chosen", "rejected")
     ]
     chosen, rejected = ctx.score_together(sides, under=policy)
-    scores = pl.Series([None] * len(pairs), dtype=pl.Float64)
-    yardstick = _yardstick(ctx.plan, ctx.store)
-    if yardstick is not None and _answers(ctx.recipe, policy):
-        scores = _score(ctx, policy, yardstick, pairs)
     columns = {"chosen_perplexity": chosen["perplexity"]}
-    columns |= {"rejected_perplexity": rejected["perplexity"], "score": scores}
+    columns |= {"rejected_perplexity": rejected["perplexity"]}
     return check(pairs.select("prompt_id", **columns), PROBED, f"the probe under {policy}")
 
 
-def _score(
-    ctx: Context, policy: Policy, yardstick: Judge | RewardModel, pairs: pl.DataFrame
-) -> pl.Series:
-    """What a policy's own answers are worth: a reward, or a win against its first round's."""
+def _score(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
+    """PROBE_SCORES of one policy: rewards of its answers, or wins against its first round's."""
+    yardstick = _yardstick(ctx.plan, ctx.store)
     prompts = pairs.select("prompt_id", "prompt")
 
     def answers(of: Policy) -> pl.DataFrame:
@@ -233,10 +278,13 @@ def _score(
         return prompts.join(written, on="prompt_id", how="left", maintain_order="left")
 
     own = answers(policy)
-    if isinstance(yardstick, RewardModel):
-        return ctx.rewards(own, yardstick)
-    first = answers(Policy(policy.agent, "positive", 0))
-    beside = own.rename({"response": "a", "finish_reason": "a_finish_reason"}).with_columns(
-        b=first["response"], b_finish_reason=first["finish_reason"]
-    )
-    return judge.compare(ctx, yardstick, beside)["win"]
+    if isinstance(yardstick, Judge):
+        first = answers(Policy(policy.agent, "positive", 0))
+        beside = own.rename({"response": "a", "finish_reason": "a_finish_reason"}).with_columns(
+            b=first["response"], b_finish_reason=first["finish_reason"]
+        )
+        scores = judge.compare(ctx, yardstick, beside)["win"]
+    else:
+        assert yardstick is not None
+        scores = ctx.rewards(own, yardstick)
+    return check(prompts.with_columns(score=scores), PROBE_SCORES, f"answers of {policy}")

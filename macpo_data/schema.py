@@ -109,7 +109,12 @@ PROBED: Table = {
     "prompt_id": pl.String(),
     "chosen_perplexity": pl.Float64(),  # as in SCORES; null where it does not fit
     "rejected_perplexity": pl.Float64(),
-    "score": pl.Float64(),  # of its own answer, by a reward model or a judge; null without one
+}
+
+# What its own answers to the probe are worth.
+PROBE_SCORES: Table = {
+    "prompt_id": pl.String(),
+    "score": pl.Float64(),  # by a reward model, or a judge's verdict against round 0's answer
 }
 
 # What the policies wrote to the test prompts, with what was said of each answer by itself.

@@ -36,7 +36,7 @@ def unreachable(runs: list[Run]) -> list[str]:
                     part, _, draw = found[1].partition("-")
                     if plan.sample_name(policy, part, draw) == name:
                         reached.add(name)
-                if kind == "probe" and probe.result_name(plan, store, policy) == name:
+                if kind == "probe" and name in probe.names(plan, store, policy):
                     reached.add(name)
                 scored = kind in ("scores", "answers") and found
                 if scored and scored[1].endswith(plan.policy_fingerprint(policy)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import polars as pl
 
@@ -16,9 +15,7 @@ from macpo_data.store import write_parquet
 _KEY = ["prompt_id", "response", "finish_reason"]
 
 
-def score_pairs(
-    ctx: Context, reference: Policy, pairs: pl.DataFrame
-) -> tuple[pl.DataFrame, dict[str, Any]]:
+def score_pairs(ctx: Context, reference: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
     """Put the reference's scores in the place of the learner's.
 
     Args:
@@ -27,7 +24,7 @@ def score_pairs(
         pairs: PAIRS.
 
     Returns:
-        PAIRS, and what these scores depend on.
+        PAIRS, and a column `scored_under`: what these scores depend on, as JSON.
     """
     texts = pl.concat(
         pairs.select(
@@ -35,7 +32,9 @@ def score_pairs(
         ).drop_nulls("response")
         for side in ("chosen", "rejected")
     ).unique(_KEY, maintain_order=True)
-    voice = [ctx.plan.policy_fingerprint(reference), ctx.recipe.read("engine")]
+    maker = ctx.plan.maker(reference)
+    adapter = maker and ctx.store.content(ctx.plan.name(maker))
+    voice = [ctx.plan.policy_fingerprint(reference), adapter, ctx.recipe.read("engine")]
     path = ctx.store.path(f"reference/{reference}-{digest(voice)}.parquet")
     known = pl.read_parquet(path) if path.is_file() else None
     new = texts if known is None else texts.join(known, on=_KEY, how="anti", maintain_order="left")
@@ -50,7 +49,6 @@ def score_pairs(
         if len(texts.join(known, on=_KEY, how="anti")):
             return score_pairs(ctx, reference, pairs)
     assert known is not None
-    depends_on: dict[str, Any] = json.loads(known["scored_under"][0])
     for side in ("chosen", "rejected"):
         names = {"response": side, "finish_reason": f"{side}_finish_reason"}
         scores = known.drop("scored_under").rename(names | {n: f"{side}_{n}" for n in SCORES})
@@ -58,4 +56,4 @@ def score_pairs(
         pairs = pairs.drop(f"{side}_{name}" for name in SCORES).join(
             scores, on=key, how="left", maintain_order="left"
         )
-    return pairs, depends_on
+    return pairs.with_columns(scored_under=pl.lit(known["scored_under"][0]))

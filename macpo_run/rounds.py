@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from macpo_data.lock import Lock
 from macpo_data.methods import ceiling, make_plan, method
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe, digest
-from macpo_data.store import State, Store, inputs, states, write_parquet
+from macpo_data.store import State, Store, inputs, sha256, states, write_parquet
 from macpo_data.worker import Workers
 from macpo_run.reference import score_pairs
 from macpo_run.training import fit, pretrain
@@ -178,9 +179,11 @@ class Run:
             outcome.waiting[step] = self.waits_for(step, found) or [STALE]
         # What was pulled needs no source, and several processes only train.
         if kind == "train" and self.store.is_done(self.plan.prompts_name) and not _several():
-            trained = [s.makes for s in self.select("train", round_) if found[s] == "done"]
-            read = [p for p in trained if p and (p.behavior == "positive" or p.round == 0)]
-            probe.measure(self.context(redo), [p for p in read if p.behavior != "ceiling"])
+            # The first round is what all others are held against.
+            read = [s for r in dict.fromkeys((0, round_)) for s in self.select("train", r)]
+            trained = [s.makes for s in read if found[s] == "done"]
+            voices = [p for p in trained if p and (p.behavior == "positive" or p.round == 0)]
+            probe.measure(self.context(redo), [p for p in voices if p.behavior != "ceiling"])
         if not self._keep:
             self.close()
         return outcome
@@ -340,8 +343,6 @@ class Run:
             while not self.store.is_done(name):
                 time.sleep(0.1)
             return
-        if job.scores:
-            job.scores.unlink(missing_ok=True)  # no part of the adapter
         manifest = self._facts(step, made_from) | facts
         manifest |= {
             "objective": step.objective,
@@ -361,9 +362,15 @@ class Run:
         """A training that is held to another policy than it starts from, with its scores."""
         maker = self.plan.maker(reference)
         assert maker is not None
-        pairs, scored_under = score_pairs(self.context(), reference, pl.read_parquet(job.dataset))
-        scores = job.out / "reference.parquet"
-        write_parquet(scores, pairs)
+        made_from = [sha256(job.dataset), self.store.content(self.plan.name(maker))]
+        name = digest([made_from, self.recipe.read("engine")])
+        scores = self.store.path(f"reference/pairs-{name}.parquet")
+        if _first() and not scores.is_file():
+            pairs = score_pairs(self.context(), reference, pl.read_parquet(job.dataset))
+            write_parquet(scores, pairs)
+        while not scores.is_file():  # the first of several processes writes it
+            time.sleep(0.1)
+        scored_under = json.loads(pl.read_parquet(scores, columns=["scored_under"]).item(0, 0))
         adapter = self.path(maker)
         return replace(job, reference=adapter, scores=scores, scored_under=scored_under)
 

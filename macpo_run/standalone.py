@@ -64,9 +64,14 @@ def train_on(
     Raises:
         MacpoError: anything that a person can mend.
     """
-    settings, out = load_settings([*(sets or []), *(INITIAL if reference else [])]), out.resolve()
+    settings, out = load_settings([*(INITIAL if reference else []), *(sets or [])]), out.resolve()
     if settings.objective == "sft" and reference:
         raise MacpoError("--reference: fine-tuning has none; leave one of the two out")
+    if reference and settings.dpo.reference != "initial":
+        raise MacpoError(
+            f"--reference {reference} and dpo.reference={settings.dpo.reference} exclude each "
+            "other; leave one of the two out"
+        )
     if settings.dpo.reference == "initial" and not reference:
         raise MacpoError(
             "dpo.reference=initial: name the adapter of round 0 with --reference ADAPTER, or set "

@@ -11,7 +11,7 @@ from conftest import OpenRun
 
 from macpo_data import evaluate, probe, sources, stats, world
 from macpo_data.advice import HUMAN, Next, advise
-from macpo_data.errors import DataError
+from macpo_data.errors import DataError, RecipeError
 from macpo_data.plan import Policy
 from macpo_data.probe import Reading
 from macpo_data.recipe import Probe
@@ -70,7 +70,7 @@ def probed(chosen: list[float | None], rejected: list[float | None]) -> pl.DataF
     columns = {"chosen_perplexity": chosen, "rejected_perplexity": rejected}
     frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.Float64))
     ids = pl.Series("prompt_id", [str(n) for n in range(len(chosen))], dtype=pl.String)
-    return frame.with_columns(ids, score=pl.lit(None, pl.Float64))
+    return frame.with_columns(ids)
 
 
 def test_values_by_hand() -> None:
@@ -100,7 +100,7 @@ def test_a_policy_is_read_beside_its_twin(open_run: OpenRun) -> None:
     assert names == {f"{agent}-{voice}" for agent in agents for voice in voices}
     (first, *_) = probe.readings(run.plan, run.store)
     tables = [
-        run.store.read(probe.result_name(run.plan, run.store, p), probe.FILE)
+        run.store.read(probe.result_name(run.plan, p), probe.FILE)
         for p in (first.policy, Policy(first.policy.agent, "negative", 0))
     ]
     assert first == probe._reading(first.policy, *tables)
@@ -214,3 +214,64 @@ def test_voters_of_known_accuracy() -> None:
     assert right[0] == pytest.approx(accuracy, abs=0.04) and right[1] == pytest.approx(right[0])
     assert ((probability[0] > 0.5) == truth).mean() > 0.95
     assert probability[1] == pytest.approx(1 - probability[0])
+
+
+def test_a_damaged_reading_stops_nobody_and_is_made_again(open_run: OpenRun) -> None:
+    run = finished(open_run("rounds=1"))
+    student = Policy("student", "positive", 1)
+    whole = probe.readings(run.plan, run.store)
+    folder = run.store.path(probe.result_name(run.plan, student))
+    for damaged in (probe.FILE, "manifest.json"):
+        (folder / damaged).write_text("junk")
+        assert len(probe.readings(run.plan, run.store)) == len(whole) - 1
+        run.make("train", 1)
+        assert probe.readings(run.plan, run.store) == whole
+
+
+def test_a_reading_of_another_adapter_does_not_count(open_run: OpenRun) -> None:
+    run = finished(open_run("rounds=0"))
+    student = Policy("student", "positive", 0)
+    maker = run.plan.maker(student)
+    assert maker is not None
+    name = run.plan.name(maker)
+    manifest = run.store.manifest(name) or {}
+    (run.store.path(name) / "adapter_model.safetensors").write_bytes(b"other")
+    run.store.finish(name, manifest)
+    assert student not in {r.policy for r in probe.readings(run.plan, run.store)}
+
+
+def test_scores_are_of_the_judge_that_is_asked_and_perplexities_of_none(open_run: OpenRun) -> None:
+    judged = (
+        "agents.judge={role: judge, base: 'world:tiny'}",
+        "eval.judge={kind: llm, agent: judge}",
+    )
+    one = open_run(*judged)
+    others = (
+        (), (*judged, "agents.judge.base=world:strong"), (*judged, "eval.sampling.temperature=0.5"),
+    )  # fmt: skip
+    student = Policy("student", "positive", 1)
+    for other in (open_run(*sets) for sets in others):
+        assert probe.result_name(other.plan, student) == probe.result_name(one.plan, student)
+        names = [probe.score_name(run.plan, run.store, student) for run in (one, other)]
+        assert names[0] is not None and names[0] != names[1]
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (("stop=probe", "data.probe.count=0"), r"stop: probe needs one; set data.probe.count"),
+        (("agents.student.noise=0.3",), r"agents.student.noise: only a teacher learns from"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(
+    sets: tuple[str, ...], message: str, open_run: OpenRun
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        open_run(*sets)
+
+
+def test_advice_is_for_those_who_are_taught_by_others(open_run: OpenRun) -> None:
+    known = rankings(teacher1="yy", teacher2="yy", teacher3="yy", student="ny")
+    assert advise(open_run().recipe, known) is not None
+    for other in ("positives=own", "method=weak_labels"):
+        assert advise(open_run(other).recipe, known) is None

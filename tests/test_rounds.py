@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
+from macpo_data import render
 from macpo_data.errors import DataError, MacpoError, RecipeError, StoreError
 from macpo_data.plan import Policy, Step
 from macpo_run.cleaning import remove, unreachable
@@ -444,6 +445,9 @@ def test_a_twin_is_retrained_from_the_newest_policy(open_run: OpenRun) -> None:
         assert gen.policies[-2] == writer
         pairs = run.store.read(run.plan.name(gen), "pairs.parquet")
         assert set(pairs["rejected_policy"]) == {run.plan.policy_fingerprint(writer)}
+    # What is published of round 0 knows nothing of the trainings of later rounds.
+    published = render._starts(run.plan, run.store, step(run, "gen", 0, "student"), None)
+    assert [each["trains"] for each in published] == ["student-positive-0", "student-negative-0"]
 
 
 def test_retrained_negatives_need_fine_tuned_ones(open_run: OpenRun) -> None:
