@@ -183,7 +183,9 @@ class Run:
             read = [s for r in dict.fromkeys((0, round_)) for s in self.select("train", r)]
             trained = [s.makes for s in read if found[s] == "done"]
             voices = [p for p in trained if p and (p.behavior == "positive" or p.round == 0)]
-            probe.measure(self.context(redo), [p for p in voices if p.behavior != "ceiling"])
+            # Nothing is made from it, so that what became stale is simply made again.
+            context = self.context(redo=True)
+            probe.measure(context, [p for p in voices if p.behavior != "ceiling"])
         if not self._keep:
             self.close()
         return outcome
