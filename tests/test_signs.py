@@ -141,6 +141,7 @@ def test_a_dataset_by_hand() -> None:
         {
             "perplexity": 2.0,
             "gap": math.log(2),
+            "apart": math.log(2),
             "reversed": 0.0,
             "overlap": 0.125,
             "ranked": 0.5,
@@ -182,13 +183,13 @@ def test_a_dataset_that_goes_wrong() -> None:
     found = of_dataset(wrong, candidates([0.9, -1.0], ["t", "u"]), first, first)
     assert set(found) == set(first)
     # The rejected ones are as likely, not likelier; all are long, and begin alike.
-    assert crossed(found) == set(found) - {"reversed", "first_word", "chosen_short"}
+    assert crossed(found) == set(found) - {"gap", "reversed", "first_word", "chosen_short"}
     assert found["perplexity"] == Sign(value=4.0, before=2.0, line=2.2, crossed=True)
     lines = sentences(found)
     assert len(lines) == 7 and all("; " in line for line in lines)  # those of one kind are one
     assert "distinct-2 0.0795 (1 before" in next(row for row in lines if "self-BLEU 100" in row)
     (alone,) = sentences(of_dataset(wrong[:1], candidates([]), {}, {}))  # with nothing before it
-    assert "gap 0.0247 (line 0.05), shared words 1 (line 0.5); train the negative" in alone
+    assert "apart 0.0247 (line 0.05), shared words 1 (line 0.5); train the negative" in alone
 
 
 @pytest.mark.parametrize(
@@ -265,26 +266,22 @@ def with_gap(nats: float) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize(
-    ("nats", "line", "alike"),
-    [
-        (0.051, 0.05, False),
-        (0.049, 0.05, True),
-        (-0.049, -0.05, True),
-        (-0.051, -0.05, False),
-        (-3.0, -0.05, False),  # a learner with bad labels begins so
-    ],
+    ("nats", "alike"), [(0.051, False), (0.049, True), (-0.049, True), (-0.051, False)]
 )
-def test_a_gap_is_small_on_either_side_of_0(nats: float, line: float, alike: bool) -> None:
+def test_sides_are_alike_where_no_pair_is_apart(nats: float, alike: bool) -> None:
     found = of_dataset(with_gap(nats), candidates([]), {}, {})
-    assert found["gap"]["value"] == pytest.approx(nats, rel=1e-3)
-    assert found["gap"]["line"] == line
-    assert crossed(found) & {"gap", "reversed"} == ({"gap"} if alike else set())
+    assert found["gap"]["value"] == pytest.approx(nats, rel=1e-3) and found["gap"]["line"] is None
+    assert found["apart"]["value"] == pytest.approx(abs(nats), rel=1e-3)
+    assert crossed(found) & {"gap", "apart", "reversed"} == ({"apart"} if alike else set())
 
 
-def test_a_gap_on_its_line() -> None:
-    """Only what is nearer to 0 crosses it."""
-    for value in (0.05, -0.05):
-        assert sign("gap", value) == Sign(value=value, before=None, line=value, crossed=False)
+def test_pairs_apart_to_either_side_are_not_alike() -> None:
+    """Half of them by 0.3 nats, half by -0.3: a gap of 0, as a learner passes it."""
+    pairs = pl.concat([with_gap(0.3), with_gap(-0.3)])
+    found = of_dataset(pairs, candidates([]), {}, {})
+    assert found["gap"]["value"] == pytest.approx(0, abs=1e-9)
+    assert found["apart"]["value"] == pytest.approx(0.3)
+    assert not crossed(found) & {"gap", "apart", "reversed"}
 
 
 @pytest.mark.parametrize(
