@@ -107,3 +107,15 @@ def test_the_weight_of_the_confidence_rises_and_stays() -> None:
     found = [confidence_weight(step, 20, 0.6, 0.2) for step in (0, 2, 4, 19)]
     assert found == pytest.approx([0.0, 0.3, 0.6, 0.6])
     assert confidence_weight(0, 20, 0.6, 0.0) == 0.6
+
+
+def test_spin_has_its_papers_loss() -> None:
+    """Chen et al. 2024, eq. 4.7: log(1 + exp(-t)), t of the label's gain over the opponent's.
+
+    With lambda 0.1, by hand: gains of 0.1 * (-4 + 5) and 0.1 * (-3 + 1), so t is 0.1 + 0.2 = 0.3.
+    """
+    labels, answers = torch.tensor([-4.0]), torch.tensor([-3.0])  # under the policy that is trained
+    before = torch.tensor([-5.0]), torch.tensor([-1.0])  # under the opponent
+    each, *_ = dpo_loss(labels, answers, *before, beta=0.1)
+    loss = macpo_loss(each, torch.tensor(7.0), gamma=0.0)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.3)))

@@ -11,6 +11,7 @@ from conftest import OpenRun
 
 from macpo_data import render
 from macpo_data.errors import DataError, MacpoError, RecipeError, StoreError
+from macpo_data.models import adapter_sha256
 from macpo_data.plan import Policy, Step
 from macpo_run.cleaning import remove, unreachable
 from macpo_run.rounds import Run
@@ -505,3 +506,16 @@ def test_a_reference_scores_each_text_once(open_run: OpenRun) -> None:
     }
     round_1 = 2 * 12  # scored for its own dataset, under the policy that round 1 begins with
     assert sum(rows) == probed + round_1 + len(texts)
+
+
+@pytest.mark.slow
+def test_teachers_on_one_base_with_the_same_data_differ(
+    open_run: OpenRun, tiny_recipe: Path
+) -> None:
+    with open_run("data.noise=0.0", file=tiny_recipe, fake=False) as run:
+        run.make("gen", 0)
+        run.make("train", 0)
+        trained = [step(run, "train", 0, f"teacher{n}") for n in (1, 2, 3)]
+        data = {run.store.content(run.plan.name(run.plan.dataset(each))) for each in trained}
+        adapters = {adapter_sha256(run.path(each)) for each in trained}
+    assert (len(data), len(adapters)) == (1, 3)
