@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 from conftest import OpenRun, no_progress
 from test_evaluate import everything
 from typer.testing import CliRunner
@@ -242,6 +243,8 @@ def test_the_commands(recipe_file: Path, tmp_path: Path) -> None:
     pulled = CliRunner().invoke(app, ["pull", str(tmp_path / "hub"), "--round", "0", *place])
     assert pulled.exit_code == 0, pulled.output
     assert pulled.stdout.count("pulled   ") == 4
+    # Its dataset stays where it was made: here nothing would wait for it for ever.
+    assert yaml.safe_load((tmp_path / "pulled.yaml").read_text())["eval"]["ceiling"] is False
 
 
 def files(folder: Path, d2: list[dict[str, object]]) -> str:
