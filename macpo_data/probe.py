@@ -195,13 +195,11 @@ def warning(recipe: Recipe, known: Sequence[Reading]) -> str | None:
     if best is None or best.crossed is None:
         return None
     bounded = recipe.dpo.loss in ("hinge", "ipo") and recipe.dpo.reference == "initial"
-    mend = "or a lower dpo.learning_rate"
-    if not bounded:
-        mend = f"dpo.loss=hinge with dpo.reference=initial, {mend}"
+    mends = [] if bounded else ["dpo.loss=hinge with dpo.reference=initial"]
     return (
         f"from round {best.crossed} on the student's perplexity of the probe is above {top:.2f} "
         f"({recipe.stop_above} times round 0's): keep round {best.round}; for more rounds try "
-        f"{mend.removeprefix('or ')}"
+        f"{' or '.join([*mends, 'a lower dpo.learning_rate'])}"
     )
 
 
@@ -245,10 +243,9 @@ def score_name(plan: Plan, store: Store, policy: Policy) -> str | None:
     asked = policy.agent in recipe.students and policy.behavior == "positive"
     if yardstick is None or not asked:
         return None
+    compares = yardstick if isinstance(yardstick, Judge) else None
     model = yardstick.reward if isinstance(yardstick, Judge) else yardstick
-    voices = [plan.policy_fingerprint(p) for p in judge.policies(yardstick)] if isinstance(
-        yardstick, Judge
-    ) else []  # fmt: skip
+    voices = [plan.policy_fingerprint(each) for each in judge.policies(compares)]
     own = [plan.reward_name] if model is not None and model.model == TRAINED else []
     sampling = plan.sampling("probe").model_dump(exclude={"n"})
     made_from = [result_name(plan, policy), yardstick.identity(), voices, own, sampling]
