@@ -6,11 +6,14 @@ the same. The ratio says what the engine costs.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import time
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import row
+from benchmarks.models import add_model_options, dialogues, model_flags, save_base
+from benchmarks.rows import clock, row
 from macpo_data import world
 from macpo_data.engines import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine, batch_seed
@@ -32,8 +35,8 @@ def bare(engine: TransformersEngine, batches: list[tuple[Any, Any, int]], chat: 
         torch.manual_seed(seed)
         with torch.inference_mode():
             out = engine.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                input_ids=ids.to(engine.model.device),
+                attention_mask=mask.to(engine.model.device),
                 do_sample=True,
                 temperature=SAMPLING.temperature,
                 top_p=SAMPLING.top_p,
@@ -50,13 +53,21 @@ def main() -> None:
     """Five rounds of both in turn; the median of the ratios."""
     import torch
 
-    pretrain_bases([BASE], lambda done, total, note: None)
-    engine = TransformersEngine(Base(f"world:{BASE}", None), Engine(batch_size=BATCH))
+    parser = argparse.ArgumentParser()
+    add_model_options(parser)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if asked.size == "tiny":
+            pretrain_bases([BASE], lambda done, total, note: None)
+            base = Base(f"world:{BASE}", None)
+            prompts: list[Any] = [example.prompt for example in world.examples("task")[:REQUESTS]]
+        else:
+            base = Base(str(save_base(Path(folder), asked.size, asked.dtype)), None)
+            prompts = dialogues(REQUESTS)["prompt"].to_list()
+        engine = TransformersEngine(base, Engine(batch_size=BATCH))
     voice = Voice(None, "tokenizer", "base")
-    prompts = [example.prompt for example in world.examples("task")[:REQUESTS]]
     requests = [
-        Request(voice, prompt, SAMPLING, seed, "all")  # type: ignore[arg-type]
-        for seed, prompt in enumerate(prompts)
+        Request(voice, prompt, SAMPLING, seed, "all") for seed, prompt in enumerate(prompts)
     ]
     chat = engine._chat(voice)
     ids = [chat.prompt_ids(request.prompt) for request in requests]
@@ -71,22 +82,22 @@ def main() -> None:
         batches.append((padded, mask, seed))
     ratios, rates = [], []
     for repeat in range(REPEATS + 1):
-        begun = time.perf_counter()
+        begun = clock()
         done = dict(engine.generate(requests))
-        ours = time.perf_counter() - begun
-        begun = time.perf_counter()
+        ours = clock() - begun
+        begun = clock()
         texts = bare(engine, batches, chat)
-        theirs = time.perf_counter() - begun
+        theirs = clock() - begun
         assert [done[i].text for i in order] == [text.strip() for text in texts]
         if repeat:  # the first warms up
             ratios.append(theirs / ours)
             rates.append(sum(c.num_tokens for c in done.values()) / ours)
     row(
         f"transformers engine against bare `model.generate`, {REQUESTS} requests, batch {BATCH}, "
-        f"{BASE} base",
+        f"{f'{BASE} base' if asked.size == 'tiny' else f'{asked.size} in {asked.dtype}'}",
         f"{statistics.median(ratios):.2f}x tokens/s ({min(ratios):.2f}-{max(ratios):.2f}), "
         f"{statistics.median(rates):,.0f} tokens/s",
-        "python -m benchmarks.generating",
+        f"python -m benchmarks.generating{model_flags(asked.size, asked.dtype)}",
     )
 
 

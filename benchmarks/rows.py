@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
 
 from macpo_data.generate import versions
+from macpo_data.models import gpus
+
+
+def peak_mib() -> float:
+    """The most memory that was in use: of the GPU since `forget_peak`, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / (1 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak() -> None:
+    """Begin anew; a process's own peak cannot be forgotten."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def clock() -> float:
+    """Seconds, all work of the GPU done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -27,7 +55,8 @@ def row(what: str, result: str, command: str) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    hardware = f"{os.cpu_count()} cores {platform.machine()}"
+    cards = [card.split(",")[0] for card in gpus()]
+    hardware = ", ".join([*cards, f"{os.cpu_count()} cores {platform.machine()}"])
     found = versions()["versions"]
     said = " ".join(f"{name} {found[name]}" for name in ("torch", "transformers", "polars"))
     cells = [what, result, f"`{command}`", hardware, said, time.strftime("%Y-%m-%d"), commit]

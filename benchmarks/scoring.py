@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.models import dialogues, save_base
-from benchmarks.rows import row
+import torch
+
+from benchmarks.models import add_model_options, dialogues, model_flags, model_words, save_base
+from benchmarks.rows import clock, forget_peak, peak_mib, row
 from macpo_data.engines import Score, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.models import Base
@@ -50,14 +51,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    add_model_options(parser)
     asked = parser.parse_args()
+    cuda = torch.cuda.is_available()
     frame = dialogues(asked.prompts)
     texts = frame["chosen"].to_list() + frame["rejected"].to_list()
     with tempfile.TemporaryDirectory() as folder:
-        base = Base(str(save_base(Path(folder))), None)
+        base = Base(str(save_base(Path(folder), asked.size, asked.dtype)), None)
         scorers: dict[str, Scorer] = {
             name: TransformersEngine(
-                base, Engine(batch_size=24, dtype="float32", shared_prompt=name == "shared prompt")
+                base,
+                Engine(batch_size=24, dtype=asked.dtype, shared_prompt=name == "shared prompt"),
             ).score
             for name in ("shared prompt", "plain")
         }
@@ -76,25 +80,30 @@ def main() -> None:
                 for k in range(answers)
             ]
             seconds: dict[str, list[float]] = {name: [] for name in scorers}
+            peaks: dict[str, float] = {}
             for repeat in range(asked.repeats + 1):
                 found = {}
                 for name, score in scorers.items():
-                    begun = time.perf_counter()
+                    forget_peak()
+                    begun = clock()
                     found[name] = dict(score(requests))
                     if repeat:  # the first warms up
-                        seconds[name].append(time.perf_counter() - begun)
+                        seconds[name].append(clock() - begun)
+                    peaks[name] = peak_mib()
             ours, fast = found["shared prompt"], seconds["shared prompt"]
             for name in [*scorers][1:]:
                 pairs = [(ours[i], found[name][i]) for i in range(len(requests))]
                 apart = max(abs(a.sum_logprob - b.sum_logprob) for a, b in pairs if a and b)
+                memory = f", peaks {peaks['shared prompt']:,.0f} and {peaks[name]:,.0f} MiB"
                 ratios = [other / shared for shared, other in zip(fast, seconds[name], strict=True)]
                 row(
                     f"score {answers} responses to each of {asked.prompts} HH prompts of several "
-                    f"turns, shared prompt against {name}, median of {asked.repeats}",
+                    f"turns{model_words(asked.size, asked.dtype)}, shared prompt against {name}, "
+                    f"median of {asked.repeats}",
                     f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f}), "
                     f"{len(requests) / statistics.median(fast):.1f} responses/s, "
-                    f"largest difference {apart:.1e} nats",
-                    "python -m benchmarks.scoring",
+                    f"largest difference {apart:.1e} nats{memory if cuda else ''}",
+                    f"python -m benchmarks.scoring{model_flags(asked.size, asked.dtype)}",
                 )
 
 

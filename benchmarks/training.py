@@ -3,40 +3,59 @@
 Every variant trains in a process of its own on the same pairs, model, dtype, batch and adapter,
 the variants in turn. The time is that of the training loop and of the reference passes; loading,
 tokenising and imports are left out on all sides. `trl dpo` runs its own script with its own flags.
+With `--warmup` each process trains once before it measures, so that kernels are compiled by then;
+what that training took longer is told as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from benchmarks.models import dialogues, save_base
-from benchmarks.rows import row
+from benchmarks.models import add_model_options, dialogues, model_flags, model_words, save_base
+from benchmarks.rows import clock, forget_peak, peak_mib, row
 from macpo_data.models import Base
 from macpo_data.recipe import DPO, Engine, Lora, Train
 
-VARIANTS = ("shared", "plain", "shared, reference computed", "trl dpo", "trl dpo, precomputed")
+USUAL = ("shared", "plain", "shared, reference computed", "trl dpo", "trl dpo, precomputed")
+VARIANTS = (
+    *USUAL,
+    "trl dpo, its defaults",  # which compute activations twice
+    "trl dpo, precomputed, liger",
+)
 BATCH, RATE = 8, 1e-4
 TARGETS = ["q_proj", "v_proj"]
 
 
-def prepare(folder: Path, pairs: int) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """What all variants have alike."""
+
+    folder: Path
+    pairs: int
+    micro: int
+    checkpointing: bool
+    epochs: int
+    dtype: str
+
+
+def prepare(folder: Path, pairs: int, size: str, dtype: str) -> None:
     """A base, the pairs with their scores under it, and the same pairs as trl reads them."""
     from macpo_data.engines import ScoreRequest, Voice
     from macpo_data.engines.transformers import TransformersEngine
 
-    base = Base(str(save_base(folder / "base")), None)
-    engine = TransformersEngine(base, Engine(batch_size=24, dtype="float32"))
+    base = Base(str(save_base(folder / "base", size, dtype)), None)
+    engine = TransformersEngine(base, Engine(batch_size=24, dtype=dtype))  # type: ignore[arg-type]
     voice = Voice(None, "tokenizer", "base")
     frame = dialogues(pairs)
     (folder / "trl").mkdir()
@@ -62,49 +81,44 @@ def timed(owner: Any, name: str, spent: list[float]) -> None:
     usual = getattr(owner, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        begun = time.perf_counter()
+        begun = clock()
         try:
             return usual(*args, **kwargs)
         finally:
-            spent.append(time.perf_counter() - begun)
+            spent.append(clock() - begun)
 
     setattr(owner, name, call)
 
 
-def one(
-    variant: str, folder: Path, pairs: int, micro: int, checkpointing: bool, epochs: int
-) -> None:
-    """Train one variant and print its facts."""
+def one(variant: str, setting: Setting, repeats: int) -> None:
+    """Train one variant, once or several times, and print the facts of each time."""
     import transformers
 
     spent: list[float] = []
     timed(transformers.Trainer, "train", spent)
-    out = folder / f"out-{time.time_ns()}"
     if variant.startswith("trl"):
-        run_trl(variant, folder, out, micro, checkpointing, epochs, spent)
-        loss = json.loads(next(out.glob("checkpoint-*/trainer_state.json")).read_text())
-        losses = [logs["loss"] for logs in loss["log_history"] if "loss" in logs]
+        from trl import DPOTrainer
+
+        timed(DPOTrainer, "_precompute_ref_logps", spent)
     else:
-        losses = run_macpo(variant, folder, out, micro, checkpointing, epochs, spent)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"rate": epochs * pairs / sum(spent), "peak": peak, "losses": losses}))
+        from macpo_train import dpo
+
+        timed(dpo, "reference_logprobs", spent)
+    for _ in range(repeats):
+        spent.clear()
+        forget_peak()
+        out = setting.folder / f"out-{time.time_ns()}"
+        run = run_trl if variant.startswith("trl") else run_macpo
+        losses = run(variant, setting, out)
+        facts = {"seconds": sum(spent), "peak": peak_mib(), "losses": losses}
+        print(json.dumps(facts), flush=True)
 
 
-def run_macpo(
-    variant: str,
-    folder: Path,
-    out: Path,
-    micro: int,
-    checkpointing: bool,
-    epochs: int,
-    spent: list[float],
-) -> list[float]:
+def run_macpo(variant: str, setting: Setting, out: Path) -> list[float]:
     """As `macpo train` does it."""
-    from macpo_train import dpo
     from macpo_train.train import Job, train
 
-    timed(dpo, "reference_logprobs", spent)
-    stored = "computed" not in variant
+    folder, stored = setting.folder, "computed" not in variant
     facts = train(
         lambda *_: None,
         Job(
@@ -115,7 +129,7 @@ def run_macpo(
             start=None,
             out=out,
             settings=DPO(
-                epochs=epochs,
+                epochs=setting.epochs,
                 learning_rate=RATE,
                 batch_size=BATCH,
                 sft_normalization="token",
@@ -123,48 +137,41 @@ def run_macpo(
             ),
             lora=Lora(targets=TARGETS),
             train=Train(
-                dtype="float32",
+                dtype=setting.dtype,  # type: ignore[arg-type]
                 max_length=2048,
-                micro_batch_size=micro,
-                gradient_checkpointing=checkpointing,
+                micro_batch_size=setting.micro,
+                gradient_checkpointing=setting.checkpointing,
                 shared_prompt="shared" in variant,
             ),
             scored_under=json.loads((folder / "scored_under.json").read_text()) if stored else None,
         ),
     )
     assert bool(facts["reference_logprobs"]["stored"]) == stored
+    assert (facts["shared_prompt"] is True) == ("shared" in variant), facts["shared_prompt"]
     return [step["loss"] for step in facts["history"]]
 
 
-def run_trl(
-    variant: str,
-    folder: Path,
-    out: Path,
-    micro: int,
-    checkpointing: bool,
-    epochs: int,
-    spent: list[float],
-) -> None:
+def run_trl(variant: str, setting: Setting, out: Path) -> list[float]:
     """As `trl dpo` does it: the script that it starts, with flags as a person types them."""
     import runpy
 
-    from trl import DPOTrainer
+    import torch
 
-    timed(DPOTrainer, "_precompute_ref_logps", spent)
+    on_gpu = torch.cuda.is_available()
     flags: dict[str, Any] = {
-        "model_name_or_path": folder / "base",
-        "dataset_name": folder / "trl",
+        "model_name_or_path": setting.folder / "base",
+        "dataset_name": setting.folder / "trl",
         "output_dir": out,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": BATCH // micro,
-        "num_train_epochs": epochs,
+        "per_device_train_batch_size": setting.micro,
+        "gradient_accumulation_steps": BATCH // setting.micro,
+        "num_train_epochs": setting.epochs,
         "learning_rate": RATE,
         "lr_scheduler_type": "cosine",
         "max_length": 2048,
-        "dtype": "float32",
-        "bf16": False,
-        "use_cpu": True,
-        "gradient_checkpointing": checkpointing,
+        "dtype": setting.dtype,
+        "bf16": setting.dtype == "bfloat16",
+        "use_cpu": not on_gpu,
+        "gradient_checkpointing": setting.checkpointing,
         "use_peft": True,
         "lora_r": 8,
         "lora_alpha": 16,
@@ -174,19 +181,24 @@ def run_trl(
         "save_only_model": True,
         "seed": 0,
         "precompute_ref_log_probs": "precomputed" in variant,
-        "dataloader_pin_memory": False,
+        "use_liger_kernel": "liger" in variant,
+        "dataloader_pin_memory": on_gpu,
         "report_to": "none",
     }
+    if "defaults" in variant:
+        del flags["gradient_checkpointing"]
     words = ["dpo.py", "--loss_type", "sigmoid", "sft", "--loss_weights", "1.0", "0.2"]
     words += ["--lora_target_modules", *TARGETS]
     for name, value in flags.items():
         words += [f"--{name}", str(value)]
     sys.argv = words
     runpy.run_module("trl.scripts.dpo", run_name="__main__")
+    state = json.loads(next(out.glob("checkpoint-*/trainer_state.json")).read_text())
+    return [logs["loss"] for logs in state["log_history"] if "loss" in logs]
 
 
 def main() -> None:
-    """Measure all variants in turn, and print a row for each pair of them."""
+    """Measure all variants in turn, and print a row for each of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
@@ -194,44 +206,63 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     # With one, precomputing can at best tie: the reference reads each pair once either way.
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=USUAL)
+    parser.add_argument("--warmup", action="store_true", help="repeat in one process, from warm")
+    add_model_options(parser)
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    times = asked.repeats + 1 if asked.warmup else 1  # in each process
     if asked.one:
-        return one(
-            asked.one, asked.folder, asked.pairs, asked.micro, asked.checkpointing, asked.epochs
+        setting = Setting(
+            asked.folder, asked.pairs, asked.micro, asked.checkpointing, asked.epochs, asked.dtype
         )
+        return one(asked.one, setting, times)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder, asked.pairs)
-        found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
-        same = ["--pairs", str(asked.pairs), "--micro", str(asked.micro), "--folder", name]
-        same += ["--epochs", str(asked.epochs)]
-        same += ["--checkpointing"] if asked.checkpointing else []
-        for _ in range(asked.repeats):
-            for variant, facts in found.items():
-                command = [sys.executable, "-m", "benchmarks.training", "--one", variant, *same]
+        prepare(Path(name), asked.pairs, asked.size, asked.dtype)
+        facts: dict[str, list[dict[str, Any]]] = {variant: [] for variant in asked.variants}
+        same = [*sys.argv[1:], "--folder", name]
+        for _ in range(1 if asked.warmup else asked.repeats):
+            for variant in facts:
+                command = [sys.executable, "-m", "benchmarks.training", *same, "--one", variant]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    sys.exit(f"{variant}: {done.stderr[-2000:]}")
-                facts.append(json.loads(done.stdout.strip().split("\n")[-1]))
-    for variant in VARIANTS:
-        rates = [facts["rate"] for facts in found[variant]]
+                    sys.stderr.write(f"{variant}: {done.stderr[-2000:]}\n")
+                    continue
+                lines = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]
+                facts[variant] += [json.loads(line) for line in lines[-times:]]
+    show(asked, facts)
+
+
+def show(asked: argparse.Namespace, facts: dict[str, list[dict[str, Any]]]) -> None:
+    """A row for each variant, held against the first."""
+    first = asked.variants[0]
+    flags = f" --epochs {asked.epochs}" + " --checkpointing" * asked.checkpointing
+    flags += model_flags(asked.size, asked.dtype)
+    for variant, runs in facts.items():
+        if not runs:
+            continue
+        compiling = ""
+        if asked.warmup:
+            cold, *runs = runs
+            extra = cold["seconds"] - statistics.median(f["seconds"] for f in runs)
+            compiling = f"; {extra:.1f} s more when cold"
+        rates = [asked.epochs * asked.pairs / f["seconds"] for f in runs]
         ratios = [
-            a["rate"] / b["rate"] for a, b in zip(found["shared"], found[variant], strict=True)
+            b["seconds"] / a["seconds"]
+            for a, b in zip(facts[first][-len(runs) :], runs, strict=False)
         ]
-        peak = statistics.median(facts["peak"] for facts in found[variant])
-        losses = [facts["losses"] for facts in found[variant]]
+        against = f"{first} is {statistics.median(ratios):.2f}x " if ratios else ""
+        spread = f"({min(ratios):.2f}-{max(ratios):.2f}); " if ratios else ""
+        peak = statistics.median(f["peak"] for f in runs)
         row(
             f"DPO + SFT on {asked.pairs} HH pairs of several turns, batch {BATCH} in parts of "
             f"{asked.micro}, epochs {asked.epochs}"
-            f"{', checkpointing' if asked.checkpointing else ''}: {variant}, median "
-            f"of {asked.repeats}",
-            f"{statistics.median(rates):.2f} pairs/s; shared is {statistics.median(ratios):.2f}x "
-            f"({min(ratios):.2f}-{max(ratios):.2f}); peak {peak:,.0f} MiB; "
-            f"loss {losses[0][0]:.4f} to {losses[0][-1]:.4f}",
-            f"python -m benchmarks.training --epochs {asked.epochs}"
-            + (" --checkpointing" if asked.checkpointing else ""),
+            f"{', checkpointing' if asked.checkpointing else ''}"
+            f"{model_words(asked.size, asked.dtype)}: {variant}, median of {asked.repeats}",
+            f"{statistics.median(rates):.2f} pairs/s; {against}{spread}peak {peak:,.0f} MiB; "
+            f"loss {runs[0]['losses'][0]:.4f} to {runs[0]['losses'][-1]:.4f}{compiling}",
+            f"python -m benchmarks.training{flags}",
         )
 
 

@@ -1,0 +1,1 @@
+"""Measurements on a machine that has a GPU and no network: see README.md here."""
