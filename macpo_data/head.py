@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     Head = Callable[[torch.Tensor], torch.Tensor]
 
-# So many float32 logits exist at once.
-CHUNK_LOGITS = 1 << 23
+# So many float32 logits exist at once: 128 MiB. Smaller pieces keep a GPU waiting.
+CHUNK_LOGITS = 1 << 25
 
 
 @contextmanager

@@ -12,8 +12,7 @@ before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 MAX_LOGITS = 1 << 28
 # Likewise the entries of the shared path's masks.
 MAX_MASK = 1 << 26
-# Whether to attend by FlexAttention on a GPU, until it fails there.
-_flex = True
 
 
 @dataclass(frozen=True)
@@ -121,10 +118,9 @@ def shared_logprobs(
     """
     causal = _causal(model)
     packed = pack(prompts, answers, pad_id, causal.device)
-    attention, implementation = _attention(causal, packed.parts)
+    attention = _attention(causal, packed.parts)
     # The call goes through the model as it is wrapped: what wraps it counts its calls.
-    head = in_place_of_logits(causal, packed.sources, packed.targets)
-    with head, _implementation(causal, implementation):
+    with in_place_of_logits(causal, packed.sources, packed.targets):
         found = model(
             input_ids=packed.ids,
             attention_mask=attention,
@@ -189,16 +185,6 @@ def why_not_shared(model: Any) -> str | None:
     Returns:
         A few words on why the plain path has to be used.
     """
-    global _flex
-    why = _differs(model)
-    if why and _flex and _causal(model).device.type == "cuda":
-        # With a mask in place of blocks, it may do.
-        _flex = False
-        why = _differs(model)
-    return why
-
-
-def _differs(model: Any) -> str | None:
     import torch
 
     config = _causal(model).config.get_text_config()
@@ -227,45 +213,17 @@ def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _attention(causal: Any, parts: torch.Tensor) -> tuple[Any, str | None]:
-    """The mask, and the attention to use where it is not the model's own.
+def _attention(causal: Any, parts: torch.Tensor) -> torch.Tensor:
+    """The mask: earlier tokens of the prompt and of the same answer are seen.
 
-    Earlier tokens of the prompt and of the same answer are seen. Padding sees itself and the
-    prompt, for a row of the mask must not be empty; nothing sees it.
+    Padding sees itself and the prompt, for a row of the mask must not be empty; nothing sees it.
     """
     import torch
 
     length = parts.shape[1]
-    implementation = causal.config._attn_implementation
-    # What is checkpointed is computed again in the backward, when the model's own is back.
-    again = causal.training and causal.is_gradient_checkpointing
-    supported = _flex and not again and getattr(causal, "_supports_flex_attn", False)
-    if parts.is_cuda and implementation == "sdpa" and supported:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        def sees(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            part = parts[batch, key]
-            return ((part == 0) | (part == parts[batch, query])) & (key <= query)
-
-        # Blocks in which nothing is seen, most of them with many answers, are skipped.
-        mask = create_block_mask(sees, len(parts), None, length, length, device=parts.device)
-        return mask, "flex_attention"
     seen = (parts[:, :, None] == parts[:, None, :]) | (parts == 0)[:, None, :]
     seen = (seen & torch.ones(length, length, device=parts.device).tril().bool())[:, None]
-    if implementation != "eager":
-        return seen, None
+    if causal.config._attn_implementation != "eager":
+        return seen
     hidden = torch.finfo(causal.dtype).min
-    return torch.zeros_like(seen, dtype=causal.dtype).masked_fill(~seen, hidden), None
-
-
-@contextmanager
-def _implementation(causal: Any, name: str | None) -> Iterator[None]:
-    """Attend in another way for a moment."""
-    usual = causal.config._attn_implementation
-    if name is not None:
-        causal.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        if name is not None:
-            causal.set_attn_implementation(usual)
+    return torch.zeros_like(seen, dtype=causal.dtype).masked_fill(~seen, hidden)

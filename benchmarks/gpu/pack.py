@@ -20,7 +20,7 @@ from packaging.version import Version
 from benchmarks.models import DATA, FILES, SHARED
 
 # Beside macpo's own needs: its tests', and what some parts measure with.
-EXTRAS = ("pytest", "pytest-xdist", "hypothesis", "scikit-learn")
+EXTRAS = ("pytest", "pytest-xdist", "hypothesis")
 ALONE = ("liger-kernel", "bitsandbytes")  # without their needs, which are torch and its like
 # The machine's own, with everything that depends on its CUDA; figures are drawn elsewhere.
 LEFT_OUT = ("torch", "triton", "vl-convert-python", "playwright")
