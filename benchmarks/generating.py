@@ -51,8 +51,6 @@ def bare(engine: TransformersEngine, batches: list[tuple[Any, Any, int]], chat: 
 
 def main() -> None:
     """Five rounds of both in turn; the median of the ratios."""
-    import torch
-
     parser = argparse.ArgumentParser()
     add_model_options(parser)
     asked = parser.parse_args()
@@ -64,7 +62,13 @@ def main() -> None:
         else:
             base = Base(str(save_base(Path(folder), asked.size, asked.dtype)), None)
             prompts = dialogues(REQUESTS)["prompt"].to_list()
-        engine = TransformersEngine(base, Engine(batch_size=BATCH))
+        measure(asked, TransformersEngine(base, Engine(batch_size=BATCH)), prompts)
+
+
+def measure(asked: argparse.Namespace, engine: TransformersEngine, prompts: list[Any]) -> None:
+    """Print the row."""
+    import torch
+
     voice = Voice(None, "tokenizer", "base")
     requests = [
         Request(voice, prompt, SAMPLING, seed, "all") for seed, prompt in enumerate(prompts)

@@ -64,14 +64,15 @@ def response_logprobs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of every response token given its prompt and the tokens before it.
 
-    Sequences are padded on the left, so that all responses end in the last column and the model
-    makes logits for the last columns only.
+    Sequences are padded on the right, where no token of theirs sees the padding: no mask is needed,
+    and no row of attention is empty, of which some kernels make gradients that are no numbers. The
+    model makes logits from the first token on that predicts in any of them.
 
     Args:
         model: a causal language model of transformers, with or without peft.
-        prompts: token ids, B lists.
+        prompts: token ids, B lists, none empty.
         responses: token ids, B lists, none longer than R.
-        pad_id: any token; it is masked.
+        pad_id: any token; nothing sees it.
 
     Returns:
         (B, R) log-probabilities in nats, 0 where there is no response token, and the (B, R) mask of
@@ -82,24 +83,23 @@ def response_logprobs(
     device = _causal(model).device
     rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
     width = max(len(row) for row in rows)
-    tail = max(1, max(len(r) for r in responses))
-    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
-    attention = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    mask = torch.tensor([[False] * (tail - len(r)) + [True] * len(r) for r in responses])
-    ids, attention, mask = ids.to(device), attention.to(device), mask.to(device)
-    positions = (attention.cumsum(1) - 1).clamp(min=0)
-    logits = model(
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=tail + 1,
-    ).logits[:, :-1]
-    labels = ids[:, -tail:]
-    logprobs = -torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), reduction="none"
-    ).view_as(labels)
-    return logprobs.masked_fill(~mask, 0.0), mask
+    begin = min(len(p) for p in prompts) - 1
+    kept = torch.arange(begin, max(width - 1, begin + 1), device=device)
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
+    predicts = torch.tensor(
+        [
+            [len(p) - 1 <= at < len(row) - 1 for at in range(begin, begin + len(kept))]
+            for p, row in zip(prompts, rows, strict=True)
+        ],
+        device=device,
+    )
+    targets = torch.tensor([token for r in responses for token in r], device=device)
+    found = -torch.nn.functional.cross_entropy(
+        logits[predicts].float(), targets.long(), reduction="none"
+    )
+    mask = _right_aligned([len(r) for r in responses], device)
+    return found.new_zeros(mask.shape).masked_scatter(mask, found), mask
 
 
 def shared_logprobs(
@@ -158,15 +158,22 @@ def pack(
         positions.append(at + [0] * rest)
         parts.append(part + [-1] * rest)
     lengths = [len(answer) for own in answers for answer in own]
-    tail = max(1, max(lengths))
     return Packed(
         ids=torch.tensor(ids, device=device),
         positions=torch.tensor(positions, device=device),
         parts=torch.tensor(parts, device=device),
         sources=torch.tensor(sources, dtype=torch.long, device=device),
         targets=torch.tensor(targets, dtype=torch.long, device=device),
-        mask=torch.tensor([[False] * (tail - n) + [True] * n for n in lengths], device=device),
+        mask=_right_aligned(lengths, device),
     )
+
+
+def _right_aligned(lengths: list[int], device: torch.device | str) -> torch.Tensor:
+    """A mask with a row for each length, whose last columns are so many."""
+    import torch
+
+    widest = max(1, max(lengths))
+    return torch.tensor([[False] * (widest - n) + [True] * n for n in lengths], device=device)
 
 
 def window(model: Any) -> int | None:

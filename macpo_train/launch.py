@@ -39,6 +39,7 @@ def launch(report: Report, job: Job) -> dict[str, Any]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=_environment(str(job.train.launcher)),
         )
         assert process.stdin and process.stdout
         result: dict[str, Any] = {}
@@ -65,19 +66,35 @@ def launch(report: Report, job: Job) -> dict[str, Any]:
 
 def _command(config: str) -> list[str]:
     """What starts the processes, up to the module."""
+    values = _read(config)
+    if values.get("use_cpu") and values.get("distributed_type") != "FSDP":
+        # accelerate starts several processes without GPUs through MPI only.
+        run = ["torch.distributed.run", "--standalone"]
+        return [sys.executable, "-m", *run, f"--nproc-per-node={values.get('num_processes', 1)}"]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+
+
+def _environment(config: str) -> dict[str, str]:
+    """What the processes see; where the config says `use_cpu`, that is no GPU."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if _read(config).get("use_cpu") else {}
+    return {**os.environ, **hidden}
+
+
+def _read(config: str) -> dict[str, Any]:
+    """The values of an accelerate config.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         values = yaml.safe_load(Path(config).read_text("utf-8"))
-        processes = int(values.get("num_processes", 1))
+        int(values.get("num_processes", 1))
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise ModelError(
             f"cannot read train.launcher {config} ({type(error).__name__}); "
             "`accelerate config --config_file FILE` writes one"
         ) from None
-    if values.get("use_cpu") and values.get("distributed_type") != "FSDP":
-        # accelerate starts several processes without GPUs through MPI only.
-        run = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        return [sys.executable, "-m", *run]
-    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    return dict(values)
 
 
 def main() -> None:

@@ -14,11 +14,14 @@ from macpo_data.recipe import RewardTraining
 from macpo_train.encode import Encoded
 from macpo_train.train import Job
 
+# What other parts of torch say: its allocator for CPUs, and CUDA where it is asked directly.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
+
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that no memory is left; for CPUs torch has no class of its own."""
+    """Whether an error says that no memory is left; torch has a class for one kind only."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
 
 

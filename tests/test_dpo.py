@@ -28,6 +28,7 @@ from macpo_data.recipe import DPO, Engine, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_train.encode import encode
 from macpo_train.loop import training_arguments
+from macpo_train.memory import ran_out
 from macpo_train.train import Job, policy, train
 
 pytestmark = pytest.mark.slow
@@ -342,6 +343,15 @@ def test_too_little_memory_says_what_would_fit(job: Job, tmp_path: Path) -> None
     said = done.stderr.strip().split("\n")[-1]
     found = re.search(r"memory ran out with 32 .* train\.micro_batch_size=(\d+) \(as tried", said)
     assert found and int(found[1]) < 32, done.stderr[-2000:]
+
+
+def test_every_word_for_memory_that_ran_out() -> None:
+    """The second is how CUDA itself says it, seen on a card that another process had filled."""
+    for words in ("[enforce fail] can't allocate memory", "CUDA error: out of memory\nSearch for"):
+        assert ran_out(RuntimeError(words))
+    assert ran_out(torch.OutOfMemoryError()) and ran_out(MemoryError())
+    assert not ran_out(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not ran_out(ValueError("CUDA error: out of memory"))
 
 
 def test_rslora_scales_otherwise(job: Job, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def voices(adapter: str) -> tuple[Voice, Voice]:
 
 
 def test_score_equals_a_plain_forward(base: Base, adapter: str) -> None:
-    """Left-padded batches with logits of the tail against one full forward per response."""
+    """Padded batches with the logits that count against one full forward per response."""
     from peft import PeftModel
 
     engine = TransformersEngine(base, Engine(batch_size=3))
@@ -68,7 +68,8 @@ def test_score_equals_a_plain_forward(base: Base, adapter: str) -> None:
         response = chat.response_ids(request.response, request.finished)
         model = bare if request.voice == plain else tuned
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            ids = torch.tensor([prompt + response], device=model.device)
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]
         each = logits.log_softmax(-1)[range(len(response)), response].double()
         score = got[i]
         assert score is not None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from conftest import make_tiny_base
@@ -140,6 +142,17 @@ def test_bfloat16_trains_as_float32_does(gpu_job: Job, tmp_path: Path) -> None:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.03)
     kinds = {weight.dtype for weight in load_file(half.out / "adapter_model.safetensors").values()}
     assert kinds == {torch.float32}
+
+
+def test_the_plain_path_trains_in_bfloat16(gpu_job: Job, tmp_path: Path) -> None:
+    """Where padding stood before the prompts, one batch in eight had a gradient that was nan."""
+    rows = pl.read_parquet(gpu_job.dataset)
+    longer: pl.Expr = pl.col("chosen").str.repeat_by(pl.int_range(pl.len()) % 5 + 1).list.join(" ")
+    rows.with_columns(longer).write_parquet(tmp_path / "uneven.parquet")
+    plain = Train(dtype="bfloat16", shared_prompt=False, max_truncated=1.0)
+    facts = train(unheard, replace(gpu_job, dataset=tmp_path / "uneven.parquet", train=plain))
+    assert len(facts["history"]) == 4
+    assert all(math.isfinite(row["grad_norm"]) for row in facts["history"])
 
 
 def test_four_bits_train_and_merge(gpu_job: Job, tmp_path: Path) -> None:

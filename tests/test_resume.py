@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.recipe import DPO, SFT, Confidence, Lora, Train
 from macpo_data.signs import RULES, WINDOW, Sign
+from macpo_train.launch import _environment
 from macpo_train.train import Job, train
 from macpo_train.watch import MARK, last_checkpoint
 
@@ -207,6 +208,17 @@ def test_several_processes_neither_redo_nor_write(
         with pytest.raises(MacpoError, match="several processes only train"):
             run.make("gen", 0, redo=True)
         assert len(run.make("gen", 0).kept) == 3
+
+
+@pytest.mark.parametrize("use_cpu", [True, False])
+def test_processes_on_the_cpu_see_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_cpu: bool
+) -> None:
+    """On a machine with one GPU, the second of two would have asked for another."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    config = tmp_path / "two.yaml"
+    config.write_text(f"use_cpu: {str(use_cpu).lower()}\nnum_processes: 2\n")
+    assert _environment(str(config))["CUDA_VISIBLE_DEVICES"] == ("" if use_cpu else "0")
 
 
 def test_a_mistake_in_another_process_is_one_line(job: Job, tmp_path: Path) -> None:

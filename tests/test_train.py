@@ -96,7 +96,8 @@ def test_sft_loss_is_on_responses_only(job: Job) -> None:
     total, count = 0.0, 0
     for prompt, response in zip(data.prompts, data.responses["chosen"], strict=True):
         with torch.no_grad():
-            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            ids = torch.tensor([prompt + response], device=model.device)
+            logits = model(ids).logits[0, len(prompt) - 1 : -1]
         total -= logits.log_softmax(-1)[range(len(response)), response].sum().item()
         count += len(response)
     assert facts["history"][0]["loss"] == pytest.approx(total / count, abs=1e-4)

@@ -175,9 +175,9 @@ class TransformersEngine(Engine):
             size = sum(len(own) for _, own in [*batch, row])
             if shared:
                 fits = (len(batch) + 1) * length(row) ** 2 <= MAX_MASK
-            else:
-                longest = max(len(responses[i]) for _, own in [*batch, row] for i in own)
-                fits = size * (longest + 1) * vocabulary <= MAX_LOGITS
+            else:  # logits from the end of the shortest prompt on
+                shortest = min(len(prompt) for prompt, _ in [*batch, row])
+                fits = size * (length(row) - shortest + 1) * vocabulary <= MAX_LOGITS
             if batch and (size > self.batch_size or not fits):
                 yield batch
                 batch = []
