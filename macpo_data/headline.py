@@ -1,0 +1,264 @@
+"""What a run came to, on one screen: the same facts for the terminal and for the report's top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from macpo_data import gap, probe
+from macpo_data.advice import IN_SHORT, advise
+from macpo_data.errors import StoreError
+from macpo_data.evaluate import Evaluation
+from macpo_data.excerpt import short
+from macpo_data.plan import Plan
+from macpo_data.probe import Reading
+from macpo_data.recipe import Recipe
+from macpo_data.schema import JUDGEMENTS, RESPONSES, Message, empty
+from macpo_data.signs import Signs, flags, of_evaluation
+from macpo_data.store import Store
+from macpo_data.verdict import (
+    BY_PROMPT,
+    Rows,
+    Verdict,
+    measure_of,
+    name_baseline,
+    of_agent,
+    verdict,
+)
+
+ROUNDS = 6  # columns of the table at most, so that it fits a narrow terminal
+EXAMPLES = 3
+CEILING = "student trained on good answers"
+# Signs in the student's newest answers on which a person has to act.
+ACTIONS = {
+    "cut": "{value:.0f} % of the student's answers are cut before their end: raise "
+    "sampling.max_new_tokens",
+    "loops": "{value:.0f} % of the student's answers repeat themselves: lower dpo.learning_rate",
+    "short": "{value:.0f} % of the student's answers have three words or fewer: read some of them "
+    "before you go on",
+}
+FELL = "the student's answers got worse in round {round}: keep an earlier round (macpo status)"
+STRAYS = (
+    "from round {crossed} on the student strays from what people wrote: round {round} is the one "
+    "to keep"
+)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """The mean scores of one agent."""
+
+    name: str
+    means: list[float | None]  # by round, as the table's rounds; None: not measured
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Student, teachers and ceiling by round."""
+
+    meaning: str  # what a score is
+    rounds: list[int]
+    rows: list[ScoreRow]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the student wrote after a round, and how good that is."""
+
+    round: int
+    text: str | None  # None: nothing was written
+    score: float | None  # None: nobody scored it
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out prompt with the student's answer of its first and of its last round."""
+
+    prompt: list[Message]
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """All of the screen."""
+
+    verdict: Verdict
+    table: ScoreTable | None  # None: nothing was measured
+    gap: str | None  # None: there is no ceiling, or there are no teachers
+    examples: list[Example]
+    warnings: list[str]  # on which a person has to act
+    advice: str | None  # what is worth running after round 0; later there is none
+    signs: list[str]  # all signs of failure, for the expert
+
+
+def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
+    """What a run came to.
+
+    Args:
+        plan: of the run.
+        store: of the run.
+        known: all that is known of its policies; None where none was evaluated.
+    """
+    signs = _held_out_signs(plan.recipe, store, known)
+    scores = scores_of(known)
+    responses = known.responses if known else empty(RESPONSES)
+    judgements = known.judgements if known else empty(JUDGEMENTS)
+    readings = probe.readings(plan, store)
+    gaps = gap.measured(plan, responses)
+    (student,), teachers = plan.recipe.students, plan.recipe.teachers
+    return Headline(
+        verdict(student, teachers, scores, responses),
+        score_table(student, teachers, scores),
+        gap.in_words(gaps[0]) if gaps else None,
+        _examples(plan, store, scores, responses, judgements),
+        _warnings(plan.recipe, readings, signs),
+        _advice(plan.recipe, readings),
+        _flags(plan, store, readings, signs),
+    )
+
+
+def scores_of(known: Evaluation | None) -> Rows:
+    """Rows of EVALUATION, with no more digits than anybody reads."""
+    rows = known.table.to_dicts() if known else []
+    return [{key: short(value) for key, value in row.items()} for row in rows]
+
+
+def _held_out_signs(recipe: Recipe, store: Store, known: Evaluation | None) -> dict[str, Signs]:
+    """Signs in all that is known of the held-out answers, by policy."""
+    if known is None:
+        return {}
+    if len(known.paths) == 1:  # it keeps its own
+        manifest = store.manifest(f"eval/{known.paths[0].name}") or {}
+        signs: dict[str, Signs] = manifest.get("signs", {})
+        return signs
+    return of_evaluation(known.responses, recipe.teachers, known.judgements)
+
+
+def score_table(student: str, teachers: Sequence[str], scores: Rows) -> ScoreTable | None:
+    """Student, teachers and ceiling by round; None where the student was not measured.
+
+    The ceiling is of no round: it stands in the last one, beside the student's newest score.
+    """
+    measure = measure_of(student, scores)
+    if measure is None:
+        return None
+    mine = [s for s in of_agent(student, scores) if s["measure"] == measure]
+    against = mine[0]["against"]
+    alike = [s for s in scores if (s["measure"], s["against"]) == (measure, against)]
+    by_agent = {
+        agent: {s["round"]: s["mean"] for s in of_agent(agent, alike)}
+        for agent in [student, *teachers]
+    }
+    rounds = evenly(sorted({r for means in by_agent.values() for r in means}), ROUNDS)
+    ceilings = [s["mean"] for s in alike if s["behavior"] == "ceiling"]
+    by_agent[CEILING] = dict(zip(rounds[-1:], ceilings, strict=False))
+    rows = [
+        ScoreRow(name, [means.get(r) for r in rounds]) for name, means in by_agent.items() if means
+    ]
+    newest = of_agent(student, alike)[-1]
+    return ScoreTable(_meaning(student, newest), rounds, rows)
+
+
+def evenly(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, evenly spread from the first to the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(n * (len(values) - 1) / (most - 1))] for n in range(most)]
+
+
+def _meaning(student: str, newest: Mapping[str, Any]) -> str:
+    """What a score is."""
+    by = newest["by"]
+    match newest["measure"]:
+        case "gold":
+            scale = f"from 0 (bad) to 1 (good), by the judge that comes with the data ({by})"
+        case "reward":
+            scale = f"by the reward model {by}; the higher the better, without a fixed scale"
+        case _:
+            against = name_baseline(newest["against"], student)
+            scale = f"share of comparisons won against {against}, by the {by}; 0.5 is level"
+    alike = ", as if all answers were equally long" if newest["measure"] == "win_lc" else ""
+    prompts = f"{newest['prompts']:,} held-out prompts, on which nobody was trained"
+    return f"{scale}{alike}. Mean over {prompts}."
+
+
+def _examples(
+    plan: Plan, store: Store, scores: Rows, responses: pl.DataFrame, judgements: pl.DataFrame
+) -> list[Example]:
+    """Some prompts with the student's first and last answer, of several draws the first one."""
+    (student,) = plan.recipe.students
+    rounds = [s["round"] for s in of_agent(student, scores)]
+    if not rounds:
+        return []
+    measure, against = measure_of(student, scores), of_agent(student, scores)[0]["against"]
+    scored = responses.with_columns(score=pl.col(measure) if measure in BY_PROMPT else None)
+    if measure not in BY_PROMPT:
+        won = judgements.filter(against=against)
+        key = ["prompt_id", "agent", "behavior", "round", "draw"]
+        scored = responses.join(won.select(*key, score="win"), on=key, how="left")
+    return examples(store.read(plan.prompts_name, "test.parquet"), scored, student)
+
+
+def examples(prompts: pl.DataFrame, scored: pl.DataFrame, student: str) -> list[Example]:
+    """The first prompts in the order of their ids, which are hashes: a draw, and no choice.
+
+    Args:
+        prompts: PROMPTS.
+        scored: RESPONSES with a column `score`.
+        student: whose answers are shown.
+    """
+    own = scored.filter(agent=student, behavior="positive", draw=0).drop_nulls("round")
+    rounds = sorted(own["round"].unique())
+    shown = list(dict.fromkeys(rounds[:1] + rounds[-1:]))
+    drawn: list[Example] = []
+    for asked in prompts.sort("prompt_id").head(EXAMPLES).iter_rows(named=True):
+        mine = own.filter(prompt_id=asked["prompt_id"])
+        by_round = {row["round"]: row for row in mine.iter_rows(named=True)}
+        answers = [
+            Answer(r, by_round[r]["response"], by_round[r]["score"]) for r in shown if r in by_round
+        ]
+        drawn.append(Example(asked["prompt"], answers))
+    return drawn
+
+
+def _warnings(
+    recipe: Recipe, readings: Sequence[Reading], held_out: Mapping[str, Signs]
+) -> list[str]:
+    """On which signs a person has to act: those of the student's newest answers, and of drift."""
+    (student,) = recipe.students
+    mine = f"{student}-positive-"
+    rounds = [int(who.removeprefix(mine)) for who in held_out if who.startswith(mine)]
+    newest = held_out[f"{mine}{max(rounds)}"] if rounds else {}
+    crossed = {name: sign["value"] for name, sign in newest.items() if sign["crossed"]}
+    lines = [text.format(value=100 * crossed[n]) for n, text in ACTIONS.items() if n in crossed]
+    if {"gold", "reward", "win"} & crossed.keys():
+        lines.append(FELL.format(round=max(rounds)))
+    best = probe.best_round(recipe, readings)
+    if best and best.crossed is not None:
+        lines.append(STRAYS.format(crossed=best.crossed, round=best.round))
+    return lines
+
+
+def _advice(recipe: Recipe, readings: Sequence[Reading]) -> str | None:
+    if any(reading.policy.round for reading in readings):
+        return None
+    advice = advise(recipe, readings)
+    return IN_SHORT[advice.next] if advice else None
+
+
+def _flags(
+    plan: Plan, store: Store, readings: Sequence[Reading], held_out: Mapping[str, Signs]
+) -> list[str]:
+    """All signs of failure, each with whose it is; what is damaged has none."""
+    lines = []
+    for step in plan.steps:
+        try:
+            lines += [f"{step}: {line}" for line in flags(store.manifest(plan.name(step)) or {})]
+        except StoreError:
+            continue
+    lines += flags({"kind": "eval", "signs": held_out})
+    drift = probe.warning(plan.recipe, readings)
+    return lines + ([drift] if drift else [])
