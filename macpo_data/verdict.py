@@ -189,9 +189,10 @@ def _against(scores: Rows, student: str) -> Verdict:
         f"{verbs.get(state, 'is level with')} {name} (it wins {100 * s['mean']:.0f} %)"
         for s, state, name in zip(scores, states, names, strict=True)
     )
+    alike = ", as if all answers were equally long" if scores[0]["measure"] == "win_lc" else ""
     text = " ".join(
         f"In round {s['round']} against {name}: {s['prompts']:,} held-out prompts, "
-        f"{_interval(s['low'], s['high'])}; 0.5 is level."
+        f"{_interval(s['low'], s['high'])}{alike}; 0.5 is level."
         for s, name in zip(scores, names, strict=True)
     )
     state = states[0] if len(set(states)) == 1 else "unknown"

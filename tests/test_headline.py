@@ -117,6 +117,13 @@ def test_it_is_held_against_the_best_teacher_of_any_round(best: list[float], whe
     )
 
 
+def test_a_reward_has_no_top() -> None:
+    scores = [score(t, mean, measure="reward") for t, mean in enumerate((-1.5, 2.0))]
+    responses = answers({0: [-1.5] * 4, 1: [2.0] * 4}).with_columns(reward="gold", gold=None)
+    found = verdict("s", [], scores, responses)
+    assert found.title == "The student got better: from -1.50 to 2.00."
+
+
 def test_one_round_is_no_trend() -> None:
     found = verdict("s", [], [score(0, 0.5, low=0.25, high=0.75)], answers({0: [0.5] * 4}))
     assert found.state == "unknown"
@@ -135,6 +142,12 @@ def test_a_win_rate_is_held_against_one_half() -> None:
     won = [score(1, 0.7, low=0.6, high=0.8, **more)]
     found = verdict("s", [], won, answers({}))
     assert found.title == "The student beats itself of round 0 (it wins 70 %)."
+    assert "equally long" not in found.text
+    alike = [row | {"measure": "win_lc"} for row in won]
+    assert (
+        "0.60 to 0.80, as if all answers were equally long"
+        in verdict("s", [], [*won, *alike], answers({})).text
+    )
     level = [score(1, 0.55, low=0.4, high=0.7, **more)]
     assert verdict("s", [], level, answers({})).state == "same"
 

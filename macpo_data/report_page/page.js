@@ -192,7 +192,7 @@ function winners(place, recipe) {
 }
 
 function probed(recipe) {
-  const lines = [];
+  const lines = recipe.gaps.map((g) => make("p", {}, g.text));
   if (recipe.best) lines.push(make("p", {}, recipe.best.text));
   if (recipe.advice) {
     const number = (e) => e.low == null ? shown(e.mean) : `${shown(e.mean)} (${shown(e.low)} to ${shown(e.high)})`;
@@ -230,9 +230,8 @@ function head(recipe) {
   scoreTable(top.table);
   document.title = `${recipe.name}: macpo report`;
   probed(recipe);
-  const expert = [...recipe.gaps.map((g) => g.text), ...recipe.warnings];
   byId("expert").textContent = `For the expert (signs of failure: ${recipe.warnings.length})`;
-  byId("warnings").replaceChildren(...expert.map((w) => make("li", {}, w)));
+  byId("warnings").replaceChildren(...recipe.warnings.map((w) => make("li", {}, w)));
   const compared = byId("compared");
   compared.replaceChildren();
   if (report.recipes.length < 2) return;
