@@ -779,13 +779,15 @@ def _print_costs(run: Run, steps: list[Step]) -> None:
 def _print_results(run: Run, last: int) -> None:
     """What the run came to."""
     from macpo_data.evaluate import latest, trained
-    from macpo_data.headline import headline
+    from macpo_data.headline import examples, headline
     from macpo_data.show import print_headline
 
     if run.recipe.data.source == "world":
         run.evaluate(trained(run.plan, run.store, last))
-    known = headline(run.plan, run.store, latest(run.plan, run.store))
-    print_headline(known, f"{_program()} status{run.said}")
+    known = latest(run.plan, run.store)
+    answers = examples(run.plan, run.store, known) if known else []
+    facts = headline(run.plan, run.store, known)
+    print_headline(facts, answers, f"{_program()} status{run.said}")
 
 
 def _print_status(run: Run) -> None:
@@ -797,8 +799,8 @@ def _print_status(run: Run) -> None:
     from macpo_data.show import print_advice, print_verdict
 
     _print_plan(run, run.plan.steps)
-    known = headline(run.plan, run.store, latest(run.plan, run.store))
-    for line in known.signs:
+    facts = headline(run.plan, run.store, latest(run.plan, run.store))
+    for line in facts.signs:
         _say(f"! {line}")
     readings = probe.readings(run.plan, run.store)
     best = probe.best_round(run.recipe, readings)
@@ -806,8 +808,8 @@ def _print_status(run: Run) -> None:
         _say(probe.best_line(best, run.said))
     elif advice := advise(run.recipe, readings):
         print_advice(advice)
-    if known.table:
-        print_verdict(known.verdict)
+    if facts.table:
+        print_verdict(facts.verdict)
 
 
 def _say_next(run: Run) -> None:

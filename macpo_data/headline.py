@@ -16,7 +16,7 @@ from macpo_data.excerpt import short
 from macpo_data.plan import Plan
 from macpo_data.probe import Reading
 from macpo_data.recipe import Recipe
-from macpo_data.schema import JUDGEMENTS, RESPONSES, Message, empty
+from macpo_data.schema import RESPONSES, Message, empty
 from macpo_data.signs import Signs, flags, of_evaluation
 from macpo_data.store import Store
 from macpo_data.verdict import (
@@ -40,7 +40,7 @@ ACTIONS = {
     "short": "{value:.0f} % of the student's answers have three words or fewer: read some of them "
     "before you go on",
 }
-FELL = "the student's answers got worse in round {round}: keep an earlier round (macpo status)"
+FELL = "the student's answers got worse in round {round}: the scores say which round to keep"
 STRAYS = (
     "from round {crossed} on the student strays from what people wrote: round {round} is the one "
     "to keep"
@@ -83,12 +83,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Headline:
-    """All of the screen."""
+    """What is told of a run; its answers are `examples`."""
 
     verdict: Verdict
     table: ScoreTable | None  # None: nothing was measured
     gap: str | None  # None: there is no ceiling, or there are no teachers
-    examples: list[Example]
     warnings: list[str]  # on which a person has to act
     advice: str | None  # what is worth running after round 0; later there is none
     signs: list[str]  # all signs of failure, for the expert
@@ -105,7 +104,6 @@ def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
     signs = _held_out_signs(plan.recipe, store, known)
     scores = scores_of(known)
     responses = known.responses if known else empty(RESPONSES)
-    judgements = known.judgements if known else empty(JUDGEMENTS)
     readings = probe.readings(plan, store)
     gaps = gap.measured(plan, responses)
     (student,), teachers = plan.recipe.students, plan.recipe.teachers
@@ -113,8 +111,7 @@ def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
         verdict(student, teachers, scores, responses),
         score_table(student, teachers, scores),
         gap.in_words(gaps[0]) if gaps else None,
-        _examples(plan, store, scores, responses, judgements),
-        _warnings(plan.recipe, readings, signs),
+        warnings(plan.recipe, readings, signs),
         _advice(plan.recipe, readings),
         _flags(plan, store, readings, signs),
     )
@@ -185,24 +182,25 @@ def _meaning(student: str, newest: Mapping[str, Any]) -> str:
     return f"{scale}{alike}. Mean over {prompts}."
 
 
-def _examples(
-    plan: Plan, store: Store, scores: Rows, responses: pl.DataFrame, judgements: pl.DataFrame
-) -> list[Example]:
-    """Some prompts with the student's first and last answer, of several draws the first one."""
+def examples(plan: Plan, store: Store, known: Evaluation) -> list[Example]:
+    """Some held-out prompts with the student's first and last answer, of several draws the first.
+
+    Raises:
+        StoreError: the prompts are damaged.
+    """
     (student,) = plan.recipe.students
-    rounds = [s["round"] for s in of_agent(student, scores)]
-    if not rounds:
-        return []
-    measure, against = measure_of(student, scores), of_agent(student, scores)[0]["against"]
-    scored = responses.with_columns(score=pl.col(measure) if measure in BY_PROMPT else None)
-    if measure not in BY_PROMPT:
-        won = judgements.filter(against=against)
+    mine = of_agent(student, scores_of(known))
+    measure = measure_of(student, mine)
+    if measure in BY_PROMPT:
+        scored = known.responses.with_columns(score=pl.col(measure))
+    else:
         key = ["prompt_id", "agent", "behavior", "round", "draw"]
-        scored = responses.join(won.select(*key, score="win"), on=key, how="left")
-    return examples(store.read(plan.prompts_name, "test.parquet"), scored, student)
+        won = known.judgements.filter(against=mine[0]["against"] if mine else None)
+        scored = known.responses.join(won.select(*key, score="win"), on=key, how="left")
+    return drawn(store.read(plan.prompts_name, "test.parquet"), scored, student)
 
 
-def examples(prompts: pl.DataFrame, scored: pl.DataFrame, student: str) -> list[Example]:
+def drawn(prompts: pl.DataFrame, scored: pl.DataFrame, student: str) -> list[Example]:
     """The first prompts in the order of their ids, which are hashes: a draw, and no choice.
 
     Args:
@@ -212,19 +210,19 @@ def examples(prompts: pl.DataFrame, scored: pl.DataFrame, student: str) -> list[
     """
     own = scored.filter(agent=student, behavior="positive", draw=0).drop_nulls("round")
     rounds = sorted(own["round"].unique())
-    shown = list(dict.fromkeys(rounds[:1] + rounds[-1:]))
-    drawn: list[Example] = []
-    for asked in prompts.sort("prompt_id").head(EXAMPLES).iter_rows(named=True):
-        mine = own.filter(prompt_id=asked["prompt_id"])
-        by_round = {row["round"]: row for row in mine.iter_rows(named=True)}
-        answers = [
-            Answer(r, by_round[r]["response"], by_round[r]["score"]) for r in shown if r in by_round
-        ]
-        drawn.append(Example(asked["prompt"], answers))
-    return drawn
+    first_and_last = list(dict.fromkeys(rounds[:1] + rounds[-1:]))
+
+    def answers(asked: str) -> list[Answer]:
+        by_round = {row["round"]: row for row in own.filter(prompt_id=asked).iter_rows(named=True)}
+        known = [by_round[r] for r in first_and_last if r in by_round]
+        return [Answer(row["round"], row["response"], row["score"]) for row in known]
+
+    rows = prompts.sort("prompt_id").head(EXAMPLES).iter_rows(named=True)
+    shown = [Example(row["prompt"], answers(row["prompt_id"])) for row in rows]
+    return [example for example in shown if example.answers]
 
 
-def _warnings(
+def warnings(
     recipe: Recipe, readings: Sequence[Reading], held_out: Mapping[str, Signs]
 ) -> list[str]:
     """On which signs a person has to act: those of the student's newest answers, and of drift."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -107,7 +107,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "method": name_of(recipe),
         "student": student,
         "agents": [student, *(a for a in recipe.agents if a != student)],
-        "headline": asdict(replace(top, examples=[])),  # the page has all answers
+        "headline": asdict(top),
         **_probed(source),
         "gaps": [gap.facts(each) for each in gap.measured(plan, responses)],
         "sampling": described(plan.sampling("test")),

@@ -310,11 +310,12 @@ def print_reward_model(manifest: dict[str, Any]) -> None:
     print(f"accuracy {_interval(found)} on {pairs} held-out pairs")
 
 
-def print_headline(found: Headline, more: str) -> None:
+def print_headline(found: Headline, examples: Sequence[Example], more: str) -> None:
     """What a run came to, the verdict last.
 
     Args:
         found: the facts.
+        examples: answers to read.
         more: the command that shows all signs.
     """
     console = Console()
@@ -323,8 +324,8 @@ def print_headline(found: Headline, more: str) -> None:
     if found.gap:
         console.print(plain(found.gap))
         console.print()
-    if found.examples:
-        _print_examples(console, found.examples)
+    if examples:
+        _print_examples(console, examples)
         console.print()
     for line in found.warnings:
         console.print(Text("! ", "yellow"), plain(line), sep="")

@@ -16,10 +16,10 @@ from macpo_data.headline import (
     Answer,
     Example,
     Headline,
-    _warnings,
+    drawn,
     evenly,
-    examples,
     score_table,
+    warnings,
 )
 from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
@@ -236,14 +236,15 @@ def test_answers_are_drawn_and_not_chosen() -> None:
         ],
         schema={**RESPONSES, "score": pl.Float64()},
     )  # fmt: skip
-    found = examples(prompts, scored, "s")
+    found = drawn(prompts, scored, "s")
     assert [example.answers for example in found] == [
         [Answer(0, "a00", 0.0), Answer(2, "a20", 0.0)],
         [Answer(0, None, 0.0), Answer(2, None, 0.0)],
         [Answer(0, "c00", 0.0), Answer(2, "c20", 0.0)],
     ]
-    (one, *_) = examples(prompts, scored.filter(round=1), "s")
+    (one, *_) = drawn(prompts, scored.filter(round=1), "s")
     assert one.answers == [Answer(1, "a10", 0.0)]
+    assert drawn(prompts, scored.filter(agent="t"), "s") == []
 
 
 def crossed(value: float) -> Any:
@@ -266,11 +267,11 @@ def test_only_what_a_person_has_to_act_on() -> None:
         Reading(Policy("student", "positive", r), perplexity, 0.5, None, {})
         for r, perplexity in enumerate((2.0, 2.0, 3.0))
     ]
-    cut, fell, strays = _warnings(recipe, readings, held_out)
+    cut, fell, strays = warnings(recipe, readings, held_out)
     assert cut.startswith("30 % of the student's answers are cut before their end: raise sampling.")
     assert fell.startswith("the student's answers got worse in round 2")
     assert strays.startswith("from round 2 on the student strays") and "round 1 is the" in strays
-    assert _warnings(recipe, readings[:2], {}) == []
+    assert warnings(recipe, readings[:2], {}) == []
 
 
 # ---------------------------------------------------------------------------- the screen
@@ -356,10 +357,9 @@ def test_what_a_model_wrote_stays_text(capsys: pytest.CaptureFixture[str]) -> No
     hostile = "[red]a[/bold] \x1b[2J"
     answers_ = [Answer(0, hostile, None), Answer(1, "x" * 400, 0.5)]
     example = Example([{"role": "user", "content": hostile}], answers_)
-    found = Headline(
-        Verdict("unknown", "[b]title", "text"), None, None, [example], ["[u]act"], None, ["a"]
-    )
-    print_headline(found, "macpo status")
+    verdict_ = Verdict("unknown", "[b]title", "text")
+    found = Headline(verdict_, None, None, ["[u]act"], None, ["a"])
+    print_headline(found, [example], "macpo status")
     shown = capsys.readouterr().out
     assert shown.count("[red]a[/bold]") == 2 and "\x1b" not in shown
     assert "[b]title" in shown and "! [u]act" in shown and shown.count("x") == 301  # and text
