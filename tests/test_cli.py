@@ -248,6 +248,23 @@ def test_the_next_command_carries_the_options(macpo: Macpo, tmp_path: Path) -> N
     assert "--recipe ./other.yaml" in macpo("init", "--to", "other.yaml").stdout
 
 
+def test_a_command_off_the_path_is_named_by_its_own(tmp_path: Path) -> None:
+    """As after `make demo`, whose environment is not active."""
+    own = tmp_path / "bin" / "macpo"
+    own.parent.mkdir()
+    own.write_text(f"#!{sys.executable}\nfrom cli import main\nmain()\n")
+    own.chmod(0o755)
+
+    def last_line(path: str) -> str:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+        command = ["bin/macpo", "status"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done.stdout.splitlines()[-1]
+
+    assert last_line("/nowhere") == "next: bin/macpo gen --round 0"
+    assert last_line(str(own.parent)) == "next: macpo gen --round 0"
+
+
 def test_ctrl_c_says_what_stays(tmp_path: Path, recipe_file: Path) -> None:
     args = [sys.executable, "-m", "cli", "run", "--until", "1", "-r", str(recipe_file)]
     process = subprocess.Popen(
