@@ -29,7 +29,7 @@ from macpo_data.verdict import (
     verdict,
 )
 
-ROUNDS = 6  # columns of the table at most, so that it fits a narrow terminal
+ROUNDS = 5  # columns of the table at most, so that it fits a narrow terminal
 EXAMPLES = 3
 CEILING = "student trained on good answers"
 # Signs in the student's newest answers on which a person has to act.

@@ -213,10 +213,15 @@ def test_a_table_of_wins() -> None:
     )
 
 
-def test_ten_rounds_in_six_columns() -> None:
-    """Steps of 9/5: 0, 1.8, 3.6, 5.4, 7.2, 9."""
-    assert evenly(range(10), 6) == [0, 2, 4, 5, 7, 9]
-    assert evenly([0, 1, 2], 6) == [0, 1, 2]
+def test_ten_rounds_in_five_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps of 9/4: 0, 2.25, 4.5, 6.75, 9. With the longest name they fit 80 columns."""
+    assert evenly(range(10), 5) == [0, 2, 4, 7, 9]
+    assert evenly([0, 1, 2], 5) == [0, 1, 2]
+    scores = [score(t, 0.5) for t in range(10)] + [score(0, 0.75, behavior="ceiling")]
+    table = score_table("s", [], scores)
+    print_headline(Headline(Verdict("same", "", ""), table, None, [], None, []), [], "")
+    (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith(CEILING)]
+    assert line.split()[-1] == "0.75"
 
 
 # ---------------------------------------------------------------------------- answers, warnings
