@@ -40,10 +40,10 @@ ACTIONS = {
     "short": "{value:.0f} % of the student's answers have three words or fewer: read some of them "
     "before you go on",
 }
-FELL = "the student's answers got worse in round {round}: the scores say which round to keep"
+FELL = "the student's answers got worse in round {round}: keep an earlier round"
 STRAYS = (
-    "from round {crossed} on the student strays from what people wrote: round {round} is the one "
-    "to keep"
+    "from round {round} on the student strays from what people wrote: keep a round before it; "
+    "macpo status names one"
 )
 
 
@@ -236,7 +236,7 @@ def warnings(
         lines.append(FELL.format(round=max(rounds)))
     best = probe.best_round(recipe, readings)
     if best and best.crossed is not None:
-        lines.append(STRAYS.format(crossed=best.crossed, round=best.round))
+        lines.append(STRAYS.format(round=best.crossed))
     return lines
 
 

@@ -107,7 +107,7 @@ def verdict(
     if measure not in BY_PROMPT:
         return _against(list({s["against"]: s for s in mine}.values()), student)
     first, last = mine[0], mine[-1]
-    beside = _beside_teachers(last, teachers, scores, responses)
+    beside = _beside_teachers(last, teachers, scores, responses) + _beside_peak(mine, responses)
     top = " of 1" if measure == "gold" else ""
     prompts = f"{last['prompts']:,} held-out prompts"
     moved = None
@@ -153,6 +153,16 @@ def _beside_teachers(
     state = _state(lead.low, lead.high, 0.0)
     name = f"{best['agent']} in round {best['round']}: {best['mean']:.2f}"
     return f", {where[state]} its best teacher ({name})"
+
+
+def _beside_peak(mine: Rows, responses: pl.DataFrame) -> str:
+    """Which earlier round was clearly better than the last one; empty where none was."""
+    last, peak = mine[-1], max(mine, key=lambda s: float(s["mean"]))
+    agent, measure = last["agent"], last["measure"]
+    lead = _difference(responses, measure, (agent, last["round"]), (agent, peak["round"]))
+    if peak["round"] == mine[0]["round"] or lead is None or not lead.low > 0:
+        return ""
+    return f"; the student was better in round {peak['round']} ({peak['mean']:.2f})"
 
 
 def _apart(before: float, after: float) -> tuple[str, str]:
