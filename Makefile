@@ -50,7 +50,6 @@ distilabel: install ## our mixture against distilabel's; needs a package index
 
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
-	$(BIN)/macpo report quickstart
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup

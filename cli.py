@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from functools import partial
@@ -240,9 +241,13 @@ def run_(
             _print_outcome(outcome)
         if why:
             run.say(why)
-        if not outcome.waiting:
-            _print_results(run, each)
-        _finish(run, outcome, whole=True)
+        _print_outcome(outcome)
+        if outcome.waiting:
+            _print_flags(run, [step for step, _ in outcome.wrote])
+            _say_next(run)
+            raise typer.Exit(1)
+        _print_results(run, each)
+        _say_next(run)
 
 
 @app.command()
@@ -319,11 +324,7 @@ def status(
                 )
             )  # fmt: skip
         if not as_json:
-            _print_plan(run, run.plan.steps)
-            done = [step for step, state in run.states().items() if state == "done"]
-            if flagged := [str(step) for step in done if _flags(run, step)]:
-                _say(f"signs of failure: {', '.join(flagged)}; macpo report{run.said} says which")
-            _print_probe(run, advise=max((step.round for step in done), default=-1) == 0)
+            _print_status(run)
             return _say_next(run)
         found = run.states()
         rows = [
@@ -714,13 +715,12 @@ def _options_said(recipe: list[str], runs: Path, sets: list[str] | None) -> str:
     return " " + shlex.join(words) if words else ""
 
 
-def _finish(run: Run, outcome: Outcome, whole: bool = False) -> None:
-    """Say what was written and what comes next; exit 1 where all of it (`whole`: any) waits."""
+def _finish(run: Run, outcome: Outcome) -> None:
+    """Say what was written and what comes next; exit 1 where all of it waits."""
     _print_outcome(outcome)
-    if not whole or outcome.waiting:  # else the summary has told
-        _print_flags(run, [step for step, _ in outcome.wrote])
+    _print_flags(run, [step for step, _ in outcome.wrote])
     _say_next(run)
-    if outcome.waiting and (whole or not (outcome.wrote or outcome.kept)):
+    if outcome.waiting and not (outcome.wrote or outcome.kept):
         raise typer.Exit(1)
 
 
@@ -777,36 +777,39 @@ def _print_costs(run: Run, steps: list[Step]) -> None:
 
 
 def _print_results(run: Run, last: int) -> None:
-    """The report's first screen, and three pairs of the last round."""
-    from macpo_data.evaluate import trained
-    from macpo_data.report import first_screen
-    from macpo_data.show import print_evaluation, print_pairs, print_summary
+    """What the run came to."""
+    from macpo_data.evaluate import latest, trained
+    from macpo_data.headline import examples, headline
+    from macpo_data.show import print_headline
 
     if run.recipe.data.source == "world":
-        print_evaluation(run.evaluate(trained(run.plan, run.store, last)))
-    print_summary(first_screen(_source(run)))
-    _print_probe(run, advise=last == 0)
-    student = run.recipe.students[0]
-    for step in (s for s in run.select("gen", last, student) if not s.is_ceiling):
-        name = run.plan.name(step)
-        if run.store.is_done(name):
-            print_pairs(run.store.read(name, "pairs.parquet"), run.store.manifest(name), 3)
+        run.evaluate(trained(run.plan, run.store, last))
+    known = latest(run.plan, run.store)
+    answers = examples(run.plan, run.store, known) if known else []
+    facts = headline(run.plan, run.store, known)
+    print_headline(facts, answers, f"{_program()} status{run.said}")
 
 
-def _print_probe(run: Run, advise: bool) -> None:
-    """The best round, and after round 0 what is worth running next; nothing without a probe."""
+def _print_status(run: Run) -> None:
+    """The steps, all signs of failure, what the probe advises, and the verdict."""
     from macpo_data import probe
-    from macpo_data.advice import advise as ask
-    from macpo_data.show import print_advice
+    from macpo_data.advice import advise
+    from macpo_data.evaluate import latest
+    from macpo_data.headline import headline
+    from macpo_data.show import print_advice, print_verdict
 
-    known = probe.readings(run.plan, run.store)
-    if advise and (advice := ask(run.recipe, known)):
-        print_advice(advice)
-    if line := probe.warning(run.recipe, known):
+    _print_plan(run, run.plan.steps)
+    facts = headline(run.plan, run.store, latest(run.plan, run.store))
+    for line in facts.signs:
         _say(f"! {line}")
-    best = probe.best_round(run.recipe, known)
-    if best and not advise:
+    readings = probe.readings(run.plan, run.store)
+    best = probe.best_round(run.recipe, readings)
+    if best and max(reading.policy.round or 0 for reading in readings) > 0:
         _say(probe.best_line(best, run.said))
+    elif advice := advise(run.recipe, readings):
+        print_advice(advice)
+    if facts.table:
+        print_verdict(facts.verdict)
 
 
 def _say_next(run: Run) -> None:
@@ -815,6 +818,8 @@ def _say_next(run: Run) -> None:
 
 def _next_command(run: Run, found: dict[Step, State]) -> str:
     """The command that goes on from here."""
+    from macpo_data.evaluate import is_evaluated
+
     last = run.ended_after()
     for step in run.plan.steps:
         if last is not None and step.round > last:
@@ -824,7 +829,7 @@ def _next_command(run: Run, found: dict[Step, State]) -> str:
         if found[step] == "stale":
             which = f"--round {step.round} --learner {step.learner} --redo"
             return f"macpo {step.kind} {which}{run.said}"
-    return f"macpo report{run.said}"
+    return f"macpo {'report' if is_evaluated(run.plan, run.store) else 'eval'}{run.said}"
 
 
 def _say(line: str) -> None:
@@ -837,7 +842,14 @@ def _say_aside(line: str) -> None:
 
 
 def _next(command: str) -> None:
-    _say(f"next: {command}")
+    _say(f"next: {command.replace('macpo', _program(), 1)}")
+
+
+def _program() -> str:
+    """How to call this program from here: by its path where a shell would not find its name."""
+    own = Path(sys.argv[0])
+    here = own.name != "macpo" or shutil.which("macpo")
+    return "macpo" if here else shlex.quote(os.path.relpath(own))
 
 
 INTERRUPTED = "interrupted; run the same command again to go on: what is finished stays"

@@ -46,8 +46,16 @@ WHY = {
     Next.STOP: "Student and teachers rank nearly all pairs right: rounds can hardly add what the "
     "probe could show; keep round 0, or take harder prompts.",
 }
-
-
+# The same for whoever does not know what the rounds do.
+IN_SHORT = {
+    Next.MUTUAL: "go on: the teachers know what the student does not know yet",
+    Next.OWN: "the student already tells good answers from bad ones as well as its teachers: let "
+    "it learn from its own answers (--set positives=own)",
+    Next.LABELS: "nobody here tells good answers from bad ones better than chance: more human "
+    "answers (data.d1.count), or more careful ones, will help more than more rounds",
+    Next.STOP: "student and teachers tell good answers from bad ones nearly always: keep round 0, "
+    "or take harder prompts",
+}
 HUMAN = "the human labels"
 
 

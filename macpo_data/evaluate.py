@@ -207,6 +207,17 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
     return Evaluation(table, responses, judgements, paths, plan.sampling("test"))
 
 
+def is_evaluated(plan: Plan, store: Store) -> bool:
+    """Whether there is an evaluation of a policy of this plan, and undamaged."""
+    for path in store.root.glob(f"eval/*/{MANIFEST}"):
+        try:
+            if is_of(plan, store.manifest(f"eval/{path.parent.name}")):
+                return True
+        except StoreError:
+            continue
+    return False
+
+
 def is_of(plan: Plan, manifest: Manifest | None) -> bool:
     """Whether an evaluation is one of this plan's policies as they are."""
     known = {str(policy): policy for policy in every_policy(plan)}

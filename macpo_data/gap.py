@@ -117,6 +117,25 @@ def sentence(gap: Gap) -> str:
     return f"Gap recovered by {gap.measure}: {', '.join(rounds)}; {between}."
 
 
+def in_words(gap: Gap) -> str:
+    """What the last round recovered, for whoever does not know the formula."""
+    last = gap.students[-1]
+    share = gap.recovered(last).share
+    low = f"its best teacher of round 0 ({gap.floor.agent}, {gap.mean(gap.floor):.2f})"
+    high = f"the same student trained on good answers ({gap.mean(gap.ceiling):.2f})"
+    if share is None:
+        return (
+            "How much of what it could learn the student learned cannot be said: "
+            f"{high} is not clearly better than {low}."
+        )
+    part, least, most = (f"{100 * value:.0f} %" for value in share)
+    part = part if share.mean > 0 else "nothing"
+    return (
+        f"By round {last.round} the student closed {part} (95 % interval: {least} to {most}) of "
+        f"the distance between {low} and {high}."
+    )
+
+
 def facts(gap: Gap) -> dict[str, Any]:
     """The same as values that JSON knows, for the report."""
     told = [(policy, gap.recovered(policy)) for policy in gap.students]

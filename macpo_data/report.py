@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -17,17 +18,17 @@ from macpo_data.advice import advise
 from macpo_data.compare import differences
 from macpo_data.draws import described
 from macpo_data.errors import StoreError
-from macpo_data.evaluate import latest
+from macpo_data.evaluate import Evaluation, latest
 from macpo_data.excerpt import COLUMNS, Dataset, Texts, short
 from macpo_data.generate import versions
+from macpo_data.headline import headline, scores_of
 from macpo_data.lock import Lock
 from macpo_data.methods import name_of
 from macpo_data.plan import Plan, Step
 from macpo_data.probe import best_line
-from macpo_data.schema import CANDIDATES, JUDGEMENTS, RESPONSES, empty
-from macpo_data.signs import flags, of_evaluation
+from macpo_data.schema import CANDIDATES, RESPONSES, empty
 from macpo_data.store import Manifest, State, Store, states
-from macpo_data.verdict import Rows, verdict
+from macpo_data.verdict import Rows
 
 POINTS = 200  # of one training curve
 QUANTILES = {"low": 0.05, "lower": 0.25, "middle": 0.5, "upper": 0.75, "high": 0.95}
@@ -72,11 +73,6 @@ def collect(sources: Sequence[Source]) -> dict[str, Any]:
     }
 
 
-def first_screen(source: Source) -> dict[str, Any]:
-    """What the page shows first of one recipe, for the terminal."""
-    return _recipe(source, Texts())[0]
-
-
 def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]]:
     """One recipe, and its datasets cut down to what the page may show of them."""
     plan, store = source.plan, source.store
@@ -100,31 +96,28 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         spread += [_of(step) | row for row in _spread(pairs, candidates)]
         losses += [_of(step) | row for row in _losses(done[step]["summary"])]
         datasets.append(excerpt.cut(Dataset(step, pairs, candidates)))
-    scores, responses, judgements = _evaluation(plan, store, warnings)
+    known = _evaluation(plan, store, warnings)
+    responses = known.responses if known else empty(RESPONSES)
+    top = headline(plan, store, known)
     student = recipe.students[0]
     winners = _winners([(s, done[s]) for s in gens if s.learner == student])
-    warnings += [f"{s}: {line}" for s, m in done.items() for line in flags(m)]
-    held_out = of_evaluation(responses, recipe.teachers, judgements)
-    warnings += flags({"kind": "eval", "signs": held_out})
-    if line := probe.warning(recipe, probe.readings(plan, store)):
-        warnings.append(line)
     return {
         "name": source.label,
         "run": recipe.run,
         "method": name_of(recipe),
         "student": student,
         "agents": [student, *(a for a in recipe.agents if a != student)],
-        "verdict": verdict(student, scores, responses),
+        "headline": asdict(top),
         **_probed(source),
         "gaps": [gap.facts(each) for each in gap.measured(plan, responses)],
         "sampling": described(plan.sampling("test")),
         "steps": [_step(plan, step, found, done.get(step)) for step in plan.steps],
-        "scores": scores,
+        "scores": scores_of(known),
         "spread": spread,
         "winners": winners,
         "losses": losses,
         "curves": [c for s, m in done.items() if s.kind == "train" and (c := _curve(s, m))],
-        "warnings": warnings,
+        "warnings": warnings + top.signs,
         "answers": excerpt.answers(plan, store, responses, texts),
         "provenance": _provenance(source, list(done.values())),
     }, datasets
@@ -257,19 +250,13 @@ def _curve(step: Step, manifest: Manifest) -> dict[str, Any] | None:
     return {**_of(step), "behavior": step.behavior, "columns": columns}
 
 
-def _evaluation(
-    plan: Plan, store: Store, warnings: list[str]
-) -> tuple[Rows, pl.DataFrame, pl.DataFrame]:
-    """Scores of held-out prompts, the responses that have them, and a judge's verdicts on these."""
+def _evaluation(plan: Plan, store: Store, warnings: list[str]) -> Evaluation | None:
+    """All that is known of the policies."""
     try:
-        found = latest(plan, store)
+        return latest(plan, store)
     except StoreError as error:
         warnings.append(str(error))
-        found = None
-    if found is None:
-        return [], empty(RESPONSES), empty(JUDGEMENTS)
-    rows = [{k: short(v) for k, v in row.items()} for row in found.table.iter_rows(named=True)]
-    return rows, found.responses, found.judgements
+        return None
 
 
 def _provenance(source: Source, made: list[Manifest]) -> dict[str, Any]:

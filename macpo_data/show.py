@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from macpo_data.cost import Ask
     from macpo_data.doctor import Health
     from macpo_data.evaluate import Evaluation
+    from macpo_data.headline import Example, Headline, ScoreTable
     from macpo_data.recipe import Recipe
     from macpo_data.standings import Standings
+    from macpo_data.verdict import Verdict
     from macpo_run.sweeps import Outline
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
+CLIP = 300  # characters of an answer on the last screen of a run
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
 
@@ -307,18 +310,77 @@ def print_reward_model(manifest: dict[str, Any]) -> None:
     print(f"accuracy {_interval(found)} on {pairs} held-out pairs")
 
 
-def print_summary(found: dict[str, Any]) -> None:
-    """The report's first screen in words: did it get better, who was chosen, what to look at."""
+def print_headline(found: Headline, examples: Sequence[Example], more: str) -> None:
+    """What a run came to, the verdict last.
+
+    Args:
+        found: the facts.
+        examples: answers to read.
+        more: the command that shows all signs.
+    """
     console = Console()
-    console.print(Text(found["verdict"]["title"], "bold"))
-    console.print(plain(found["verdict"]["text"]))
-    for gap in found["gaps"]:
-        console.print(plain(gap["text"]))
-    for round_ in dict.fromkeys(row["round"] for row in found["winners"]):
-        won = [f"{w['agent']} {w['share']:.0%}" for w in found["winners"] if w["round"] == round_]
-        console.print(plain(f"round {round_}: the student learned from {', '.join(won)}"))
-    for warning in found["warnings"]:
-        console.print(Text("! ", "yellow"), plain(warning), sep="")
+    if found.table:
+        _print_scores(console, found.table)
+    if found.gap:
+        console.print(plain(found.gap))
+        console.print()
+    if examples:
+        _print_examples(console, examples)
+        console.print()
+    for line in found.warnings:
+        console.print(Text("! ", "yellow"), plain(line), sep="")
+    if found.advice:
+        console.print(plain(f"Advice: {found.advice}"))
+    if rest := len(found.signs) - len(found.warnings):
+        signs = "1 sign" if rest == 1 else f"{rest} signs"
+        console.print(plain(f"{signs} for the expert: {more}"), style="dim")
+    if found.warnings or found.advice or rest:
+        console.print()
+    print_verdict(found.verdict)
+
+
+def print_verdict(found: Verdict) -> None:
+    """Whether the student got better: one sentence, and the numbers behind it."""
+    console = Console()
+    console.print(plain(found.title), style="bold")
+    console.print(plain(found.text))
+
+
+def _print_scores(console: Console, found: ScoreTable) -> None:
+    rounds = (Column(f"round {r}", justify="right", no_wrap=True) for r in found.rounds)
+    table = _table(Column("score", overflow="fold"), *rounds)
+    for n, row in enumerate(found.rows):
+        cells = ("" if mean is None else f"{mean:.2f}" for mean in row.means)
+        table.add_row(plain(row.name), *cells, style=None if n else "bold")
+    console.print(table)
+    console.print(plain(f"Score: {found.meaning}"))
+    console.print()
+
+
+def _print_examples(console: Console, found: Sequence[Example]) -> None:
+    """Prompts, each with the student's answers of its first and last round side by side."""
+    prompts = "a held-out prompt" if len(found) == 1 else f"{len(found)} held-out prompts"
+    console.print(plain(f"What the student writes to {prompts}, drawn by chance:"))
+    for each in found:
+        turns = (
+            plain(f"{turn['role']}: ").append_text(_clipped(turn["content"]))
+            for turn in each.prompt
+        )
+        heads = (
+            f"round {a.round}" + ("" if a.score is None else f", score {a.score:.2f}")
+            for a in each.answers
+        )
+        columns = (Column(head, ratio=1, overflow="fold") for head in heads)
+        table = Table(*columns, box=None, expand=True, padding=(0, 0, 0, 2))
+        table.add_row(*(_clipped(a.text or "(nothing was written)") for a in each.answers))
+        console.print()
+        console.print(Text("\n").join(turns))
+        console.print(table)
+
+
+def _clipped(text: str) -> Text:
+    """Text as data, of which the rest is on the report's page where it is very long."""
+    return plain(text if len(text) <= CLIP else f"{text[:CLIP].rstrip()} ...")
 
 
 def print_advice(advice: Advice) -> None:

@@ -15,6 +15,7 @@ from macpo_data import draws, stats
 from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluate import Evaluation
 from macpo_data.gap import FORMULA, Gap, pooled
+from macpo_data.headline import evenly
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate, Recovered
 
@@ -229,9 +230,7 @@ def cells(found: Standings, rounds: Sequence[int]) -> list[list[str]]:
 def known_rounds(found: Standings, most: int | None = None) -> list[int]:
     """The rounds that were measured; at most so many, evenly spread from the first to the last."""
     rounds = sorted({r for row in found.rows for r in row.rounds})
-    if most is None or len(rounds) <= most:
-        return rounds
-    return [rounds[round(n * (len(rounds) - 1) / (most - 1))] for n in range(most)]
+    return rounds if most is None else evenly(rounds, most)
 
 
 def notes(found: Standings) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import RECIPE, no_progress
+from test_headline import PAPER
 
 from benchmarks.report import big_run
 from macpo_data.evaluate import evaluate, trained
@@ -124,6 +125,20 @@ def test_every_chart_is_drawn(sheet: Page, reports: dict[str, Path]) -> None:
     tables = sheet.locator("#score-figures details table")
     assert tables.nth(1).locator("tbody tr").count() == 12
     assert sheet.locator("h1").inner_text().startswith("The student did not clearly change")
+
+
+def test_the_first_screen_needs_no_paper(sheet: Page, reports: dict[str, Path]) -> None:
+    """The verdict, its numbers and the scores by round; what is for the expert is folded up."""
+    show(sheet, reports["both"])
+    shown = sheet.locator("header, #score-table").all_inner_texts()
+    assert "The student did not clearly change: 0.00 of 1" in shown[0]
+    assert "Score: from 0 (bad) to 1 (good)" in shown[1]
+    assert not [word for word in PAPER if word in " ".join(shown).replace("Pairs", "")]
+    rows = sheet.locator("#score-table tbody tr").all_inner_texts()
+    assert rows[0].split() == ["student", "0.00", "0.00"] and len(rows) == 4
+    assert not sheet.locator("#warnings").is_visible()
+    sheet.click("#expert")
+    assert sheet.locator("#warnings").is_visible()
 
 
 def test_search_and_filters(sheet: Page, reports: dict[str, Path]) -> None:

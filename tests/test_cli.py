@@ -127,7 +127,7 @@ def test_a_loop_by_hand(macpo: Macpo, recipe_file: Path) -> None:
     kept = macpo("gen", "--round", "0", *common, fake=True)
     assert kept.returncode == 0 and "wrote" not in kept.stdout
     finished = macpo("run", "--until", "1", *common, fake=True)
-    assert finished.returncode == 0 and "gold: by world" in finished.stdout
+    assert finished.returncode == 0 and "next: macpo report" in finished.stdout
     shown = macpo("show", "--round", "1", *common, fake=True)
     assert shown.returncode == 0 and "rejected" in shown.stdout
     assert macpo("clean", *common, fake=True).stdout.startswith("every result")
@@ -246,6 +246,23 @@ def test_the_next_command_carries_the_options(macpo: Macpo, tmp_path: Path) -> N
         "--set engine.name=fake --set run=b-c"
     )
     assert "--recipe ./other.yaml" in macpo("init", "--to", "other.yaml").stdout
+
+
+def test_a_command_off_the_path_is_named_by_its_own(tmp_path: Path) -> None:
+    """As after `make demo`, whose environment is not active."""
+    own = tmp_path / "bin" / "macpo"
+    own.parent.mkdir()
+    own.write_text(f"#!{sys.executable}\nfrom cli import main\nmain()\n")
+    own.chmod(0o755)
+
+    def last_line(path: str) -> str:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+        command = ["bin/macpo", "status"]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done.stdout.splitlines()[-1]
+
+    assert last_line("/nowhere") == "next: bin/macpo gen --round 0"
+    assert last_line(str(own.parent)) == "next: macpo gen --round 0"
 
 
 def test_ctrl_c_says_what_stays(tmp_path: Path, recipe_file: Path) -> None:

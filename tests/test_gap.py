@@ -129,7 +129,19 @@ def test_the_floor_is_the_best_teacher(open_run: OpenRun) -> None:
         "teacher2-positive-0 0.250 (teacher1-positive-0, who labels, 0.125), ceiling "
         "student-ceiling-0 1.250."
     ]
+    assert gap.in_words(found) == (
+        "By round 1 the student closed 50 % (95 % interval: 50 % to 50 %) of the distance between "
+        "its best teacher of round 0 (teacher2, 0.25) and the same student trained on good answers "
+        "(1.25)."
+    )
     json.loads(inline_json(gap.facts(found)))
+
+
+def test_nothing_of_the_gap(open_run: OpenRun) -> None:
+    """A quarter below the floor, on either prompt, of a gap of 1."""
+    fell = answers(SCORES | {"student-positive-1": [0.0, 0.0, -0.25, 0.25]})
+    (found,) = gap.measured(open_run(CEILING).plan, fell)
+    assert "closed nothing (95 % interval: -25 % to -25 %) of the distance" in gap.in_words(found)
 
 
 def test_where_the_ceiling_is_the_floor(open_run: OpenRun) -> None:
@@ -140,6 +152,11 @@ def test_where_the_ceiling_is_the_floor(open_run: OpenRun) -> None:
         "0.000]); floor teacher2-positive-0 0.250 (it labels), ceiling student-ceiling-0 0.250."
     ]
     (found,) = gap.measured(plan, level)
+    assert gap.in_words(found) == (
+        "How much of what it could learn the student learned cannot be said: the same student "
+        "trained on good answers (0.25) is not clearly better than its best teacher of round 0 "
+        "(teacher2, 0.25)."
+    )
     assert gap.facts(found)["rounds"][1] == {"round": 1, "mean": None, "low": None, "high": None}
 
 
@@ -231,7 +248,8 @@ def test_the_commands(recipe_file: Path, tmp_path: Path) -> None:
     assert "gen round 0 student ceiling: " in macpo("gen", "--round", "0")
     assert "train round 0 student ceiling: " in macpo("train", "--round", "0")
     said = macpo("run", "--until", "1")
-    assert "student-ceiling-0" in said and "Gap recovered by gold: not defined" in said
+    assert "student trained on good answers 0.00" in said
+    assert "(0.00) is not clearly better than its best teacher of round 0" in said
     assert "train ceiling student done" in macpo("status")
     assert "pairs of round 0 for student" in (shown := macpo("show", "--round", "0"))
     assert "rejected (teacher1" in shown  # the student's own, not the ceiling's

@@ -103,7 +103,7 @@ const ranged = (list, all, names) => names.map((name) => list[all.indexOf(name) 
 
 // ---- scores: did it get better ----
 
-const MEASURES = { gold: "Gold score", reward: "Reward", win: "Win rate", win_lc: "Length-controlled win rate" };
+const MEASURES = { gold: "Score from 0 to 1", reward: "Reward", win: "Win rate", win_lc: "Length-controlled win rate" };
 const at = (row) => (row.round == null ? "base" : String(row.round));
 
 function scoreSpec(series, rows, all) {
@@ -155,8 +155,8 @@ function scores(recipe) {
       const series = names.filter((name) => part.some((s) => s.series === name));
       const title = MEASURES[measure] + (against ? ` against ${against}` : "")
         + (compared ? (rows === own ? ` in ${recipe.name}` : ", the student of each recipe") : "");
-      const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: negative twin" : "";
-      const dashed = part.some((s) => s.behavior === "ceiling") ? "; dashed: ceiling, fine-tuned on good answers" : "";
+      const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: a copy of the agent that was trained to answer badly" : "";
+      const dashed = part.some((s) => s.behavior === "ceiling") ? "; dashed: the student trained on good answers" : "";
       figure(place, title, `Held-out prompts, ${part[0].sampling}, by ${part[0].by}; mean and 95 % interval${hollow}${dashed}.`, part,
         SCORE_COLUMNS, scoreSpec(series, part, names));
     }
@@ -169,7 +169,7 @@ function winners(place, recipe) {
   const all = agentsOf(recipe);
   const agents = all.filter((a) => rows.some((w) => w.agent === a));
   const range = () => ranged(colours(), all, agents);
-  figure(place, "Who wins the selection", "Share of the student's chosen answers by writer.", rows,
+  figure(place, "From whom the student learned", "Share of the answers that it was trained to prefer, by writer.", rows,
     { at: "round", agent: "writer", pairs: "pairs", share: "share" }, () => ({
       height: 260,
       encoding: {
@@ -192,7 +192,7 @@ function winners(place, recipe) {
 }
 
 function probed(recipe) {
-  const lines = [];
+  const lines = recipe.gaps.map((g) => make("p", {}, g.text));
   if (recipe.best) lines.push(make("p", {}, recipe.best.text));
   if (recipe.advice) {
     const number = (e) => e.low == null ? shown(e.mean) : `${shown(e.mean)} (${shown(e.low)} to ${shown(e.high)})`;
@@ -207,21 +207,35 @@ function probed(recipe) {
   byId("probe").replaceChildren(...lines);
 }
 
+/** Student, teachers and ceiling by round, as on the last screen of `macpo run`. */
+function scoreTable(found) {
+  byId("score-table").replaceChildren();
+  if (!found) return;
+  const columns = { name: "score", ...Object.fromEntries(found.rounds.map((r, i) => [`r${i}`, `round ${r}`])) };
+  const rows = found.rows.map(({ name, means }) => (
+    { name, ...Object.fromEntries(means.map((m, i) => [`r${i}`, m?.toFixed(2)])) }));
+  byId("score-table").append(table(rows, columns), make("p", { class: "note" }, `Score: ${found.meaning}`));
+}
+
 function head(recipe) {
   const done = recipe.steps.filter((s) => s.state === "done").length;
   byId("kicker").textContent =
     `macpo report · ${recipe.name} · ${recipe.method} · ${done} of ${recipe.steps.length} steps done`;
-  byId("title").textContent = recipe.verdict.title;
-  byId("title").className = recipe.verdict.state;
-  byId("lead").textContent = recipe.verdict.text;
-  byId("gap").textContent = recipe.gaps.map((g) => g.text).join(" ");
+  const top = recipe.headline;
+  byId("title").textContent = top.verdict.title;
+  byId("title").className = top.verdict.state;
+  byId("lead").textContent = top.verdict.text;
+  byId("gap").textContent = top.gap ?? "";
+  byId("actions").replaceChildren(...top.warnings.map((w) => make("li", {}, w)));
+  scoreTable(top.table);
   document.title = `${recipe.name}: macpo report`;
   probed(recipe);
+  byId("expert").textContent = `For the expert (signs of failure: ${recipe.warnings.length})`;
   byId("warnings").replaceChildren(...recipe.warnings.map((w) => make("li", {}, w)));
   const compared = byId("compared");
   compared.replaceChildren();
   if (report.recipes.length < 2) return;
-  const rows = report.recipes.map((r) => ({ name: r.name, verdict: r.verdict.title,
+  const rows = report.recipes.map((r) => ({ name: r.name, verdict: r.headline.verdict.title,
     done: `${r.steps.filter((s) => s.state === "done").length} of ${r.steps.length}`,
     warnings: r.warnings.length, differs: r.differs.length ? r.differs.map(([path, a, b]) => `${path}: ${a} → ${b}`).join("; ") : "" }));
   compared.append(make("h3", {}, "Recipes"), table(rows, { name: "recipe", verdict: "student",
