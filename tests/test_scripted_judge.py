@@ -63,7 +63,7 @@ def task(open_run: OpenRun) -> tuple[pl.DataFrame, pl.DataFrame]:
     rng = random.Random(0)
     rows = []
     for prompt_id, prompt in prompts.select("prompt_id", "prompt").iter_rows():
-        ask = world._index()[world._key(prompt)]
+        ask = world.ask_of(prompt)
         texts = [draw(ask, rng) for _ in range(20) for draw in (world.good, world.bad)]
         unlike = list(dict.fromkeys(texts))[:ANSWERS]
         rows += [[prompt_id, "student", "x", n, t, "stop", 0.0] for n, t in enumerate(unlike)]
