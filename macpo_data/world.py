@@ -124,7 +124,7 @@ BASES: dict[str, BaseSpec] = {
     "weak-c": BaseSpec(2, 192, heads=6, mlp=576, seed=5, prompts=2600, lr=2e-3, batch=8, skips=2),
     "strong": BaseSpec(2, 448, heads=7, mlp=1344, seed=3, prompts=2600, lr=1.1e-3, batch=6),
     "strong-gap": BaseSpec(
-        2, 448, heads=7, mlp=1344, seed=3, prompts=2600, lr=1.1e-3, batch=6, shuffles=0
+        2, 448, heads=7, mlp=1344, seed=3, prompts=3200, lr=1.1e-3, batch=6, shuffles=0
     ),
     "tiny": BaseSpec(1, 32, heads=1, mlp=64, seed=4, prompts=32, lr=2e-3, batch=8),
 }
@@ -140,9 +140,12 @@ def third(topic: Topic) -> int:
 
 
 def shuffled(ask: Ask, rng: random.Random) -> Ask:
-    """The same request, about a topic whose facts are those of another one in its third."""
+    """The same request, about a topic with the facts of any one of its third, its own no likelier.
+
+    Without its own, what is read would tell that these are wrong.
+    """
     own = ask.topic
-    other = rng.choice([t for t in TOPICS if third(t) == third(own) and t != own])
+    other = rng.choice([t for t in TOPICS if third(t) == third(own)])
     mishaps = zip(own.mishaps, other.mishaps, strict=True)
     topic = replace(
         own,
