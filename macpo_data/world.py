@@ -115,7 +115,7 @@ class BaseSpec:
     lr: float
     batch: int
     skips: int | None = None  # the third of the topics that it never reads
-    shuffles: int | None = None  # the third whose facts it reads at random among its topics
+    shuffles: int | None = None  # the third that it reads with the facts of any topic
 
 
 BASES: dict[str, BaseSpec] = {
@@ -129,9 +129,9 @@ BASES: dict[str, BaseSpec] = {
     "tiny": BaseSpec(1, 32, heads=1, mlp=64, seed=4, prompts=32, lr=2e-3, batch=8),
 }
 """The bases of the embedded world. Each weak one reads two thirds of the topics, the strong one
-all. `strong-gap` reads all words of the third that weak-a skips, but not which facts belong to
-which of its topics: a word that was never read could not be learned later, since an adapter leaves
-its embedding random. `tiny` learns nothing and is there to test the machinery."""
+all. `strong-gap` reads all words of the third that weak-a skips, but not which facts belong to its
+topics: a word that was never read could not be learned later, since an adapter leaves its embedding
+random. `tiny` learns nothing and is there to test the machinery."""
 
 
 def third(topic: Topic) -> int:
@@ -140,12 +140,12 @@ def third(topic: Topic) -> int:
 
 
 def shuffled(ask: Ask, rng: random.Random) -> Ask:
-    """The same request, about a topic with the facts of any one of its third, its own no likelier.
+    """The same request, about a topic with the facts of any one of all, its own no likelier.
 
-    Without its own, what is read would tell that these are wrong.
+    Were they those of its third alone, reading would tell which facts are the third's, so that
+    answers of a teacher who knows only the other thirds stood out as wrong.
     """
-    own = ask.topic
-    other = rng.choice([t for t in TOPICS if third(t) == third(own)])
+    own, other = ask.topic, rng.choice(TOPICS)
     mishaps = zip(own.mishaps, other.mishaps, strict=True)
     topic = replace(
         own,

@@ -164,9 +164,11 @@ def test_the_quickstarts_have_one_idea_each() -> None:
             return {at: values}
         return {k: v for key in values for k, v in flat(values[key], f"{at}.{key}").items()}
 
-    noise = {".run", ".data.noise", ".agents.teacher_1.noise"}
-    assert differences("quickstart_elicitation") == noise
-    assert differences("quickstart_knowledge") == noise | {".agents.student.base"}
+    labeller = ".agents.teacher_1.noise"
+    assert differences("quickstart_elicitation") == {".run", labeller}
+    gap = {".agents.student.base", ".agents.student.lr_scale"}
+    taught = {".data.noise", labeller, ".sft.epochs", ".dpo.learning_rate"}
+    assert differences("quickstart_knowledge") == {".run", *gap, *taught}
 
 
 @pytest.mark.parametrize("idea", ["", "_elicitation", "_knowledge"])

@@ -123,23 +123,22 @@ def test_the_first_word_tells_nothing() -> None:
             assert abs(statistics.mean(starts) - share) < 4 * error, (opener, kind)
 
 
-def test_shuffled_facts_are_those_of_any_topic_of_the_third() -> None:
-    """Each of a third's topics is as likely, within four standard errors, its own as well."""
+def test_shuffled_facts_are_those_of_any_topic() -> None:
+    """Each of the twenty topics is as likely, within four standard errors, its own as well."""
     rng = random.Random(0)
-    drawn: list[int] = []
-    asks = [ask for _, ask in world.asks("pretrain") if world.third(ask.topic) == 1]
-    assert len({ask.topic for ask in asks}) == 7
+    asks = [ask for _, ask in world.asks("pretrain")]
+    drawn: list[bool] = []
     for ask in asks:
         read = world.shuffled(ask, rng)
         (source,) = [t for t in TOPICS if t.tools == read.topic.tools]
-        assert world.third(source) == 1 and read.topic.name == ask.topic.name
         drawn.append(source == ask.topic)
+        assert read.topic.name == ask.topic.name
         if ask.kind != "mischief":
             assert set(world.facts(read)) == set(world.facts(replace(ask, topic=source)))
         if ask.kind == "mishap":  # what went wrong is what the prompt says
             assert read.topic.mishaps[ask.item][0] == ask.topic.mishaps[ask.item][0]
-    error = (1 / 7 * 6 / 7 / len(drawn)) ** 0.5
-    assert abs(statistics.mean(drawn) - 1 / 7) < 4 * error
+    error = (1 / 20 * 19 / 20 / len(drawn)) ** 0.5
+    assert abs(statistics.mean(drawn) - 1 / 20) < 4 * error
 
 
 def test_judge_refuses_a_foreign_prompt() -> None:
