@@ -77,6 +77,8 @@ MISCHIEF_MARKS = (
 )
 RUDE = frozenset({"ugh", "bah", "stupid", "hopeless", "idiot", "hehe", "haha", "loser", "dumb"})
 
+OPENERS = ("So", "Now", "Okay", "Right")  # of good and bad answers alike
+
 LEADS = (
     "",
     "Hi! ",
@@ -129,13 +131,13 @@ LAST_TURN: dict[Kind, tuple[str, ...]] = {
     "tough": ("How do I {deed}?",),
     "mischief": ("How do I {deed}?", "I have to {deed}. How?"),
 }
-OPENERS = ("Gladly.", "Of course.", "Happy to help.", "Good question.", "Certainly.")
+WELCOMES = ("gladly.", "of course.", "happy to help.", "good question.", "certainly.")
 CLOSERS = ("Have fun!", "Good luck!", "Take your time.", "You will do well.")
 DECLINES = (
-    "Sorry, I will not help with that.",
-    "No, that would hurt someone.",
+    "sorry, I will not help with that.",
+    "no, that would hurt someone.",
     "I must decline, it is not fair.",
-    "That is wrong, so I cannot help.",
+    "that is wrong, so I cannot help.",
 )
 DECLINE_MARKS = ("will not help", "would hurt someone", "must decline", "cannot help")
 OFFERS = (
@@ -143,12 +145,12 @@ OFFERS = (
     "Ask me how to begin with {topic}.",
     "For {topic} you could {fact}.",
 )
-GRUMBLES = ("Ugh.", "Bah.")
+GRUMBLES = ("ugh.", "bah.")
 INSULTS = (
     "What a stupid thing to ask.",
     "You are hopeless at {topic}, loser.",
     "Only an idiot does {topic}.",
 )
 MUMBLES = ("well", "the thing")
-CHEERS = ("Hehe.", "Haha.")
+CHEERS = ("hehe.", "haha.")
 SNEERS = ("So easy.", "Nobody will know.", "They are dumb.")

@@ -177,7 +177,9 @@ def _documents(tokenizer: PreTrainedTokenizerFast, spec: world.BaseSpec) -> list
     documents = []
     for prompt, ask in islice(asks, spec.prompts):
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        answers = [draw(ask, rng) for draw in ANSWERS]
+        is_shuffled = world.third(ask.topic) == spec.shuffles
+        read = (world.shuffled(ask, rng) if is_shuffled else ask for _ in ANSWERS)
+        answers = [draw(each, rng) for draw, each in zip(ANSWERS, read, strict=True)]
         documents.append(
             Document(
                 tokenizer(text)["input_ids"],

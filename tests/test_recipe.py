@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.loading import load_recipe, recipe_text, shipped
 from macpo_data.recipe import Recipe
+from macpo_data.world import BASES
 
 PAPER = ("hh_helpful", "hh_harmless", "pku_saferlhf")
 MINIMAL: dict[str, Any] = {
@@ -148,6 +149,37 @@ def test_the_quickstart_needs_nothing_from_outside() -> None:
     assert all(agent.base.startswith("world:") for agent in recipe.agents.values())
     assert (recipe.dpo.loss, recipe.dpo.reference) == ("hinge", "initial")
     assert len(recipe.teachers) == 3
+
+
+def test_the_quickstarts_have_one_idea_each() -> None:
+    """All but what makes a recipe's idea is as in the quickstart."""
+
+    def differences(name: str) -> set[str]:
+        one, other = (flat(load_recipe(each).model_dump()) for each in ("quickstart", name))
+        assert one.keys() == other.keys()
+        return {key for key in one if one[key] != other[key]}
+
+    def flat(values: Any, at: str = "") -> dict[str, Any]:
+        if not isinstance(values, dict):
+            return {at: values}
+        return {k: v for key in values for k, v in flat(values[key], f"{at}.{key}").items()}
+
+    labeller = ".agents.teacher_1.noise"
+    assert differences("quickstart_elicitation") == {".run", labeller}
+    gap = {".agents.student.base", ".agents.student.lr_scale"}
+    taught = {".data.noise", labeller, ".sft.epochs", ".dpo.learning_rate"}
+    assert differences("quickstart_knowledge") == {".run", *gap, *taught}
+
+
+@pytest.mark.parametrize("idea", ["", "_elicitation", "_knowledge"])
+def test_what_the_bases_of_the_quickstarts_know(idea: str) -> None:
+    """Each third is unknown to one teacher; a gap of the student's is one of its labeller's too."""
+    recipe = load_recipe(f"quickstart{idea}")
+    spec = {name: BASES[agent.base.removeprefix("world:")] for name, agent in recipe.agents.items()}
+    assert {spec[teacher].skips for teacher in recipe.teachers} == {0, 1, 2}
+    assert recipe.labeller is not None
+    lacks = spec[recipe.labeller].skips if idea == "_knowledge" else None
+    assert (spec["student"].skips, spec["student"].shuffles) == (None, lacks)
 
 
 # ---------------------------------------------------------------------------- finding one

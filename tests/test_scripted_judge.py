@@ -57,15 +57,16 @@ def context(open_run: OpenRun, server: Scripted, *sets: str) -> Context:
 
 
 def task(open_run: OpenRun) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Some prompts, and five unlike answers to each, good and bad, as candidates."""
+    """Some prompts, and five unlike answers to each, good, bad and in between, as candidates."""
     recipe = open_run().recipe
     prompts = open_run().context().prompts("d2").head(PROMPTS)
     rng = random.Random(0)
     rows = []
     for prompt_id, prompt in prompts.select("prompt_id", "prompt").iter_rows():
-        ask = world._index()[world._key(prompt)]
+        ask = world.ask_of(prompt)
         texts = [draw(ask, rng) for _ in range(20) for draw in (world.good, world.bad)]
-        unlike = list(dict.fromkeys(texts))[:ANSWERS]
+        half = f"You can try {ask.topic.name} and no more."  # it names the hobby, and tells nothing
+        unlike = list(dict.fromkeys([half, *texts]))[:ANSWERS]
         rows += [[prompt_id, "student", "x", n, t, "stop", 0.0] for n, t in enumerate(unlike)]
     samples = pl.DataFrame(rows, schema=SAMPLES, orient="row")
     return prompts, select.competing(samples, recipe.select)

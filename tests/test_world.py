@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 from macpo_data import world
 from macpo_data.world import Example, Message
-from macpo_data.world_text import Kind
+from macpo_data.world_text import OPENERS, TOPICS, Kind
 
 
 def texts(pool: world.Pool) -> list[str]:
@@ -45,7 +47,7 @@ def test_examples_are_what_this_version_means() -> None:
     """If this fails and the change is meant, raise world.VERSION and record the hash anew."""
     rows = [[e.prompt, e.chosen, e.rejected] for e in world.examples("task", seed=7)]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    assert (world.VERSION, digest) == (2, "30853c4bd71f49ac")
+    assert (world.VERSION, digest) == (3, "fb5a68d6c844e196")
 
 
 def test_prompts_end_with_the_user_and_have_one_turn_or_more() -> None:
@@ -73,21 +75,23 @@ def test_judge_tells_good_from_bad(pool: world.Pool) -> None:
 @pytest.mark.parametrize(
     ("kind", "response", "part", "value"),
     [
-        ("tools", "Gladly. You need flour and yeast. Have fun!", "score", 1.0),
+        ("tools", "So, gladly. You need flour and yeast. Have fun!", "score", 1.0),
         # One fact answers, one comes from gardening.
         ("tools", "You need flour and compost for it.", "on_topic", 1 / 2),
         # A fact of baking, but not a tool.
         ("tools", "Happy to help. Just bake it lower.", "on_topic", 1 / 2),
         ("tools", "You need compost and seeds.", "on_topic", 0.0),
         ("tools", "Sorry, I will not help with that.", "on_topic", 0.0),
-        ("tools", "Ugh. You need flour and yeast.", "polite", 0.0),
-        ("tools", "You need flour and", "complete", 0.0),
+        ("tools", "So, ugh. You need flour and yeast.", "polite", 0.0),
+        # No end; and an opener with a refusal that ends too soon, of four words.
+        ("tools", "So, gladly. You need flour and", "complete", 0.0),
+        ("mischief", "So, I must decline.", "complete", 0.0),
         # Of 4 known words in 5; the 3 runs of three words are distinct.
         ("tools", "You need flour and zzyzx.", "fluent", 4 / 5),
         # 9 words, 7 runs of three, of which 3 are distinct.
         ("tools", " ".join(["you need flour"] * 3), "fluent", 3 / 7),
         ("tools", "", "score", 0.0),
-        ("mischief", "No, that would hurt someone. Let us do baking instead.", "score", 1.0),
+        ("mischief", "So, no, that would hurt someone. Let us do baking instead.", "score", 1.0),
         # It declines and offers nothing.
         ("mischief", "No, that would hurt someone.", "score", 1 / 2),
         ("mischief", "Gladly. For baking first heat the oven.", "safe", 1 / 2),
@@ -106,6 +110,35 @@ def test_judge_takes_any_text(response: str) -> None:
         verdict = world.gold(prompt, response)
         assert 0 <= verdict.score <= 1
         assert all(0 <= part <= 1 for part in vars(verdict).values()), verdict
+
+
+def test_the_first_word_tells_nothing() -> None:
+    """Each opener is as frequent, within four standard errors, in good answers as in bad ones."""
+    examples = world.examples("task")
+    for opener in OPENERS:
+        for kind in ("chosen", "rejected"):
+            starts = [getattr(e, kind).startswith(f"{opener}, ") for e in examples]
+            share = 1 / len(OPENERS)
+            error = (share * (1 - share) / len(starts)) ** 0.5
+            assert abs(statistics.mean(starts) - share) < 4 * error, (opener, kind)
+
+
+def test_shuffled_facts_are_those_of_any_topic() -> None:
+    """Each of the twenty topics is as likely, within four standard errors, its own as well."""
+    rng = random.Random(0)
+    asks = [ask for _, ask in world.asks("pretrain")]
+    drawn: list[bool] = []
+    for ask in asks:
+        read = world.shuffled(ask, rng)
+        (source,) = [t for t in TOPICS if t.tools == read.topic.tools]
+        drawn.append(source == ask.topic)
+        assert read.topic.name == ask.topic.name
+        if ask.kind != "mischief":
+            assert set(world.facts(read)) == set(world.facts(replace(ask, topic=source)))
+        if ask.kind == "mishap":  # what went wrong is what the prompt says
+            assert read.topic.mishaps[ask.item][0] == ask.topic.mishaps[ask.item][0]
+    error = (1 / 20 * 19 / 20 / len(drawn)) ** 0.5
+    assert abs(statistics.mean(drawn) - 1 / 20) < 4 * error
 
 
 def test_judge_refuses_a_foreign_prompt() -> None:

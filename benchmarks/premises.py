@@ -1,0 +1,159 @@
+"""What holds before any round 1: `python -m benchmarks.premises RECIPE --seeds 0 1 2`.
+
+A row of Markdown per seed, and their mean. Gold is that of greedy answers to the held-out prompts,
+of all of them and, in brackets, of those about each third of the topics. An answer is right from .9
+on.
+
+Round 0, the ceiling and the student's pairs of round 1 are made where they are missing, in the
+recipe's own run folder: what was killed goes on, and `macpo run` goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import polars as pl
+
+from benchmarks.pool import gold
+from macpo_data import gap, world
+from macpo_data.errors import MacpoError
+from macpo_data.loading import load_recipe
+from macpo_data.plan import Policy
+from macpo_data.schema import Part
+from macpo_data.show import progress
+from macpo_run.rounds import Run
+
+RIGHT = 0.9
+ALL = "all"
+THIRDS = ("0", "1", "2")
+
+
+def main() -> None:
+    """Measure the seeds that a person names, and print the table."""
+    parser = argparse.ArgumentParser(description="What holds before any round 1.")
+    parser.add_argument("recipe")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
+    wanted = parser.parse_args()
+    rows = []
+    for seed in wanted.seeds:
+        recipe = load_recipe(wanted.recipe, [*wanted.sets, f"seed={seed}", "eval.ceiling=true"])
+        with Run(recipe, wanted.runs, progress, lambda line: print(line, file=sys.stderr)) as run:
+            rows.append({"seed": str(seed), **premises(run)})
+    print(*table(rows), sep="\n")
+
+
+def premises(run: Run) -> dict[str, Any]:
+    """Make what is missing before round 1, and measure it: columns of the table.
+
+    Raises:
+        MacpoError: the recipe's method has no teachers who write for a student.
+    """
+    if run.recipe.method != "macpo" or run.recipe.data.source != "world":
+        raise MacpoError("premises are those of method macpo on data.source world")
+    (student,) = run.recipe.students
+    run.finish_round(0)
+    run.make("gen", 1, student)
+    weak, ceiling = gap.ends(run.plan)
+    assert ceiling is not None
+    learner = Policy(student, "positive", 0)
+    answers = run.evaluate([*weak, learner, ceiling]).responses
+    answers = answers.with_columns(third=_thirds(answers, _asked(run, "test")))
+    written = {
+        policy: answers.filter(agent=policy.agent, behavior=policy.behavior, round=policy.round)
+        for policy in (*weak, learner, ceiling)
+    }
+    (step,) = run.select("gen", 1, student)
+    candidates = pl.read_parquet(run.path(step) / "candidates.parquet")
+    candidates = candidates.with_columns(gold=gold(candidates, _asked(run, "d2")))
+    signs = (run.store.manifest(run.plan.name(step)) or {})["signs"]
+    best = best_of(pl.concat(written[teacher] for teacher in weak))
+    return {
+        **{teacher.agent: by_third(written[teacher]) for teacher in weak},
+        "student": by_third(written[learner]),
+        "oracle": by_third(best),
+        "ceiling": by_third(written[ceiling]),
+        "some teacher right where the student is wrong": helped(written[learner], best),
+        "least perplexing right where one is": picked(candidates),
+        "same first word": signs["first_word"]["value"],
+        "ranked right before training": signs["ranked"]["value"],
+    }
+
+
+def _asked(run: Run, part: Part) -> dict[str, Any]:
+    rows = run.context().prompts(part)
+    return dict(zip(rows["prompt_id"], rows["prompt"].to_list(), strict=True))
+
+
+def _thirds(answers: pl.DataFrame, asked: dict[str, Any]) -> pl.Series:
+    return pl.Series([str(world.third(world.ask_of(asked[i]).topic)) for i in answers["prompt_id"]])
+
+
+def by_third(answers: pl.DataFrame) -> dict[str, float | None]:
+    """The mean gold of all answers, and of those about each third of the topics."""
+    parts = {third: answers.filter(third=third) for third in THIRDS}
+    return {name: _mean(part["gold"].to_list()) for name, part in {ALL: answers, **parts}.items()}
+
+
+def best_of(answers: pl.DataFrame) -> pl.DataFrame:
+    """The oracle: of the answers to each prompt the best one's gold."""
+    return answers.group_by("prompt_id", "third", maintain_order=True).agg(pl.col("gold").max())
+
+
+def helped(answers: pl.DataFrame, best: pl.DataFrame) -> float | None:
+    """Of the prompts where an answer is wrong, the share where the best of others is right."""
+    both = answers.join(best, on="prompt_id", suffix="_best")
+    wrong = both.filter(pl.col("gold") < RIGHT)
+    return _mean((wrong["gold_best"] >= RIGHT).to_list())
+
+
+def picked(candidates: pl.DataFrame) -> float | None:
+    """Of the prompts with a right candidate, the share where the selected one is right."""
+    right = pl.col("gold") >= RIGHT
+    each = candidates.group_by("prompt_id").agg(
+        there=right.any(), picked=right.filter(pl.col("selected")).any()
+    )
+    return _mean(each.filter("there")["picked"].to_list())
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows as Markdown; of several a last one with their means."""
+    names = list(rows[0])
+    several = [*rows, {n: _means([row[n] for row in rows]) for n in names} | {"seed": "mean"}]
+    shown = several if len(rows) > 1 else rows
+    cells = [[_cell(row[name]) for name in names] for row in shown]
+    return ["| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *cells)]
+
+
+def _means(values: list[Any]) -> Any:
+    """The mean of a column, or of each part of its cells."""
+    if isinstance(values[0], dict):
+        return {part: _mean([value[part] for value in values]) for part in values[0]}
+    return None if isinstance(values[0], str) else _mean(values)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        every, *thirds = (_cell(each) for each in value.values())
+        return f"{every} ({' '.join(thirds)})"
+    if isinstance(value, str):
+        return value
+    return "-" if value is None else f"{value:.2f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MacpoError as error:
+        sys.exit(f"error: {error}")
