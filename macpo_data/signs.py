@@ -349,6 +349,8 @@ def of_training(
 
     first = history[0]
     if "chosen_shift" not in first:
+        if len(history) < ENOUGH:  # one batch, the first, says little of the next few
+            return {}
         # With the confidence loss the whole is a mixture whose weights change.
         name = "weak" if "weak" in first else "loss"
         return {"loss": sign("loss", mean(name, WINDOW), first[name])}
