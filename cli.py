@@ -791,25 +791,22 @@ def _print_results(run: Run, last: int) -> None:
 
 
 def _print_status(run: Run) -> None:
-    """The steps, all signs of failure, what the probe advises, and the verdict."""
+    """The steps, all signs of failure, and what the probe advises."""
     from macpo_data import probe
     from macpo_data.advice import advise
     from macpo_data.evaluate import latest
-    from macpo_data.headline import headline
-    from macpo_data.show import print_advice, print_verdict
+    from macpo_data.headline import all_signs
+    from macpo_data.show import print_advice
 
     _print_plan(run, run.plan.steps)
-    facts = headline(run.plan, run.store, latest(run.plan, run.store))
-    for line in facts.signs:
-        _say(f"! {line}")
     readings = probe.readings(run.plan, run.store)
+    for line in all_signs(run.plan, run.store, readings, latest(run.plan, run.store)):
+        _say(f"! {line}")
     best = probe.best_round(run.recipe, readings)
     if best and max(reading.policy.round or 0 for reading in readings) > 0:
         _say(probe.best_line(best, run.said))
     elif advice := advise(run.recipe, readings):
         print_advice(advice)
-    if facts.table:
-        print_verdict(facts.verdict)
 
 
 def _say_next(run: Run) -> None:
@@ -818,7 +815,7 @@ def _say_next(run: Run) -> None:
 
 def _next_command(run: Run, found: dict[Step, State]) -> str:
     """The command that goes on from here."""
-    from macpo_data.evaluate import is_evaluated
+    from macpo_data.evaluate import unmeasured
 
     last = run.ended_after()
     for step in run.plan.steps:
@@ -829,7 +826,7 @@ def _next_command(run: Run, found: dict[Step, State]) -> str:
         if found[step] == "stale":
             which = f"--round {step.round} --learner {step.learner} --redo"
             return f"macpo {step.kind} {which}{run.said}"
-    return f"macpo {'report' if is_evaluated(run.plan, run.store) else 'eval'}{run.said}"
+    return f"macpo {'eval' if unmeasured(run.plan, run.store) else 'report'}{run.said}"
 
 
 def _say(line: str) -> None:

@@ -207,15 +207,23 @@ def latest(plan: Plan, store: Store) -> Evaluation | None:
     return Evaluation(table, responses, judgements, paths, plan.sampling("test"))
 
 
-def is_evaluated(plan: Plan, store: Store) -> bool:
-    """Whether there is an evaluation of a policy of this plan, and undamaged."""
+def unmeasured(plan: Plan, store: Store) -> Policy | None:
+    """The student's newest policy, if it is in no undamaged evaluation."""
+    measured: set[str] = set()
     for path in store.root.glob(f"eval/*/{MANIFEST}"):
         try:
-            if is_of(plan, store.manifest(f"eval/{path.parent.name}")):
-                return True
+            manifest = store.manifest(f"eval/{path.parent.name}")
         except StoreError:
             continue
-    return False
+        if is_of(plan, manifest):
+            measured |= (manifest or {})["samples"].keys()
+    own = [
+        policy
+        for policy in trained(plan, store)
+        if policy.agent in plan.recipe.students and policy.behavior == "positive"
+    ]
+    newest = max(own, key=lambda policy: policy.round or 0, default=None)
+    return newest if str(newest) not in measured else None
 
 
 def is_of(plan: Plan, manifest: Manifest | None) -> bool:

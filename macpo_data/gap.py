@@ -128,12 +128,11 @@ def in_words(gap: Gap) -> str:
             "How much of what it could learn the student learned cannot be said: "
             f"{high} is not clearly better than {low}."
         )
-    part, least, most = (f"{100 * value:.0f} %" for value in share)
-    part = part if share.mean > 0 else "nothing"
-    return (
-        f"By round {last.round} the student closed {part} (95 % interval: {least} to {most}) of "
-        f"the distance between {low} and {high}."
-    )
+    part, least, most = (f"{100 * max(value, 0):.0f} %" for value in share)
+    closed = f"{part} (95 % interval: {least} to {most})"
+    if share.mean <= 0:
+        closed = f"nothing (95 % interval: up to {most})" if share.high > 0 else "nothing"
+    return f"By round {last.round} the student closed {closed} of the distance between {low} and {high}."
 
 
 def facts(gap: Gap) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import polars as pl
 from macpo_data import gap, probe
 from macpo_data.advice import IN_SHORT, advise
 from macpo_data.errors import StoreError
-from macpo_data.evaluate import Evaluation
+from macpo_data.evaluate import Evaluation, unmeasured
 from macpo_data.excerpt import short
 from macpo_data.plan import Plan
 from macpo_data.probe import Reading
 from macpo_data.recipe import Recipe
 from macpo_data.schema import RESPONSES, Message, empty
 from macpo_data.signs import Signs, flags, of_evaluation
+from macpo_data.stats import evenly
 from macpo_data.store import Store
 from macpo_data.verdict import (
     BY_PROMPT,
@@ -40,11 +41,9 @@ ACTIONS = {
     "short": "{value:.0f} % of the student's answers have three words or fewer: read some of them "
     "before you go on",
 }
-FELL = "the student's answers got worse in round {round}: keep an earlier round"
-STRAYS = (
-    "from round {round} on the student strays from what people wrote: keep a round before it; "
-    "macpo status names one"
-)
+FELL = "in round {round} the student's answers are worse than in an earlier one: compare the scores"
+STRAYS = "from round {round} on the student strays from what people wrote: keep a round before it"
+UNMEASURED = "round {round} is not evaluated yet: what stands here is of earlier rounds"
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ class Headline:
     verdict: Verdict
     table: ScoreTable | None  # None: nothing was measured
     gap: str | None  # None: there is no ceiling, or there are no teachers
+    unmeasured: str | None  # that the newest round is not among the scores
     warnings: list[str]  # on which a person has to act
     advice: str | None  # what is worth running after round 0; later there is none
     signs: list[str]  # all signs of failure, for the expert
@@ -102,6 +102,7 @@ def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
         known: all that is known of its policies; None where none was evaluated.
     """
     signs = _held_out_signs(plan.recipe, store, known)
+    newest = unmeasured(plan, store) if known else None
     scores = scores_of(known)
     responses = known.responses if known else empty(RESPONSES)
     readings = probe.readings(plan, store)
@@ -109,12 +110,20 @@ def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
     (student,), teachers = plan.recipe.students, plan.recipe.teachers
     return Headline(
         verdict(student, teachers, scores, responses),
-        score_table(student, teachers, scores),
+        score_table(student, teachers, scores, plan.recipe.eval.against),
         gap.in_words(gaps[0]) if gaps else None,
+        UNMEASURED.format(round=newest.round) if newest else None,
         warnings(plan.recipe, readings, signs),
         _advice(plan.recipe, readings),
         _flags(plan, store, readings, signs),
     )
+
+
+def all_signs(
+    plan: Plan, store: Store, readings: Sequence[Reading], known: Evaluation | None
+) -> list[str]:
+    """All signs of failure, each with whose it is."""
+    return _flags(plan, store, readings, _held_out_signs(plan.recipe, store, known))
 
 
 def scores_of(known: Evaluation | None) -> Rows:
@@ -134,16 +143,19 @@ def _held_out_signs(recipe: Recipe, store: Store, known: Evaluation | None) -> d
     return of_evaluation(known.responses, recipe.teachers, known.judgements)
 
 
-def score_table(student: str, teachers: Sequence[str], scores: Rows) -> ScoreTable | None:
+def score_table(
+    student: str, teachers: Sequence[str], scores: Rows, against: str | None = None
+) -> ScoreTable | None:
     """Student, teachers and ceiling by round; None where the student was not measured.
 
-    The ceiling is of no round: it stands in the last one, beside the student's newest score.
+    The ceiling is of no round: it stands beside the student's newest score. Of several baselines
+    that of the recipe, `against`, is shown where it was measured, else the newest.
     """
     measure = measure_of(student, scores)
     if measure is None:
         return None
     mine = [s for s in of_agent(student, scores) if s["measure"] == measure]
-    against = mine[0]["against"]
+    against = _baseline(mine, against)
     alike = [s for s in scores if (s["measure"], s["against"]) == (measure, against)]
     by_agent = {
         agent: {s["round"]: s["mean"] for s in of_agent(agent, alike)}
@@ -151,19 +163,19 @@ def score_table(student: str, teachers: Sequence[str], scores: Rows) -> ScoreTab
     }
     rounds = evenly(sorted({r for means in by_agent.values() for r in means}), ROUNDS)
     ceilings = [s["mean"] for s in alike if s["behavior"] == "ceiling"]
-    by_agent[CEILING] = dict(zip(rounds[-1:], ceilings, strict=False))
+    newest = of_agent(student, alike)[-1]
+    by_agent[CEILING] = dict(zip([newest["round"]], ceilings, strict=False))
     rows = [
         ScoreRow(name, [means.get(r) for r in rounds]) for name, means in by_agent.items() if means
     ]
-    newest = of_agent(student, alike)[-1]
     return ScoreTable(_meaning(student, newest), rounds, rows)
 
 
-def evenly(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly spread from the first to the last."""
-    if len(values) <= most:
-        return list(values)
-    return [values[round(n * (len(values) - 1) / (most - 1))] for n in range(most)]
+def _baseline(scores: Rows, wanted: str | None) -> str | None:
+    """With whom the scores shown are compared."""
+    measured = [score["against"] for score in scores]
+    against: str | None = wanted if wanted in measured else measured[0]
+    return against
 
 
 def _meaning(student: str, newest: Mapping[str, Any]) -> str:
@@ -195,7 +207,9 @@ def examples(plan: Plan, store: Store, known: Evaluation) -> list[Example]:
         scored = known.responses.with_columns(score=pl.col(measure))
     else:
         key = ["prompt_id", "agent", "behavior", "round", "draw"]
-        won = known.judgements.filter(against=mine[0]["against"] if mine else None)
+        compared = [score for score in mine if score["measure"] == measure]
+        against = _baseline(compared, plan.recipe.eval.against) if compared else None
+        won = known.judgements.filter(against=against)
         scored = known.responses.join(won.select(*key, score="win"), on=key, how="left")
     return drawn(store.read(plan.prompts_name, "test.parquet"), scored, student)
 

@@ -66,7 +66,7 @@ def response_logprobs(
 
     Sequences are padded on the right, where no token of theirs sees the padding: no mask is needed,
     and no row of attention is empty, of which some kernels make gradients that are no numbers. The
-    model makes logits from the first token on that predicts in any of them.
+    model makes logits where a token predicts in any of them.
 
     Args:
         model: a causal language model of transformers, with or without peft.
@@ -83,21 +83,16 @@ def response_logprobs(
     device = _causal(model).device
     rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
     width = max(len(row) for row in rows)
-    begin = min(len(p) for p in prompts) - 1
-    kept = torch.arange(begin, max(width - 1, begin + 1), device=device)
+    spans = [range(len(p) - 1, len(row) - 1) for p, row in zip(prompts, rows, strict=True)]
+    places = sorted({at for span in spans for at in span}) or [0]
+    kept = torch.tensor(places, device=device)
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
-    predicts = torch.tensor(
-        [
-            [len(p) - 1 <= at < len(row) - 1 for at in range(begin, begin + len(kept))]
-            for p, row in zip(prompts, rows, strict=True)
-        ],
-        device=device,
+    predicts = torch.tensor([[at in span for at in places] for span in spans], device=device)
+    targets = torch.tensor(
+        [token for r in responses for token in r], dtype=torch.long, device=device
     )
-    targets = torch.tensor([token for r in responses for token in r], device=device)
-    found = -torch.nn.functional.cross_entropy(
-        logits[predicts].float(), targets.long(), reduction="none"
-    )
+    found = -torch.nn.functional.cross_entropy(logits[predicts].float(), targets, reduction="none")
     mask = _right_aligned([len(r) for r in responses], device)
     return found.new_zeros(mask.shape).masked_scatter(mask, found), mask
 

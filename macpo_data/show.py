@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
-CLIP = 300  # characters of an answer on the last screen of a run
+CLIP, LINES = 300, 8  # characters and lines of an answer on the last screen of a run
+TURNS = 3  # of a prompt, the last ones
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
 
@@ -327,14 +328,15 @@ def print_headline(found: Headline, examples: Sequence[Example], more: str) -> N
     if examples:
         _print_examples(console, examples)
         console.print()
-    for line in found.warnings:
+    for line in [*([found.unmeasured] if found.unmeasured else []), *found.warnings]:
         console.print(Text("! ", "yellow"), plain(line), sep="")
     if found.advice:
         console.print(plain(f"Advice: {found.advice}"))
     if rest := len(found.signs) - len(found.warnings):
         signs = "1 sign" if rest == 1 else f"{rest} signs"
-        console.print(plain(f"{signs} for the expert: {more}"), style="dim")
-    if found.warnings or found.advice or rest:
+        # One line, whatever the width: it is to be copied.
+        console.print(plain(f"{signs} for the expert: {more}"), style="dim", soft_wrap=True)
+    if found.unmeasured or found.warnings or found.advice or rest:
         console.print()
     print_verdict(found.verdict)
 
@@ -362,10 +364,12 @@ def _print_examples(console: Console, found: Sequence[Example]) -> None:
     prompts = "a held-out prompt" if len(found) == 1 else f"{len(found)} held-out prompts"
     console.print(plain(f"What the student writes to {prompts}, drawn by chance:"))
     for each in found:
-        turns = (
+        turns = [
             plain(f"{turn['role']}: ").append_text(_clipped(turn["content"]))
-            for turn in each.prompt
-        )
+            for turn in each.prompt[-TURNS:]
+        ]
+        if len(each.prompt) > TURNS:
+            turns.insert(0, plain("..."))
         heads = (
             f"round {a.round}" + ("" if a.score is None else f", score {a.score:.2f}")
             for a in each.answers
@@ -380,7 +384,8 @@ def _print_examples(console: Console, found: Sequence[Example]) -> None:
 
 def _clipped(text: str) -> Text:
     """Text as data, of which the rest is on the report's page where it is very long."""
-    return plain(text if len(text) <= CLIP else f"{text[:CLIP].rstrip()} ...")
+    shown = "\n".join(text[:CLIP].split("\n")[:LINES])
+    return plain(text if shown == text else f"{shown.rstrip()} ...")
 
 
 def print_advice(advice: Advice) -> None:

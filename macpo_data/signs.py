@@ -349,11 +349,12 @@ def of_training(
 
     first = history[0]
     if "chosen_shift" not in first:
-        if len(history) < ENOUGH:  # one batch, the first, says little of the next few
-            return {}
         # With the confidence loss the whole is a mixture whose weights change.
         name = "weak" if "weak" in first else "loss"
-        return {"loss": sign("loss", mean(name, WINDOW), first[name])}
+        # One batch says little of the next few: at first it is the hardest of some that counts.
+        hardest = max(row[name] for row in history[:WINDOW])
+        before = hardest if len(history) < ENOUGH else first[name]
+        return {"loss": sign("loss", mean(name, WINDOW), before)}
     signs: Signs = {}
     for name in ("chosen_shift", "rejected_shift"):
         # The differences to the first step add up over the rounds, whatever the reference. Against

@@ -15,7 +15,6 @@ from macpo_data import draws, stats
 from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluate import Evaluation
 from macpo_data.gap import FORMULA, Gap, pooled
-from macpo_data.headline import evenly
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate, Recovered
 
@@ -230,7 +229,7 @@ def cells(found: Standings, rounds: Sequence[int]) -> list[list[str]]:
 def known_rounds(found: Standings, most: int | None = None) -> list[int]:
     """The rounds that were measured; at most so many, evenly spread from the first to the last."""
     rounds = sorted({r for row in found.rows for r in row.rounds})
-    return rounds if most is None else evenly(rounds, most)
+    return rounds if most is None else stats.evenly(rounds, most)
 
 
 def notes(found: Standings) -> list[str]:

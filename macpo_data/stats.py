@@ -200,3 +200,10 @@ def _at_equal_length(wins: Values, longer: Values) -> float:
     # The loss is convex, so that its least is where the gradient is zero.
     fitted = optimize.root(gradient, np.zeros(2), jac=hessian)
     return float(1 / (1 + np.exp(-fitted.x[0])))
+
+
+def evenly(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, evenly spread from the first to the last."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(n * (len(values) - 1) / (most - 1))] for n in range(most)]

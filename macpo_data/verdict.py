@@ -149,7 +149,12 @@ def _beside_teachers(
     lead = _difference(responses, measure, (best["agent"], best["round"]), student)
     if lead is None:
         return ""
-    where = {"better": "above", "worse": "below", "same": "level with", "unknown": "beside"}
+    where = {
+        "better": "above",
+        "worse": "below",
+        "same": "not clearly above or below",
+        "unknown": "beside",
+    }
     state = _state(lead.low, lead.high, 0.0)
     name = f"{best['agent']} in round {best['round']}: {best['mean']:.2f}"
     return f", {where[state]} its best teacher ({name})"
@@ -187,7 +192,10 @@ def _interval(low: float | None, high: float | None) -> str:
 def _likely(low: float, high: float) -> str:
     if low != low:
         return "anything may come out: one prompt has no interval"
-    return f"most likely by {low:+.2f} to {high:+.2f} (95 % interval)"
+    # Adding 0.0 turns a -0.00 into a +0.00.
+    return (
+        f"most likely by {round(low, 2) + 0.0:+.2f} to {round(high, 2) + 0.0:+.2f} (95 % interval)"
+    )
 
 
 def _against(scores: Rows, student: str) -> Verdict:

@@ -76,8 +76,7 @@ def _command(config: str) -> list[str]:
 
 def _environment(config: str) -> dict[str, str]:
     """What the processes see; where the config says `use_cpu`, that is no GPU."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if _read(config).get("use_cpu") else {}
-    return {**os.environ, **hidden}
+    return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if _read(config).get("use_cpu") else {})
 
 
 def _read(config: str) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def _read(config: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(config).read_text("utf-8"))
         int(values.get("num_processes", 1))
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ModelError(
             f"cannot read train.launcher {config} ({type(error).__name__}); "
             "`accelerate config --config_file FILE` writes one"

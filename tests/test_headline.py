@@ -11,20 +11,20 @@ import pytest
 import yaml
 from conftest import RECIPE, Macpo
 
+from macpo_data import stats
 from macpo_data.headline import (
     CEILING,
     Answer,
     Example,
     Headline,
     drawn,
-    evenly,
     score_table,
     warnings,
 )
 from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.probe import Reading
-from macpo_data.schema import PROMPTS, RESPONSES
+from macpo_data.schema import PROMPTS, RESPONSES, Message
 from macpo_data.show import print_headline
 from macpo_data.verdict import State, Verdict, change, name_baseline, verdict
 
@@ -94,7 +94,11 @@ def test_the_numbers_behind_it() -> None:
 
 @pytest.mark.parametrize(
     ("best", "where"),
-    [([0.25] * 4, "above"), ([0.875] * 4, "below"), ([1.0, 1.0, 0.5, 0.5], "level with")],
+    [
+        ([0.25] * 4, "above"),
+        ([0.875] * 4, "below"),
+        ([1.0, 1.0, 0.5, 0.5], "not clearly above or below"),
+    ],
 )
 def test_it_is_held_against_the_best_teacher_of_any_round(best: list[float], where: str) -> None:
     """The student ends at 0.75 on each of four prompts. The second teacher is best in round 0."""
@@ -228,16 +232,32 @@ def test_a_table_of_wins() -> None:
 
 def test_ten_rounds_in_five_columns(capsys: pytest.CaptureFixture[str]) -> None:
     """Steps of 9/4: 0, 2.25, 4.5, 6.75, 9. With the longest name they fit 80 columns."""
-    assert evenly(range(10), 5) == [0, 2, 4, 7, 9]
-    assert evenly([0, 1, 2], 5) == [0, 1, 2]
+    assert stats.evenly(range(10), 5) == [0, 2, 4, 7, 9]
+    assert stats.evenly([0, 1, 2], 5) == [0, 1, 2]
     scores = [score(t, 0.5) for t in range(10)] + [score(0, 0.75, behavior="ceiling")]
     table = score_table("s", [], scores)
-    print_headline(Headline(Verdict("same", "", ""), table, None, [], None, []), [], "")
+    print_headline(Headline(Verdict("same", "", ""), table, None, None, [], None, []), [], "")
     (line,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith(CEILING)]
     assert line.split()[-1] == "0.75"
 
 
 # ---------------------------------------------------------------------------- answers, warnings
+
+
+def test_of_several_baselines_the_recipes_own_is_shown() -> None:
+    """Else the newest, which stands first."""
+    won = {"measure": "win", "against": "s-base"}
+    human = {"measure": "win", "against": "chosen"}
+    scores = [score(0, 0.75, **won), score(0, 0.25, **human)]
+    for wanted, mean in (("chosen", 0.25), ("s-base", 0.75), ("a-base", 0.75), (None, 0.75)):
+        table = score_table("s", [], scores, wanted)
+        assert table is not None and table.rows[0].means == [mean]
+
+
+def test_the_ceiling_stands_beside_the_students_newest_score() -> None:
+    scores = [score(0, 0.5), score(1, 0.5, agent="a"), score(0, 0.75, behavior="ceiling")]
+    table = score_table("s", ["a"], scores)
+    assert table is not None and table.rows[-1].means == [0.75, None]
 
 
 def test_answers_are_drawn_and_not_chosen() -> None:
@@ -287,7 +307,7 @@ def test_only_what_a_person_has_to_act_on() -> None:
     ]
     cut, fell, strays = warnings(recipe, readings, held_out)
     assert cut.startswith("30 % of the student's answers are cut before their end: raise sampling.")
-    assert fell.startswith("the student's answers got worse in round 2")
+    assert fell.startswith("in round 2 the student's answers are worse than in an earlier one")
     assert strays.startswith("from round 2 on the student strays")
     assert warnings(recipe, readings[:2], {}) == []
 
@@ -316,13 +336,14 @@ def test_the_last_screen(macpo: Macpo, recipe_file: Path) -> None:
     )  # fmt: skip
     places = [shown.find(part) for part in parts]
     assert -1 not in places and places == sorted(places), (places, shown)
-    assert "\x1b" not in shown and max(map(len, shown.splitlines()[:-1])) <= 80
+    # Commands stay whole, to be copied.
+    wrapped = [line for line in shown.splitlines()[:-1] if " for the expert" not in line]
+    assert "\x1b" not in shown and max(map(len, wrapped)) <= 80
     said, _, _ = shown.partition("What the student writes")
     _, _, after = shown.partition("for the expert: ")
     verdict_, _, _ = after.partition("\n\n")[2].partition("next:")
     assert not [word for word in PAPER if word in f"{said} {verdict_}"]
     status = macpo("status", "-r", recipe_file, *sets).stdout
-    assert "The student did not clearly change: 0.00 of 1" in status
     signs = int(next(w for w in shown.split("\n") if " for the expert" in w).split()[0])
     assert sum(line.startswith("! ") for line in status.splitlines()) >= signs > 0
 
@@ -349,6 +370,25 @@ def test_a_run_that_nobody_scored(macpo: Macpo, tmp_path: Path) -> None:
     assert "(eval.reward)" in shown and shown.splitlines()[-1].startswith("next: macpo report")
 
 
+def test_a_round_that_nobody_measured_yet(macpo: Macpo, tmp_path: Path) -> None:
+    """Prompts of a file are evaluated by hand: after another round, that is asked for again."""
+    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(9)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    part = {name: {"count": 3} for name in ("d1", "d2", "test")}
+    data = {"source": "pairs", "path": "rows.jsonl", "probe": {"count": 0}, **part}
+    (tmp_path / "macpo.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {"data": data}))
+    sets = ("--set", "engine.name=fake", "--set", "rounds=2")
+    screen(macpo, "--until", "0", *sets)
+    assert macpo("eval", *sets).returncode == 0
+    shown = screen(macpo, "--until", "2", *sets)
+    assert "! round 2 is not evaluated yet" in shown
+    assert shown.splitlines()[-1].startswith("next: macpo eval")
+    assert macpo("eval", *sets).returncode == 0
+    shown = screen(macpo, "--until", "2", *sets)
+    assert "not evaluated" not in shown
+    assert shown.splitlines()[-1].startswith("next: macpo report")
+
+
 def test_without_teachers(macpo: Macpo, tmp_path: Path) -> None:
     """MoAA trains the student alone; compared with itself, by the world's judge."""
     values = yaml.safe_load(RECIPE) | {
@@ -373,12 +413,14 @@ def test_without_teachers(macpo: Macpo, tmp_path: Path) -> None:
 def test_what_a_model_wrote_stays_text(capsys: pytest.CaptureFixture[str]) -> None:
     """Markup and terminal escapes are shown, not obeyed; long answers are cut."""
     hostile = "[red]a[/bold] \x1b[2J"
-    answers_ = [Answer(0, hostile, None), Answer(1, "x" * 400, 0.5)]
-    example = Example([{"role": "user", "content": hostile}], answers_)
+    answers_ = [Answer(0, f"{hostile}{chr(10) * 50}y", None), Answer(1, "x" * 400, 0.5)]
+    earlier: list[Message] = [{"role": "user", "content": "z"}] * 3
+    example = Example([*earlier, {"role": "user", "content": hostile}], answers_)
     verdict_ = Verdict("unknown", "[b]title", "text")
-    found = Headline(verdict_, None, None, ["[u]act"], None, ["a"])
+    found = Headline(verdict_, None, None, None, ["[u]act"], None, ["a"])
     print_headline(found, [example], "macpo status")
     shown = capsys.readouterr().out
     assert shown.count("[red]a[/bold]") == 2 and "\x1b" not in shown
     assert "[b]title" in shown and "! [u]act" in shown and shown.count("x") == 301  # and text
+    assert shown.count("user: z") == 2 and len(shown.splitlines()) < 25  # lines and turns are, too
     assert "for the expert" not in shown  # the one sign was told in plain words

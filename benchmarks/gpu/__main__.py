@@ -62,6 +62,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.bounds:
         return print_bounds()
+    if asked.out is None or (unknown := set(asked.parts) - PARTS.keys()):
+        parser.error("say a folder for the results" if asked.out is None else f"no part {unknown}")
     asked.out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     failed = []
@@ -73,11 +75,15 @@ def main() -> None:
             failed.append(f"{part} (no time left)")
             continue
         start = time.monotonic()
+        codes = []
         with log.open("w") as file:
-            codes = [
-                subprocess.run(command, stdout=file, stderr=file, cwd=ROOT, env=env()).returncode
-                for command in PARTS[part]
-            ]
+            for command in PARTS[part]:
+                try:
+                    done = subprocess.run(command, stdout=file, stderr=file, cwd=ROOT, env=env())
+                    codes.append(done.returncode)
+                except OSError as error:  # no such program here
+                    file.write(f"{error}\n")
+                    codes.append(127)
         took = time.monotonic() - start
         if any(codes):
             failed.append(part)

@@ -103,6 +103,8 @@ def prune(site: Path, cuda: str) -> None:
 def split(archive: Path, out: Path, size: int) -> None:
     """Cut a file into numbered pieces."""
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob(f"{archive.name}.*"):
+        old.unlink()
     with archive.open("rb") as file:
         number = 0
         while piece := file.read(size):
