@@ -132,7 +132,8 @@ def in_words(gap: Gap) -> str:
     closed = f"{part} (95 % interval: {least} to {most})"
     if share.mean <= 0:
         closed = f"nothing (95 % interval: up to {most})" if share.high > 0 else "nothing"
-    return f"By round {last.round} the student closed {closed} of the distance between {low} and {high}."
+    closed = f"By round {last.round} the student closed {closed}"
+    return f"{closed} of the distance between {low} and {high}."
 
 
 def facts(gap: Gap) -> dict[str, Any]:
