@@ -79,6 +79,8 @@ def misfits(values: dict[str, Any]) -> list[str]:
     ]
     if method == "macpo":
         heard = 1 if values.get("positives") == "own" else heard
+        if _raw(values, "select", "under", "learner") == "peers":
+            problems += _without_peers(values, teachers)
         problems += [
             f"mixture.layers: {name} is trained in method macpo; name an agent of another role"
             for name in dict.fromkeys(map(str, mixed))
@@ -93,7 +95,8 @@ def misfits(values: dict[str, Any]) -> list[str]:
 
 
 # What a method does not read: a setting that changes nothing is one that nobody should believe in.
-_CHOOSING = ("select.by", "select.order", "select.pool", "select.keep", "select.max_perplexity")
+_RANKING = ("select.under", "select.order", "select.pool", "select.max_perplexity")
+_CHOOSING = ("select.by", *_RANKING, "select.keep")
 _TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
 _UNREAD = {
     "moaa": (*_CHOOSING, *_TEACHING[:-1], "confidence", "data.label_noise", "stop"),
@@ -120,7 +123,7 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
     by_text = _raw(values, "select", "by", "perplexity") != "perplexity"
     by_chance = _raw(values, "select", "order", "lowest") == "random"
     if by_text or by_chance:
-        ranking = ["select.pool", "select.max_perplexity", *(["select.order"] if by_text else [])]
+        ranking = [path for path in _RANKING if by_text or path != "select.order"]
         found += [f"{path}: only read where perplexity ranks" for path in filter(changed, ranking)]
     if values.get("negatives") == "retrained" and changed("negatives_by"):
         found.append(
@@ -135,14 +138,26 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
     return found
 
 
+def _without_peers(values: dict[str, Any], teachers: list[Any]) -> list[str]:
+    """Why no other teacher could rank what the student learns."""
+    if values.get("positives") == "own":
+        why = "peers rank what teachers write, and with positives=own the student learns none of it"
+    elif len(teachers) == 1:
+        why = f"peers are other teachers, and {teachers[0]} has none"
+    else:
+        return []
+    return [f"select.under: {why}; set select.under=learner"]
+
+
 # What a method's paper trains with, where ours has it as a setting that may be another.
-_PAPERS = {
+_PAPERS: dict[str, dict[str, Any]] = {
+    "macpo": {"select.under": "learner"},
     "spin": {
         "dpo.reference": "previous",
         "dpo.gamma": 0.0,
         "dpo.loss": "sigmoid",
         "dpo.label_smoothing": 0.0,
-    }
+    },
 }
 
 

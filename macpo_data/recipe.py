@@ -302,12 +302,16 @@ class Select(Section):
 
     # Who is best.
     by: Annotated[Literal["perplexity", "judge", "reward", "random"], LATER] = "perplexity"
-    # Where perplexity selects: which is best.
+    # Where perplexity selects: whose. peers: of the teachers who did not write the answer, the mean
+    # of their log perplexities.
+    under: Annotated[Literal["learner", "peers"], LATER] = "learner"
+    # Which of these perplexities is best.
     order: Annotated[Literal["lowest", "highest", "middle", "random"], LATER] = "lowest"
     keep: Count = 1  # pairs per prompt, the best first
     # Share kept of all of these, the best.
     pool: Annotated[Share | None, Field(gt=0.0), LATER] = None
-    max_perplexity: Positive | None = None  # where perplexity selects, none above it is chosen
+    # Where perplexity selects: answers that the learner finds more perplexing are never chosen.
+    max_perplexity: Positive | None = None
     on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
     min_chars: Annotated[int, Field(ge=0)] = 1
     max_chars: Count | None = None

@@ -285,7 +285,10 @@ class Run:
         if data.judged is not None:
             write_parquet(folder / "judgements.parquet", data.judged.judgements)
             facts["judged"] = data.judged.report
-        facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        # The pairs' scores are the learner's; who ranked candidates besides has none in them.
+        learner = str(Policy(step.learner, "positive", step.round - 1))
+        scored_under = {k: v for k, v in context.scored_under.items() if k == learner}
+        facts |= {"summary": summary(data), "scored_under": scored_under}
         facts["signs"] = signs.of_dataset(
             data.pairs, data.candidates, self._signs(step, step.round - 1), self._signs(step, 1)
         )

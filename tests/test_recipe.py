@@ -91,7 +91,7 @@ def test_every_switch_is_visible(name: str) -> None:
     optional |= {"endpoint", "mixture", "judge", "more", "overlap", "confidence", "framing", "spin"}
     if load_recipe(name).method == "moaa":  # what it does not read
         optional |= {"labeller", "schedule", "negatives", "negative", "keep", "max_perplexity"}
-        optional |= {"same_as_rejected", "reward", "by", "order", "pool", "label_noise"}
+        optional |= {"same_as_rejected", "reward", "by", "under", "order", "pool", "label_noise"}
         optional |= {"positives", "negatives_by", "frozen_teachers"}
     values = yaml.safe_load(recipe_text(name)[1])
 
