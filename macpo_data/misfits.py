@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from macpo_data import prompts
+from macpo_data.errors import ModelError
+from macpo_data.models import check_world_base
 from macpo_data.recipe import SMOOTHED, DataBase, Recipe, Section, Select
 
 
@@ -71,7 +73,7 @@ def misfits(values: dict[str, Any]) -> list[str]:
             f"labeller: {labeller!r} is no teacher (those are: {', '.join(map(str, teachers))})"
         )
     problems += untrainable(values, "sft", "negative", "dpo")
-    problems += _misnamed(values, roles)
+    problems += _misnamed(values, roles) + _unknown_bases(values)
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     heard = len(teachers)
     mixed = [
@@ -227,6 +229,19 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
             for path, judge in judges.items()
             if judge.get("kind") == "gold"
         ]
+    return problems
+
+
+def _unknown_bases(values: dict[str, Any]) -> list[str]:
+    """Bases that the embedded world does not have."""
+    named = {f"agents.{name}.base": agent for name, agent in values["agents"].items()}
+    problems = []
+    for path, section in {**named, "reward.base": values.get("reward")}.items():
+        base = section.get("base") if isinstance(section, dict) else None
+        try:
+            check_world_base(base if isinstance(base, str) else "")
+        except ModelError as error:
+            problems.append(f"{path}: {error}")
     return problems
 
 
