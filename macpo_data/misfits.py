@@ -41,6 +41,7 @@ def misfits(values: dict[str, Any]) -> list[str]:
     problems += _unread(values, method)
     if method != "spin" and _raw(values, "spin", "earlier_pairs", False):
         problems.append("spin.earlier_pairs: only method spin reads it; leave it out")
+    problems += _differences(values, method, teachers)
     if values.get("stop") == "probe" and _probe_size(values) == 0:
         problems.append("stop: probe needs one; set data.probe.count above 0, or leave it out")
     problems += [
@@ -103,7 +104,7 @@ _TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "sched
 _UNREAD = {
     "moaa": (*_CHOOSING, *_TEACHING[:-1], "confidence", "data.label_noise", "stop"),
     "spin": (*_CHOOSING, *_TEACHING),
-    "weak_labels": (*_CHOOSING, *_TEACHING, "stop"),
+    **dict.fromkeys(("weak_labels", "delta"), (*_CHOOSING, *_TEACHING, "stop")),
     **dict.fromkeys(("rlcd", "rlaif", "self_rewarding"), (*_CHOOSING, *_TEACHING)),
 }
 
@@ -138,6 +139,23 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
             for path in filter(changed, ("negatives", "select.keep"))
         ]
     return found
+
+
+def _differences(values: dict[str, Any], method: Any, teachers: list[Any]) -> list[str]:
+    """Why method delta would not know two teachers who write its pairs."""
+    if method != "delta":
+        unread = values.get("delta") is not None
+        return ["delta: only method delta reads it; leave it out"] if unread else []
+    if values.get("delta") is None:
+        return ["delta: missing; method delta needs it: {chosen: TEACHER, rejected: TEACHER}"]
+    chosen, rejected = (_raw(values, "delta", side, None) for side in ("chosen", "rejected"))
+    if chosen is not None and chosen == rejected:
+        return [f"delta: chosen and rejected are both {chosen}; name two teachers"]
+    return [
+        f"delta.{side}: {name!r} is no teacher (those are: {', '.join(map(str, teachers))})"
+        for side, name in (("chosen", chosen), ("rejected", rejected))
+        if name is not None and name not in teachers
+    ]
 
 
 def _without_peers(values: dict[str, Any], teachers: list[Any]) -> list[str]:

@@ -361,6 +361,13 @@ class Spin(Section):
     earlier_pairs: bool = False
 
 
+class Delta(Section):
+    """What only method delta reads: the two teachers who write its pairs."""
+
+    chosen: str  # the better one
+    rejected: str
+
+
 class Negative(SFT):
     """Fine-tuning on rejected responses, which goes on from the positive policy."""
 
@@ -633,9 +640,9 @@ class Recipe(Section):
     """One experiment, from data to trained rounds."""
 
     run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
-    method: Literal["macpo", "moaa", "weak_labels", "spin", "self_rewarding", "rlaif", "rlcd"] = (
-        "macpo"
-    )
+    method: Literal[
+        "macpo", "moaa", "weak_labels", "spin", "self_rewarding", "rlaif", "rlcd", "delta"
+    ] = "macpo"
     seed: Seed = 0
     rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
     data: Data
@@ -660,6 +667,7 @@ class Recipe(Section):
     stop_above: Annotated[float, Field(gt=1.0), KNOB] = 1.25
     framing: Framing = Framing()
     spin: Annotated[Spin, LATER] = Spin()
+    delta: Annotated[Delta | None, LATER] = None
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()
