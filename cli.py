@@ -227,7 +227,7 @@ def run_(
     if round_ is not None and until is not None:
         raise typer.BadParameter("--round and --until exclude each other")
     with _open_to_make(recipe, runs, sets) as run:
-        last = run.recipe.rounds if until is None else until
+        last = run.plan.last_round if until is None else until
         wanted = [round_] if round_ is not None else list(range(last + 1))
         steps = [step for each in wanted or [last] for step in run.select(None, each)]
         if dry_run:
@@ -759,7 +759,7 @@ def _print_plan(run: Run, steps: list[Step]) -> None:
 def _titled(run: Run) -> str:
     from macpo_data.methods import name_of
 
-    return f"{run.store.root}: {name_of(run.recipe)}, rounds 0..{run.recipe.rounds}"
+    return f"{run.store.root}: {name_of(run.recipe)}, rounds 0..{run.plan.last_round}"
 
 
 def _print_costs(run: Run, steps: list[Step]) -> None:

@@ -28,6 +28,7 @@ KEYS = {
     "dpo.gamma": 0.2,
     "dpo.learning_rate": 5e-4,
     "select.min_chars": 1,
+    "select.under": "learner",
     "select.order": "lowest",
     "data.label_noise": 0.0,
 }
@@ -52,7 +53,7 @@ def variant(facts: dict[str, Any]) -> str:
     changed = [] if teachers == 3 else [f"teachers={teachers}"]
     for path, default in KEYS.items():
         part, _, key = path.rpartition(".")
-        if (value := (recipe[part] if part else recipe)[key]) != default:
+        if (value := (recipe[part] if part else recipe).get(key, default)) != default:
             changed.append(f"{path}={value}")
     judge = recipe["judge"] or {}
     return " ".join([called(facts["method"], judge.get("kind")), *changed])

@@ -26,6 +26,7 @@ METHODS = {
     "self_rewarding": "by a student that judges its own answers (self-rewarding)",
     SHARPENING: f"by a student that learns its likeliest answers: {SHARPENING}",
     "rlaif": "by a student whose answers a judge compares (RLAIF)",
+    "delta": "by two weak teachers, the better one's answers against the other's (delta learning)",
     "rlcd": "by a student that is told to answer well and badly: RLCD's pairs, without its reward "
     "model and PPO",
 }

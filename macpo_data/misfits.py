@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from macpo_data import prompts
+from macpo_data.errors import ModelError
+from macpo_data.models import check_world_base
 from macpo_data.recipe import SMOOTHED, DataBase, Recipe, Section, Select
 
 
@@ -39,6 +41,7 @@ def misfits(values: dict[str, Any]) -> list[str]:
     problems += _unread(values, method)
     if method != "spin" and _raw(values, "spin", "earlier_pairs", False):
         problems.append("spin.earlier_pairs: only method spin reads it; leave it out")
+    problems += _differences(values, method, teachers)
     if values.get("stop") == "probe" and _probe_size(values) == 0:
         problems.append("stop: probe needs one; set data.probe.count above 0, or leave it out")
     problems += [
@@ -71,7 +74,7 @@ def misfits(values: dict[str, Any]) -> list[str]:
             f"labeller: {labeller!r} is no teacher (those are: {', '.join(map(str, teachers))})"
         )
     problems += untrainable(values, "sft", "negative", "dpo")
-    problems += _misnamed(values, roles)
+    problems += _misnamed(values, roles) + _unknown_bases(values)
     keep, n = _raw(values, "select", "keep", 1), _raw(values, "sampling", "n", 1)
     heard = len(teachers)
     mixed = [
@@ -79,6 +82,8 @@ def misfits(values: dict[str, Any]) -> list[str]:
     ]
     if method == "macpo":
         heard = 1 if values.get("positives") == "own" else heard
+        if _raw(values, "select", "under", "learner") == "peers":
+            problems += _without_peers(values, teachers)
         problems += [
             f"mixture.layers: {name} is trained in method macpo; name an agent of another role"
             for name in dict.fromkeys(map(str, mixed))
@@ -93,12 +98,13 @@ def misfits(values: dict[str, Any]) -> list[str]:
 
 
 # What a method does not read: a setting that changes nothing is one that nobody should believe in.
-_CHOOSING = ("select.by", "select.order", "select.pool", "select.keep", "select.max_perplexity")
+_RANKING = ("select.under", "select.order", "select.pool", "select.max_perplexity")
+_CHOOSING = ("select.by", *_RANKING, "select.keep")
 _TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
 _UNREAD = {
     "moaa": (*_CHOOSING, *_TEACHING[:-1], "confidence", "data.label_noise", "stop"),
     "spin": (*_CHOOSING, *_TEACHING),
-    "weak_labels": (*_CHOOSING, *_TEACHING, "stop"),
+    **dict.fromkeys(("weak_labels", "delta"), (*_CHOOSING, *_TEACHING, "stop")),
     **dict.fromkeys(("rlcd", "rlaif", "self_rewarding"), (*_CHOOSING, *_TEACHING)),
 }
 
@@ -120,7 +126,7 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
     by_text = _raw(values, "select", "by", "perplexity") != "perplexity"
     by_chance = _raw(values, "select", "order", "lowest") == "random"
     if by_text or by_chance:
-        ranking = ["select.pool", "select.max_perplexity", *(["select.order"] if by_text else [])]
+        ranking = [path for path in _RANKING if by_text or path != "select.order"]
         found += [f"{path}: only read where perplexity ranks" for path in filter(changed, ranking)]
     if values.get("negatives") == "retrained" and changed("negatives_by"):
         found.append(
@@ -135,14 +141,43 @@ def _unread(values: dict[str, Any], method: Any) -> list[str]:
     return found
 
 
+def _differences(values: dict[str, Any], method: Any, teachers: list[Any]) -> list[str]:
+    """Why method delta would not know two teachers who write its pairs."""
+    if method != "delta":
+        unread = values.get("delta") is not None
+        return ["delta: only method delta reads it; leave it out"] if unread else []
+    if values.get("delta") is None:
+        return ["delta: missing; method delta needs it: {chosen: TEACHER, rejected: TEACHER}"]
+    chosen, rejected = (_raw(values, "delta", side, None) for side in ("chosen", "rejected"))
+    if chosen is not None and chosen == rejected:
+        return [f"delta: chosen and rejected are both {chosen}; name two teachers"]
+    return [
+        f"delta.{side}: {name!r} is no teacher (those are: {', '.join(map(str, teachers))})"
+        for side, name in (("chosen", chosen), ("rejected", rejected))
+        if name is not None and name not in teachers
+    ]
+
+
+def _without_peers(values: dict[str, Any], teachers: list[Any]) -> list[str]:
+    """Why no other teacher could rank what the student learns."""
+    if values.get("positives") == "own":
+        why = "peers rank what teachers write, and with positives=own the student learns none of it"
+    elif len(teachers) == 1:
+        why = f"peers are other teachers, and {teachers[0]} has none"
+    else:
+        return []
+    return [f"select.under: {why}; set select.under=learner"]
+
+
 # What a method's paper trains with, where ours has it as a setting that may be another.
-_PAPERS = {
+_PAPERS: dict[str, dict[str, Any]] = {
+    "macpo": {"select.under": "learner"},
     "spin": {
         "dpo.reference": "previous",
         "dpo.gamma": 0.0,
         "dpo.loss": "sigmoid",
         "dpo.label_smoothing": 0.0,
-    }
+    },
 }
 
 
@@ -212,6 +247,19 @@ def _misnamed(values: dict[str, Any], agents: dict[str, Any]) -> list[str]:
             for path, judge in judges.items()
             if judge.get("kind") == "gold"
         ]
+    return problems
+
+
+def _unknown_bases(values: dict[str, Any]) -> list[str]:
+    """Bases that the embedded world does not have."""
+    named = {f"agents.{name}.base": agent for name, agent in values["agents"].items()}
+    problems = []
+    for path, section in {**named, "reward.base": values.get("reward")}.items():
+        base = section.get("base") if isinstance(section, dict) else None
+        try:
+            check_world_base(base if isinstance(base, str) else "")
+        except ModelError as error:
+            problems.append(f"{path}: {error}")
     return problems
 
 

@@ -55,10 +55,16 @@ def check_world_base(base: str) -> None:
     Raises:
         ModelError: there is no such base.
     """
-    name = base.removeprefix(WORLD)
-    if base.startswith(WORLD) and name not in world.BASES:
+    if not base.startswith(WORLD):
+        return
+    try:
+        world.base_spec(base.removeprefix(WORLD))
+    except KeyError:
         names = ", ".join(WORLD + n for n in world.BASES)
-        raise ModelError(f"no base {base}; the embedded world has {names}")
+        raise ModelError(
+            f"no base {base}; the embedded world has {names}, and of each others with another seed "
+            f"of pretraining, such as {WORLD}weak-a/1"
+        ) from None
 
 
 def resolve(agent: Agent) -> str | None:

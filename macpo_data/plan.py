@@ -81,6 +81,11 @@ class Plan:
         self.steps = list(steps)
         self._fingerprints: dict[Step, str] = {}
 
+    @property
+    def last_round(self) -> int:
+        """The last round that has steps: a method may end before the recipe's last one."""
+        return max(step.round for step in self.steps)
+
     @cached_property
     def _makers(self) -> dict[Policy, Step]:
         return {policy: step for step in self.steps if (policy := step.makes)}

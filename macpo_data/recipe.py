@@ -302,12 +302,16 @@ class Select(Section):
 
     # Who is best.
     by: Annotated[Literal["perplexity", "judge", "reward", "random"], LATER] = "perplexity"
-    # Where perplexity selects: which is best.
+    # Where perplexity selects: whose. peers: of the teachers who did not write the answer, the mean
+    # of their log perplexities.
+    under: Annotated[Literal["learner", "peers"], LATER] = "learner"
+    # Which of these perplexities is best.
     order: Annotated[Literal["lowest", "highest", "middle", "random"], LATER] = "lowest"
     keep: Count = 1  # pairs per prompt, the best first
     # Share kept of all of these, the best.
     pool: Annotated[Share | None, Field(gt=0.0), LATER] = None
-    max_perplexity: Positive | None = None  # where perplexity selects, none above it is chosen
+    # Where perplexity selects: answers that the learner finds more perplexing are never chosen.
+    max_perplexity: Positive | None = None
     on_filter: Literal["drop", "count"] = "drop"  # count: note what a filter caught, keep it
     min_chars: Annotated[int, Field(ge=0)] = 1
     max_chars: Count | None = None
@@ -355,6 +359,13 @@ class Spin(Section):
 
     # Each round also learns the pairs of the round before, as the paper's own code does.
     earlier_pairs: bool = False
+
+
+class Delta(Section):
+    """What only method delta reads: the two teachers who write its pairs."""
+
+    chosen: str  # the better one
+    rejected: str
 
 
 class Negative(SFT):
@@ -629,9 +640,9 @@ class Recipe(Section):
     """One experiment, from data to trained rounds."""
 
     run: Annotated[Name, KNOB]  # folder under runs/; variants of a sweep share one
-    method: Literal["macpo", "moaa", "weak_labels", "spin", "self_rewarding", "rlaif", "rlcd"] = (
-        "macpo"
-    )
+    method: Literal[
+        "macpo", "moaa", "weak_labels", "spin", "self_rewarding", "rlaif", "rlcd", "delta"
+    ] = "macpo"
     seed: Seed = 0
     rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3  # the last round that `run` makes
     data: Data
@@ -656,6 +667,7 @@ class Recipe(Section):
     stop_above: Annotated[float, Field(gt=1.0), KNOB] = 1.25
     framing: Framing = Framing()
     spin: Annotated[Spin, LATER] = Spin()
+    delta: Annotated[Delta | None, LATER] = None
     sampling: Sampling = Sampling()
     select: Select = Select()
     sft: SFT = SFT()

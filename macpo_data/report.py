@@ -264,7 +264,7 @@ def _provenance(source: Source, made: list[Manifest]) -> dict[str, Any]:
     recipe, store = source.plan.recipe, source.store
     used = [json.dumps([m["versions"], m["python"]], sort_keys=True) for m in made]
     return {
-        "commands": [f"macpo run --until {recipe.rounds}{source.said}"],
+        "commands": [f"macpo run --until {source.plan.last_round}{source.said}"],
         "seed": recipe.seed,
         "pins": Lock(store.root).pins(),
         "versions": [json.loads(text) for text in dict.fromkeys(used)],

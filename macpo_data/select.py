@@ -17,7 +17,7 @@ UNUSABLE = ("prompt_too_long", "failed", "empty", "no_score", *BARRED)
 
 
 def by_perplexity(
-    candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select
+    candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select, ranks: str = "perplexity"
 ) -> pl.DataFrame:
     """Choose each prompt's candidates of lowest perplexity (MACPO, student turn).
 
@@ -31,6 +31,8 @@ def by_perplexity(
         candidates: SAMPLES with SCORES under the learner.
         rejected: SAMPLES, one per prompt; a candidate equal to it is caught by a filter.
         settings: filters, threshold and how many to keep per prompt.
+        ranks: the column with the perplexities that rank. Filters and threshold, as all that is
+            kept with a candidate, stay with the learner's, in `perplexity`.
 
     Returns:
         CANDIDATES in the same order.
@@ -40,7 +42,8 @@ def by_perplexity(
         high = pl.when(pl.col("perplexity") > settings.max_perplexity).then(
             pl.lit("perplexity_too_high")
         )
-    unscored = pl.when(pl.col("perplexity").is_null()).then(pl.lit("no_score"))
+    unread = pl.any_horizontal(pl.col("perplexity", ranks).is_null())
+    unscored = pl.when(unread).then(pl.lit("no_score"))
     # Where several are kept, the same text twice would be the same pair twice.
     again = ~pl.struct("prompt_id", "response").is_first_distinct() & (settings.keep > 1)
     twin = pl.when(again & pl.col("response").is_not_null()).then(pl.lit("duplicate_answer"))
@@ -48,24 +51,40 @@ def by_perplexity(
     frame = _with_rejected(candidates, rejected).with_columns(reason=reason)
     # The threshold belongs to the selection, so it drops whatever `on_filter` says.
     usable = _usable(settings) & (pl.col("reason").ne_missing("perplexity_too_high"))
-    known = pl.when(usable).then("perplexity")
+    known = pl.when(usable).then(ranks)
     away = {"highest": -known, "middle": (known - known.median().over("prompt_id")).abs()}
     first = away.get(settings.order, known)
     ranked = _select(frame, _finished_first(first).over("prompt_id"), settings.keep)
-    return _best_share(ranked, settings) if settings.pool else ranked
+    return _best_share(ranked, frame[ranks], settings) if settings.pool else ranked
 
 
-def _best_share(ranked: pl.DataFrame, settings: Select) -> pl.DataFrame:
+def geometric_means(scored: pl.DataFrame) -> pl.DataFrame:
+    """The geometric mean of an answer's perplexities; null where one of them is.
+
+    Args:
+        scored: `at`, which answer it is, and its `perplexity` under somebody.
+
+    Returns:
+        (at, mean), a row for each answer.
+    """
+    mean = pl.col("perplexity").log().mean().exp()
+    known = pl.col("perplexity").null_count() == 0
+    return scored.group_by("at", maintain_order=True).agg(mean=pl.when(known).then(mean))
+
+
+def _best_share(ranked: pl.DataFrame, perplexity: pl.Series, settings: Select) -> pl.DataFrame:
     """Of what was selected, all prompts together, keep the share that stands first in the order."""
-    selected = pl.when("selected").then("perplexity")
+    ranked = ranked.with_columns(_ranks=perplexity)
+    selected = pl.when("selected").then("_ranks")
     away = {"highest": -selected, "middle": (selected - selected.median()).abs()}
     place = _finished_first(away.get(settings.order, selected))
     out = pl.col("selected") & (place > (settings.pool or 1.0) * pl.col("selected").sum())
-    return ranked.with_columns(
+    kept = ranked.with_columns(
         reason=pl.when(out).then(pl.lit("outside_pool")).otherwise("reason"),
         rank=pl.when(~out).then("rank"),
         selected=pl.col("selected") & ~out,
     )
+    return kept.drop("_ranks")
 
 
 def first(candidates: pl.DataFrame, rejected: pl.DataFrame, settings: Select) -> pl.DataFrame:

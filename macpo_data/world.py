@@ -133,6 +133,24 @@ all. `strong-gap` reads all words of the third that weak-a skips, but not which 
 topics: a word that was never read could not be learned later, since an adapter leaves its embedding
 random. `tiny` learns nothing and is there to test the machinery."""
 
+SEEDS_APART = 1_000_000
+"""Between a base's pretrainings, so that none has the seed of another base."""
+
+
+def base_spec(name: str) -> BaseSpec:
+    """What a base is made from: one of BASES, or with a number, `weak-a/1`, one pretrained anew.
+
+    That has another seed, and so other initial weights, and other prompts and answers of the
+    pretraining pool. Sizes, topics, the pools and the tokenizer are the same.
+
+    Raises:
+        KeyError: no such base.
+    """
+    if not (named := re.fullmatch(r"([^/]+)(?:/([1-9][0-9]{0,3}))?", name)):
+        raise KeyError(name)
+    spec = BASES[named[1]]
+    return replace(spec, seed=spec.seed + SEEDS_APART * int(named[2] or 0))
+
 
 def third(topic: Topic) -> int:
     """Which third of the topics one belongs to: 0, 1 or 2."""
@@ -165,10 +183,10 @@ def base_path(name: str) -> Path:
     Raises:
         KeyError: no such base.
     """
-    identity = json.dumps([VERSION, asdict(BASES[name])], sort_keys=True)
+    identity = json.dumps([VERSION, asdict(base_spec(name))], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     cache_dir = Path(os.environ.get("MACPO_CACHE") or Path.home() / ".cache" / "macpo")
-    return cache_dir / "world" / f"{name}-{digest}"
+    return cache_dir / "world" / f"{name.replace('/', '-')}-{digest}"
 
 
 def is_ready(name: str) -> bool:

@@ -110,10 +110,14 @@ class Run:
         Raises:
             MacpoError: the recipe has no such round or learner.
         """
-        if not 0 <= round_ <= self.recipe.rounds:
+        last = self.plan.last_round
+        if not 0 <= round_ <= last:
+            more = f"for more say --set rounds={round_}"
+            if last < self.recipe.rounds:
+                more = f"method {self.recipe.method} has no more"
             raise MacpoError(
-                f"no round {round_}: this recipe has rounds 0..{self.recipe.rounds}"
-                + (f"; for more say --set rounds={round_}" if round_ > 0 else "")
+                f"no round {round_}: this recipe has rounds 0..{last}"
+                + (f"; {more}" if round_ > 0 else "")
             )
         if learner is not None and learner not in self.recipe.agents:
             raise MacpoError(f"no learner {learner!r}: choose {', '.join(self.recipe.agents)}")
@@ -250,7 +254,7 @@ class Run:
 
     def ended_after(self) -> int | None:
         """The round after which `run` ends before the last one; None where it does not."""
-        return next((t for t in range(self.recipe.rounds + 1) if self.ended(t)), None)
+        return next((t for t in range(self.plan.last_round + 1) if self.ended(t)), None)
 
     def _loaded(self, step: Step) -> bool:
         return self._writers.has(self.recipe.agents[step.learner].base)
@@ -285,7 +289,10 @@ class Run:
         if data.judged is not None:
             write_parquet(folder / "judgements.parquet", data.judged.judgements)
             facts["judged"] = data.judged.report
-        facts |= {"summary": summary(data), "scored_under": context.scored_under}
+        # The pairs' scores are the learner's; who ranked candidates besides has none in them.
+        learner = str(Policy(step.learner, "positive", step.round - 1))
+        scored_under = {k: v for k, v in context.scored_under.items() if k == learner}
+        facts |= {"summary": summary(data), "scored_under": scored_under}
         facts["signs"] = signs.of_dataset(
             data.pairs, data.candidates, self._signs(step, step.round - 1), self._signs(step, 1)
         )

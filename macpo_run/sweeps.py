@@ -262,7 +262,7 @@ def finish(run: Run) -> None:
         MacpoError: a step fails, or waits for what nobody makes.
     """
     found = run.states()
-    for round_ in range(run.recipe.rounds + 1):
+    for round_ in range(run.plan.last_round + 1):
         if any(found[step] != "done" for step in run.select(None, round_)):
             for step, why in run.finish_round(round_).waiting.items():
                 raise MacpoError(f"{step}: {', '.join(why)}")

@@ -48,7 +48,7 @@ def pretrain_bases(names: list[str], report: Report) -> None:
     Raises:
         MacpoError: a process ended, or the disk refused a write.
     """
-    counts = {name: (0, world.BASES[name].prompts) for name in names}
+    counts = {name: (0, world.base_spec(name).prompts) for name in names}
 
     def pretrain(name: str) -> None:
         def progress(done: int, total: int, note: str) -> None:
@@ -60,7 +60,7 @@ def pretrain_bases(names: list[str], report: Report) -> None:
             worker.call("macpo_train.pretrain:pretrain", name, report=progress)
 
     def cost(name: str) -> int:
-        spec = world.BASES[name]
+        spec = world.base_spec(name)
         return -spec.layers * spec.width**2 * spec.prompts
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

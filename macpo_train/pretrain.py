@@ -126,7 +126,7 @@ def pretrain(report: Report, name: str) -> Path:
 
 def _write_base(name: str, folder: Path, report: Report) -> None:
     started = time.monotonic()
-    spec = world.BASES[name]
+    spec = world.base_spec(name)
     tokenizer = train_tokenizer()
     torch.manual_seed(spec.seed)
     model = LlamaForCausalLM(

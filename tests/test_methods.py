@@ -26,6 +26,7 @@ from macpo_run.rounds import Run
 
 JUDGED = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=teacher2"]
 SELF = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=student"]
+DELTA = ["method=delta", "delta={chosen: teacher3, rejected: teacher2}"]
 METHODS = {"weak_labels": [], "spin": [], "rlcd": [], "rlaif": JUDGED, "self_rewarding": SELF}
 
 
@@ -240,7 +241,8 @@ def test_all_shipped_variants_start_from_one_student() -> None:
         (common,) = {start for name, start in group.items() if name not in OTHER_START}
         assert all(group[name] != common for name in OTHER_START & group.keys())
     methods = {variant.recipe.method for _, variant in shipped_variants()}
-    assert methods == {*get_args(Recipe.model_fields["method"].annotation)} - {"moaa"}
+    known = {*get_args(Recipe.model_fields["method"].annotation)}
+    assert methods == known - {"moaa", "delta"}  # delta is in no study yet
 
 
 def test_rlcd_frames_the_student_both_ways(open_run: OpenRun) -> None:
@@ -454,6 +456,19 @@ def test_spoilt_answers() -> None:
             ["method=self_rewarding", "judge.kind=gold"],
             "judge.kind: in method self_rewarding the student judges: one of points, llm",
         ),
+        (["delta={chosen: teacher1, rejected: teacher2}"], "delta: only method delta reads it"),
+        (["method=delta"], "delta: missing; method delta needs it: {chosen: TEACHER"),
+        (["method=delta", "delta.chosen=teacher1"], "delta.rejected: missing"),
+        (
+            ["method=delta", "delta={chosen: teacher1, rejected: teacher1}"],
+            "delta: chosen and rejected are both teacher1; name two teachers",
+        ),
+        (
+            ["method=delta", "delta={chosen: student, rejected: teacher1}"],
+            r"delta.chosen: 'student' is no teacher \(those are: teacher1, teacher2, teacher3\)",
+        ),
+        ([*DELTA, "positives=own"], "positives: method delta does not read it"),
+        ([*DELTA, "stop=probe"], "stop: method delta does not read it"),
         (["spin.earlier_pairs=true"], "spin.earlier_pairs: only method spin reads it"),
         (["select.by=random", "select.pool=0.5"], "select.pool: only read where"),
         (["negatives_by=mismatch", "select.keep=2"], "select.keep: negatives_by mismatch"),

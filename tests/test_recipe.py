@@ -84,14 +84,15 @@ def test_every_switch_is_visible(name: str) -> None:
     """A shipped recipe names each field of its sections, so that none has to be guessed.
 
     What may be left out says something by its absence: paths of parts, revisions of local bases,
-    an endpoint, a mixture, a judge, confidence; a framing has texts of the package's own; a section
-    spin is read by one method alone.
+    an endpoint, a mixture, a judge, confidence; a framing has texts of the package's own;
+    sections spin and delta are read by one method alone.
     """
     optional = {"path", "split", "revision", "trust_remote_code", "columns"}
     optional |= {"endpoint", "mixture", "judge", "more", "overlap", "confidence", "framing", "spin"}
+    optional |= {"delta"}
     if load_recipe(name).method == "moaa":  # what it does not read
         optional |= {"labeller", "schedule", "negatives", "negative", "keep", "max_perplexity"}
-        optional |= {"same_as_rejected", "reward", "by", "order", "pool", "label_noise"}
+        optional |= {"same_as_rejected", "reward", "by", "under", "order", "pool", "label_noise"}
         optional |= {"positives", "negatives_by", "frozen_teachers"}
     values = yaml.safe_load(recipe_text(name)[1])
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from macpo_data import world
+from macpo_data.errors import RecipeError
+from macpo_data.loading import load_recipe
 from macpo_data.world import Example, Message
 from macpo_data.world_text import OPENERS, TOPICS, Kind
 
@@ -157,6 +159,29 @@ def test_base_path_follows_spec_and_cache(tmp_path: Path, monkeypatch: pytest.Mo
         world.base_path("weak-z")
 
 
+def test_another_pretraining_has_another_seed_and_no_other_difference() -> None:
+    assert world.base_spec("weak-a") == world.BASES["weak-a"]
+    assert world.base_spec("weak-a/2") == replace(world.BASES["weak-a"], seed=2_000_001)
+    names = [*world.BASES, *(f"{name}/{n}" for name in world.BASES for n in (1, 2, 9999))]
+    assert len({world.base_path(name) for name in names}) == len(names)
+    assert world.base_path("weak-a/1").parent == world.base_path("weak-a").parent
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["weak-a/", "weak-a/x", "weak-a/0", "weak-a/01", "weak-a/-1", "weak-a/1/2", "weak-a/10000",
+     "none/1", "/1", ""],
+)  # fmt: skip
+def test_no_such_base(name: str, recipe_file: Path) -> None:
+    with pytest.raises(KeyError):
+        world.base_spec(name)
+    for path in ("agents.teacher1", "agents.student", "reward"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(str(recipe_file), [f"{path}.base='world:{name}'"])
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"{path}.base: no base world:{name}; the embedded world has ")
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     from macpo_train.pretrain import train_tokenizer
@@ -230,6 +255,39 @@ def test_a_base_is_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     seen.clear()
     pretrain_bases(["tiny"], lambda *progress: seen.append(progress))
     assert not seen
+
+
+def test_another_pretraining_reads_the_same_pool(tokenizer: Any) -> None:
+    """Other prompts, all of the pretraining pool and of the topics that this base reads."""
+    from macpo_train.pretrain import _documents
+
+    pool = {
+        str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]): ask
+        for prompt, ask in world.asks("pretrain")
+    }
+    read = []
+    for name in ("weak-b", "weak-b/1"):
+        documents = _documents(tokenizer, replace(world.base_spec(name), prompts=200))
+        read.append([str(document.prompt) for document in documents])
+        assert {world.third(pool[prompt].topic) for prompt in read[-1]} == {0, 2}
+    assert read[0] != read[1] and {*read[0]} != {*read[1]}
+
+
+def test_another_pretraining_makes_other_weights_for_the_same_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from macpo_run.training import pretrain_bases
+
+    monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
+    pretrain_bases(["tiny", "tiny/1"], lambda *progress: None)
+    one, other = (
+        json.loads((world.base_path(name) / "manifest.json").read_text())
+        for name in ("tiny", "tiny/1")
+    )
+    assert other["base"] == "tiny/1"
+    assert other["spec"] == {**one["spec"], "seed": 1_000_004}
+    differ = {name for name in one["files"] if one["files"][name] != other["files"].get(name)}
+    assert differ == {"model.safetensors"} and one["files"].keys() == other["files"].keys()
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """MACPO: weak teachers and a strong student teach each other (Lyu et al., ICLR 2025).
 
 Each learns from unfamiliar positives, written by the other side, against familiar negatives,
-written by its own negative twin.
+written by its own negative twin. In the paper the student learns those that it finds least
+perplexing; those that other teachers find so (`select.under: peers`) are an idea of ours.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from macpo_data.methods.steps import (
 )
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
+from macpo_data.schema import SAMPLES
 
 CHOOSING_READS = ("sampling.n", "select.keep", "select.max_perplexity")
 
@@ -60,7 +62,7 @@ def _contrast(
     if recipe.negatives_by == "framing":
         reads = (*reads, "framing")
     if agent in recipe.students:
-        choosing = switched_on(recipe, "select.order", "select.pool")
+        choosing = switched_on(recipe, "select.under", "select.order", "select.pool")
         choosing = (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe), *choosing)
         reads = (*reads, *choosing)
     # The twin of round 0 is that of the policy which round 1 begins with.
@@ -138,11 +140,19 @@ def _negatives(step: Step, ctx: Context, writer: Policy) -> pl.DataFrame:
 def _choose(
     step: Step, ctx: Context, candidates: pl.DataFrame, rejected: pl.DataFrame
 ) -> tuple[pl.DataFrame, Judged | None]:
-    """A teacher takes the student's answer; the student what it finds least perplexing."""
+    """The student takes what is least perplexing: to itself, or to the writer's peers.
+
+    A teacher takes the student's answer. That is one writer's one answer, so that there is nothing
+    for peers to rank.
+    """
     settings = ctx.recipe.select
     if step.learner not in ctx.recipe.students:
         return select.first(candidates, rejected, settings), None
     by = "random" if settings.order == "random" else settings.by
+    if by == "perplexity" and settings.under == "peers":
+        teachers = [policy for policy in step.policies if policy.agent in ctx.recipe.teachers]
+        candidates = candidates.with_columns(peers=_under_peers(ctx, candidates, teachers))
+        return select.by_perplexity(candidates, rejected, settings, ranks="peers"), None
     if by == "perplexity":
         return select.by_perplexity(candidates, rejected, settings), None
     competing = select.competing(candidates, settings, rejected)
@@ -150,6 +160,22 @@ def _choose(
     order: ranking.Order = "random" if by == "random" else "judge"
     ranked, judged = judges.rank(ctx, order, ctx.prompts("d2"), competing)
     return select.top(ranked, settings.keep).drop("score"), judged
+
+
+def _under_peers(ctx: Context, candidates: pl.DataFrame, teachers: list[Policy]) -> pl.Series:
+    """Each candidate's perplexity under the teachers who did not write it: their geometric mean.
+
+    The student finds perplexing what it does not know, but some other teacher may know it. The
+    writer is left out, for it finds its own errors likely. So each writer is ranked by others than
+    the next one is: with unlike tokenizers their perplexities are of unlike scale.
+    """
+    rows = candidates.select(SAMPLES.keys()).with_row_index("at")
+    scored = [
+        ctx.score(rows.filter(pl.col("agent") != teacher.agent), under=teacher)
+        for teacher in teachers
+    ]
+    means = select.geometric_means(pl.concat(scored))
+    return rows.join(means, on="at", how="left", maintain_order="left")["mean"]
 
 
 def weak_labels(step: Step, ctx: Context) -> RoundData:
@@ -161,7 +187,10 @@ def weak_labels(step: Step, ctx: Context) -> RoundData:
 
 
 def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """Everybody who writes writes to D2; from round 1 on, the learner reads all of it."""
+    """Everybody who writes writes to D2; from round 1 on, the learner reads all of it.
+
+    Where peers rank, each teacher reads what the others wrote.
+    """
     *writers, learner = step.policies if step.round else (*step.policies, None)
     n = recipe.sampling.n if step.round and step.learner in recipe.students else 1
     d2, found = sizes.prompts["d2"], []
@@ -182,4 +211,7 @@ def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
     if is_student and recipe.select.by in ("judge", "reward"):
         heard = 1 if recipe.positives == "own" else len(recipe.teachers)
         found += judging(recipe, sizes, "d2", n * heard + more)
+    if is_student and recipe.select.under == "peers":
+        of_others = n * (len(recipe.teachers) - 1) + more
+        found += [scoring(teacher, d2, of_others, recipe, sizes) for teacher in recipe.teachers]
     return [*found, scoring(learner.agent, d2, answers + more, recipe, sizes)] if learner else found

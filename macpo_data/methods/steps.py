@@ -87,5 +87,5 @@ def retrain(agent: str, t: int, turn: int) -> Step:
 def switched_on(recipe: Recipe, *paths: str) -> tuple[str, ...]:
     """Those of the fields that are not at their default: older results keep their names."""
     default = {"data.label_noise": 0.0, "confidence": None, "negatives_by": "fine_tuning"}
-    default |= {"select.order": "lowest", "select.pool": None}
+    default |= {"select.under": "learner", "select.order": "lowest", "select.pool": None}
     return tuple(path for path in paths if recipe.read(path) != default[path])

@@ -1,0 +1,51 @@
+"""Delta learning: a weak model's answers against a weaker one's (arXiv 2507.06187).
+
+From the paper: both write to the same prompts, who wrote says which answer is the better one, and a
+stronger model learns the pairs by DPO, once. So nobody judges an answer, and the chosen one need
+not be as good as the student's own: what it learns is the difference.
+
+Ours, so that it can be compared with the other methods: the student is the one of round 0, who was
+fine-tuned on the labelling teacher's answers; the writers are teachers as fine-tuned in round 0,
+and a person says which is the better one (`delta`); `select` filters the chosen answers; the loss
+is the recipe's, which is DPO's own only where `dpo.loss` is sigmoid and `dpo.gamma` 0.
+"""
+
+from __future__ import annotations
+
+from macpo_data import select
+from macpo_data.context import Context, RoundData
+from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.methods.steps import WRITING_READS, initialise, labels, prefer, weak_start
+from macpo_data.plan import Policy, Step
+from macpo_data.recipe import Recipe
+
+
+def plan(recipe: Recipe) -> list[Step]:
+    """Round 0 of the two writers, the labelling teacher and the student; then the pairs."""
+    (student,), (label, _), pair = recipe.students, labels(recipe), recipe.delta
+    assert pair is not None
+    steps = []
+    for teacher in recipe.teachers:
+        if teacher in (pair.chosen, pair.rejected) and teacher != label.agent:
+            steps += initialise(recipe, teacher, 0, ())[:2]  # it writes no rejected label
+    steps += weak_start(recipe)
+    if recipe.rounds:
+        names = (pair.chosen, pair.rejected, student)
+        policies = tuple(Policy(name, "positive", 0) for name in names)
+        steps += prefer(recipe, student, 1, 0, policies, WRITING_READS)
+    return steps
+
+
+def build(step: Step, ctx: Context) -> RoundData:
+    """Nobody judges: the writer says which answer is the better one."""
+    *writers, student = step.policies
+    wrote = [ctx.generate([writer], "d2") for writer in writers]
+    candidates, rejected = ctx.score_together(wrote, under=student)
+    return ctx.pair(select.first(candidates, rejected, ctx.recipe.select), rejected)
+
+
+def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
+    """Both write once to D2, and the student reads both answers."""
+    d2, names = sizes.prompts["d2"], [policy.agent for policy in step.policies[:2]]
+    wrote = writing("write d2", names, d2, 1, sizes.prompt, recipe.sampling, sizes)
+    return [*wrote, scoring(step.learner, d2, 2, recipe, sizes)]
