@@ -1,6 +1,6 @@
 """Where MoAA's gain comes from: `python -m benchmarks.mixing RECIPE --seeds 0 1 2`.
 
-Four tables of Markdown, a row for each seed and one of means. Gold is in brackets by third of the
+Tables of Markdown, a row for each seed and one of means. Gold is in brackets by third of the
 topics; differences are paired by prompt, with 95 % intervals over prompts, and between seeds in the
 last row.
 
@@ -71,17 +71,24 @@ def mixing(run: Run) -> dict[str, Row]:
     for round_ in (0, 1):
         run.finish_round(round_)
     run.train_reward()
-    answers, differences = first_stage(run)
     return {
-        "Round 0, answers to D1": answers,
-        "Round 0, differences": differences,
-        "Round 1, the student's answers to D2": second_stage(run),
-        "Greedy answers to the held-out prompts": held_out(run),
+        **first_stage(run),
+        "Round 1: the student's answers to D2": second_stage(run),
+        "Held-out prompts, as `macpo eval` measures": held_out(run),
+        "Held-out prompts, sampled as for pairs": held_out(as_sampled(run)),
     }
 
 
-def first_stage(run: Run) -> tuple[Row, Row]:
-    """What the proposers answered, what each way to choose takes of it, and the aggregator."""
+def as_sampled(run: Run) -> Run:
+    """The same run, measured by answers that are sampled as the student's are for its pairs."""
+    recipe = run.recipe
+    sampling = recipe.sampling.model_copy(update={"n": 1})
+    measured = recipe.eval.model_copy(update={"sampling": sampling})
+    return run.beside(recipe.model_copy(update={"eval": measured}))
+
+
+def first_stage(run: Run) -> dict[str, Row]:
+    """What the proposers and the aggregator answered, and what each way to choose takes of it."""
     (student,), mixture, context = run.recipe.students, run.recipe.mixture, run.context()
     assert mixture is not None
     (step,) = run.select("gen", 0, student)
@@ -113,12 +120,14 @@ def first_stage(run: Run) -> tuple[Row, Row]:
     answers = {
         "prompts": str(len(turns)),
         **{agent: by_third(rows) for agent, rows in proposers.items()},
+        "aggregator": by_third(aggregated),
+        "aggregator, told nothing": by_third(alone),
+    }
+    choices = {
         "one at random": by_third(pool),
         "majority": by_third(majority),
         **{f"picked by {JUDGES[judge]}": by_third(rows) for judge, rows in picks.items()},
         f"{len(proposers)} answers of the best proposer, picked by gold": by_third(redrawn),
-        "aggregator": by_third(aggregated),
-        "aggregator, told nothing": by_third(alone),
     }
     differences: Row = {"best proposer": best}
     for judge, rows in picks.items():
@@ -131,7 +140,11 @@ def first_stage(run: Run) -> tuple[Row, Row]:
         "gold - gold of the best proposer's answers": difference(picks["gold"], redrawn),
         "aggregator - told nothing": difference(aggregated, alone),
     }
-    return answers, differences
+    return {
+        "Round 0: answers to D1": answers,
+        "Round 0: choosing among the proposers' answers": choices,
+        "Round 0: differences": differences,
+    }
 
 
 def second_stage(run: Run) -> Row:
@@ -145,16 +158,17 @@ def second_stage(run: Run) -> Row:
     pool = judged(run.context(), written(graded(candidates, prompts)), pairs, student)
     best = graded(pairs.select("prompt_id", response="chosen"), prompts)
     worst = graded(pairs.select("prompt_id", response="rejected"), prompts)
-    majority, reward = pick(pool, "likeness"), pick(pool, "reward")
+    majority = pick(pool, "likeness")
+    picks = {JUDGES[judge]: pick(pool, judge) for judge in ("reward", "likelihood")}
     return {
         "pairs": str(len(pairs)),
         "mean": by_third(pool),
         "majority": by_third(majority),
         "chosen": by_third(best),
         "rejected": by_third(worst),
-        "picked by reward model": by_third(reward),
+        **{f"picked by {judge}": by_third(rows) for judge, rows in picks.items()},
         "chosen - majority": difference(best, majority),
-        "reward model - majority": difference(reward, majority),
+        **{f"{judge} - majority": difference(rows, majority) for judge, rows in picks.items()},
     }
 
 
