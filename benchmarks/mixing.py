@@ -8,7 +8,7 @@ Majority is the answer most like the others to its prompt: the highest mean chrF
 them (minimum Bayes risk decoding). Beside the gold judge, who never errs, two that do pick from the
 same answers: a reward model trained on D1's human pairs, which knows D1's prompts but none of these
 answers, and the likelihood of the student's bare base. The best proposer is the one with the best
-mean on these very prompts.
+mean on these very prompts; what is best of 3 of one agent is picked by gold.
 
 Both rounds are made where they are missing, in the recipe's own run folder.
 """
@@ -101,49 +101,51 @@ def first_stage(run: Run) -> dict[str, Row]:
     pool = judged(context, written(candidates), turns, student)
     proposers = {agent: candidates.filter(agent=agent) for agent in mixture.layers[0]}
     best = max(proposers, key=lambda agent: by_third(proposers[agent])["all"] or 0.0)
-    picks = {judge: pick(pool, judge) for judge in JUDGES}
-    majority = pick(pool, "likeness")
 
     def ask(agent: str, rows: pl.DataFrame, draw: int = 0) -> pl.DataFrame:
         (answers,) = context.ask([(Policy(agent), rows)], mixture.sampling, "mixing", draw)
-        return graded(answers.with_columns(turns["prompt_id"]), prompts)
+        return answers.with_columns(turns["prompt_id"])
 
-    draws = pl.concat(ask(best, turns, draw) for draw in range(len(proposers)))
-    redrawn = pick(written(graded(select.competing(draws, run.recipe.select), prompts)), "gold")
+    def best_of_own(agent: str) -> pl.DataFrame:
+        """As many answers of one agent as there are proposers, picked by gold."""
+        draws = pl.concat(ask(agent, turns, draw) for draw in range(len(proposers)))
+        return pick(written(graded(select.competing(draws, run.recipe.select), prompts)), "gold")
+
     texts = candidates.group_by("prompt_id").agg("response")
     answered = turns.join(texts, on="prompt_id", maintain_order="left")
-    told = [
+    aggregations = [
         mixtures.aggregation(mixture, prompt, [text for text in answers if text])
         for prompt, answers in answered.select("prompt", "response").iter_rows()
     ]
-    aggregated, alone = ask(student, mixtures.as_rows(told)), ask(student, turns)
-    answers = {
-        "prompts": str(len(turns)),
-        **{agent: by_third(rows) for agent, rows in proposers.items()},
-        "aggregator": by_third(aggregated),
-        "aggregator, told nothing": by_third(alone),
+    aggregated = graded(ask(student, mixtures.as_rows(aggregations)), prompts)
+    alone = graded(ask(student, turns), prompts)
+    majority = pick(pool, "likeness")
+    picks = {f"picked by {name}": pick(pool, judge) for judge, name in JUDGES.items()}
+    own = {
+        f"best of {len(proposers)} of the {name}": best_of_own(agent)
+        for name, agent in (("best proposer", best), ("student's base", student))
     }
-    choices = {
-        "one at random": by_third(pool),
-        "majority": by_third(majority),
-        **{f"picked by {JUDGES[judge]}": by_third(rows) for judge, rows in picks.items()},
-        f"{len(proposers)} answers of the best proposer, picked by gold": by_third(redrawn),
+    choices = {"one at random": pool, "majority": majority, **picks, **own}
+    differences = {
+        f"{name} - {other}": difference(rows, other_rows)
+        for name, rows in picks.items()
+        for other, other_rows in (("best proposer", proposers[best]), ("majority", majority))
     }
-    differences: Row = {"best proposer": best}
-    for judge, rows in picks.items():
-        differences |= {
-            f"{JUDGES[judge]} - best proposer": difference(rows, proposers[best]),
-            f"{JUDGES[judge]} - majority": difference(rows, majority),
-        }
+    differences["majority - best proposer"] = difference(majority, proposers[best])
     differences |= {
-        "majority - best proposer": difference(majority, proposers[best]),
-        "gold - gold of the best proposer's answers": difference(picks["gold"], redrawn),
-        "aggregator - told nothing": difference(aggregated, alone),
+        f"picked by gold - {name}": difference(picks["picked by gold"], rows)
+        for name, rows in own.items()
     }
+    differences["aggregator - told nothing"] = difference(aggregated, alone)
     return {
-        "Round 0: answers to D1": answers,
-        "Round 0: choosing among the proposers' answers": choices,
-        "Round 0: differences": differences,
+        "Round 0: answers to D1": {
+            "prompts": str(len(turns)),
+            **{agent: by_third(rows) for agent, rows in proposers.items()},
+            "aggregator": by_third(aggregated),
+            "aggregator, told nothing": by_third(alone),
+        },
+        "Round 0: choosing among answers": {n: by_third(rows) for n, rows in choices.items()},
+        "Round 0: differences": {"best proposer": best, **differences},
     }
 
 
