@@ -65,9 +65,11 @@ def mixing(run: Run) -> dict[str, Row]:
     """
     mixture = run.recipe.mixture
     if run.recipe.method != "moaa" or run.recipe.data.source != "world":
-        raise MacpoError("mixing is measured of method moaa on data.source world")
+        raise MacpoError("this measures method moaa on data.source world; try moaa_quickstart")
     if mixture is None or len(mixture.layers) != 1 or mixture.keep != "best":
-        raise MacpoError("mixing is measured of one layer of proposers with mixture.keep best")
+        raise MacpoError(
+            "this measures one layer of proposers; set mixture.keep=best and one mixture.layers"
+        )
     for round_ in (0, 1):
         run.finish_round(round_)
     run.train_reward()

@@ -91,4 +91,4 @@ def test_other_methods_are_refused(tmp_path: Path) -> None:
     for option in ("--set=mixture.keep=random", "--set=mixture.layers=[[weak_a],[weak_b]]"):
         refused = run(tmp_path, option)
         assert refused.returncode == 1
-        assert refused.stderr.startswith("error: mixing is measured of one layer of proposers")
+        assert refused.stderr.startswith("error: this measures one layer of proposers; set")
