@@ -17,10 +17,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from benchmarks.pool import gold
-from macpo_data import gap, world
+from macpo_data import gap, stats, world
 from macpo_data.errors import MacpoError
 from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
@@ -64,14 +65,14 @@ def premises(run: Run) -> dict[str, Any]:
     assert ceiling is not None
     learner = Policy(student, "positive", 0)
     answers = run.evaluate([*weak, learner, ceiling]).responses
-    answers = answers.with_columns(third=_thirds(answers, _asked(run, "test")))
+    answers = answers.with_columns(third=thirds_of(answers, prompts_of(run, "test")))
     written = {
         policy: answers.filter(agent=policy.agent, behavior=policy.behavior, round=policy.round)
         for policy in (*weak, learner, ceiling)
     }
     (step,) = run.select("gen", 1, student)
     candidates = pl.read_parquet(run.path(step) / "candidates.parquet")
-    candidates = candidates.with_columns(gold=gold(candidates, _asked(run, "d2")))
+    candidates = candidates.with_columns(gold=gold(candidates, prompts_of(run, "d2")))
     signs = (run.store.manifest(run.plan.name(step)) or {})["signs"]
     best = best_of(pl.concat(written[teacher] for teacher in weak))
     return {
@@ -86,12 +87,14 @@ def premises(run: Run) -> dict[str, Any]:
     }
 
 
-def _asked(run: Run, part: Part) -> dict[str, Any]:
+def prompts_of(run: Run, part: Part) -> dict[str, Any]:
+    """The messages of each prompt of a part, by its id."""
     rows = run.context().prompts(part)
     return dict(zip(rows["prompt_id"], rows["prompt"].to_list(), strict=True))
 
 
-def _thirds(answers: pl.DataFrame, asked: dict[str, Any]) -> pl.Series:
+def thirds_of(answers: pl.DataFrame, asked: dict[str, Any]) -> pl.Series:
+    """Which third of the topics each answer's prompt is about."""
     return pl.Series([str(world.third(world.ask_of(asked[i]).topic)) for i in answers["prompt_id"]])
 
 
@@ -132,7 +135,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _means(values: list[Any]) -> Any:
-    """The mean of a column, or of each part of its cells."""
+    """The mean of a column, or of each part of its cells; of estimates that between seeds."""
+    if isinstance(values[0], stats.Estimate):
+        return stats.between(np.array([value.mean for value in values]))
     if isinstance(values[0], dict):
         return {part: _mean([value[part] for value in values]) for part in values[0]}
     return None if isinstance(values[0], str) else _mean(values)
@@ -144,6 +149,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, stats.Estimate):
+        mean, low, high = (f"{bound:+.2f}".replace("0.", ".") for bound in value)
+        return f"{mean} ({low} to {high})"
     if isinstance(value, dict):
         every, *thirds = (_cell(each) for each in value.values())
         return f"{every} ({' '.join(thirds)})"

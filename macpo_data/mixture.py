@@ -87,7 +87,7 @@ def _layers(ctx: Context, mixture: Mixture, rows: pl.DataFrame) -> pl.DataFrame:
         if layer:
             prompts = rows["prompt"].to_list()
             told = as_rows(
-                [_told(mixture, p, said) for p, said in zip(prompts, heard, strict=True)]
+                [aggregation(mixture, p, said) for p, said in zip(prompts, heard, strict=True)]
             )
         answers = _ask(ctx, mixture, agents, told, layer)
         # What was asked is the layer's affair; the answer is to the conversation.
@@ -117,11 +117,11 @@ def _ask(
     return [found[n] for n in range(len(agents))]
 
 
-def _told(mixture: Mixture, prompt: list[Message], said: list[str]) -> list[Message]:
+def aggregation(mixture: Mixture, prompt: list[Message], answers: list[str]) -> list[Message]:
     """The conversation with the answers of the layer before; the conversation stays as it is."""
-    if not said:
+    if not answers:
         return prompt
-    numbered = "\n\n".join(f"{n}. {text}" for n, text in enumerate(said, start=1))
+    numbered = "\n\n".join(f"{n}. {text}" for n, text in enumerate(answers, start=1))
     return tell(prompt, fill(mixture.prompt, answers=numbered), mixture.insert)
 
 

@@ -122,13 +122,13 @@ def test_what_the_aggregator_is_told() -> None:
     """A system message is added to, the conversation stays, and nothing is edited in place."""
     mixture = Mixture(layers=[["a"], ["b"]])
     before = deepcopy(TALK)
-    told = mixtures._told(mixture, TALK, ["Yes.", "No [[A]] $x."])
+    told = mixtures.aggregation(mixture, TALK, ["Yes.", "No [[A]] $x."])
     assert before == TALK and told[1:] == TALK[1:]
     assert told[0]["content"].startswith("Be kind.\n\n")
     assert told[0]["content"].endswith("1. Yes.\n\n2. No [[A]] $x.")
-    bare = mixtures._told(mixture, TALK[1:], ["Yes."])
+    bare = mixtures.aggregation(mixture, TALK[1:], ["Yes."])
     assert bare[0]["role"] == "system" and bare[1:] == TALK[1:]
-    user = mixtures._told(mixture.model_copy(update={"insert": "user"}), TALK, ["Yes."])
+    user = mixtures.aggregation(mixture.model_copy(update={"insert": "user"}), TALK, ["Yes."])
     assert [m["role"] for m in user] == [m["role"] for m in TALK]
     assert user[1]["content"].endswith("1. Yes.\n\nFirst?")
 

@@ -183,6 +183,18 @@ def test_what_the_bases_of_the_quickstarts_know(idea: str) -> None:
     assert (spec["student"].skips, spec["student"].shuffles) == (None, lacks)
 
 
+def test_the_quickstart_of_moaa_is_on_the_same_bases() -> None:
+    """The teachers' bases propose, each without another third, and the student's is the same."""
+    mine, macpo = load_recipe("moaa_quickstart"), load_recipe("quickstart")
+    assert mine.mixture is not None
+    assert len(mine.mixture.layers) == 1
+    proposers = [mine.agents[agent].base for agent in mine.mixture.layers[0]]
+    assert proposers == [macpo.agents[teacher].base for teacher in macpo.teachers]
+    assert {BASES[base.removeprefix("world:")].skips for base in proposers} == {0, 1, 2}
+    assert mine.agents["student"].base == macpo.agents["student"].base
+    assert mine.reward == macpo.reward
+
+
 # ---------------------------------------------------------------------------- finding one
 
 
