@@ -15,24 +15,20 @@ Both rounds are made where they are missing, in the recipe's own run folder.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 from sacrebleu.metrics.chrf import CHRF
 
 from benchmarks.pool import gold
-from benchmarks.premises import by_third, prompts_of, table, thirds_of
+from benchmarks.premises import by_third, over_seeds, prompts_of, table, thirds_of
 from macpo_data import mixture as mixtures
 from macpo_data import select, stats
 from macpo_data.context import Context
 from macpo_data.errors import MacpoError
-from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.recipe import TRAINED, RewardModel
-from macpo_data.show import progress
 from macpo_run.rounds import Run
 
 JUDGES = {"gold": "gold", "reward": "reward model", "likelihood": "likelihood"}
@@ -41,20 +37,12 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Measure the seeds that a person names, and print the tables."""
-    parser = argparse.ArgumentParser(description="Where MoAA's gain comes from.")
-    parser.add_argument("recipe")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
-    wanted = parser.parse_args()
     tables: dict[str, list[Row]] = {}
-    for seed in wanted.seeds:
-        recipe = load_recipe(wanted.recipe, [*wanted.sets, f"seed={seed}"])
-        with Run(recipe, wanted.runs, progress, lambda line: print(line, file=sys.stderr)) as run:
-            for title, row in mixing(run).items():
-                tables.setdefault(title, []).append({"seed": str(seed), **row})
-    for title, rows in tables.items():
-        print(f"{title}:", "", *table(rows), "", sep="\n")
+    for seed, rows in over_seeds("Where MoAA's gain comes from.", mixing):
+        for title, row in rows.items():
+            tables.setdefault(title, []).append({"seed": seed, **row})
+    for title, each in tables.items():
+        print(f"{title}:", "", *table(each), "", sep="\n")
 
 
 def mixing(run: Run) -> dict[str, Row]:

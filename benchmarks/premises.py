@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,18 +36,32 @@ THIRDS = ("0", "1", "2")
 
 def main() -> None:
     """Measure the seeds that a person names, and print the table."""
-    parser = argparse.ArgumentParser(description="What holds before any round 1.")
+    measured = over_seeds("What holds before any round 1.", premises, "eval.ceiling=true")
+    print(*table([{"seed": seed, **row} for seed, row in measured]), sep="\n")
+
+
+def over_seeds(
+    description: str, measure: Callable[[Run], dict[str, Any]], *always: str
+) -> list[tuple[str, dict[str, Any]]]:
+    """Measure runs of a recipe, one for each seed, as the command line names them.
+
+    Args:
+        description: of the command.
+        measure: what is wanted of a run.
+        always: settings that every run has.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--set", dest="sets", action="append", default=[], metavar="KEY=VALUE")
     wanted = parser.parse_args()
-    rows = []
+    measured = []
     for seed in wanted.seeds:
-        recipe = load_recipe(wanted.recipe, [*wanted.sets, f"seed={seed}", "eval.ceiling=true"])
+        recipe = load_recipe(wanted.recipe, [*wanted.sets, f"seed={seed}", *always])
         with Run(recipe, wanted.runs, progress, lambda line: print(line, file=sys.stderr)) as run:
-            rows.append({"seed": str(seed), **premises(run)})
-    print(*table(rows), sep="\n")
+            measured.append((str(seed), measure(run)))
+    return measured
 
 
 def premises(run: Run) -> dict[str, Any]:

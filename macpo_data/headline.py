@@ -164,7 +164,8 @@ def score_table(
     rounds = evenly(sorted({r for means in by_agent.values() for r in means}), ROUNDS)
     ceilings = [s["mean"] for s in alike if s["behavior"] == "ceiling"]
     newest = of_agent(student, alike)[-1]
-    by_agent[CEILING] = dict(zip([newest["round"]], ceilings, strict=False))
+    beside = max(r for r in rounds if r <= newest["round"])
+    by_agent[CEILING] = dict(zip([beside], ceilings, strict=False))
     rows = [
         ScoreRow(name, [means.get(r) for r in rounds]) for name, means in by_agent.items() if means
     ]

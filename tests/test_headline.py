@@ -258,6 +258,10 @@ def test_the_ceiling_stands_beside_the_students_newest_score() -> None:
     scores = [score(0, 0.5), score(1, 0.5, agent="a"), score(0, 0.75, behavior="ceiling")]
     table = score_table("s", ["a"], scores)
     assert table is not None and table.rows[-1].means == [0.75, None]
+    # Of ten rounds five are shown, 0 2 4 7 9; the student's newest, 3, is not among them.
+    further = [score(3, 0.5), *(score(t, 0.5, agent="a") for t in range(10))]
+    table = score_table("s", ["a"], [*further, score(0, 0.75, behavior="ceiling")])
+    assert table is not None and table.rows[-1].means == [None, 0.75, None, None, None]
 
 
 def test_answers_are_drawn_and_not_chosen() -> None:
@@ -354,13 +358,18 @@ def test_one_round_has_advice(macpo: Macpo, recipe_file: Path) -> None:
     assert "\nAdvice: " in shown and "next: macpo gen --round 1" in shown
 
 
-def test_a_run_that_nobody_scored(macpo: Macpo, tmp_path: Path) -> None:
-    """Prompts of a file bring no judge: evaluated, then still without a score."""
+def of_a_file(folder: Path) -> None:
+    """A recipe on prompts of a file, which bring no judge."""
     rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(9)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     part = {name: {"count": 3} for name in ("d1", "d2", "test")}
     data = {"source": "pairs", "path": "rows.jsonl", "probe": {"count": 0}, **part}
-    (tmp_path / "macpo.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {"data": data}))
+    (folder / "macpo.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {"data": data}))
+
+
+def test_a_run_that_nobody_scored(macpo: Macpo, tmp_path: Path) -> None:
+    """Prompts of a file bring no judge: evaluated, then still without a score."""
+    of_a_file(tmp_path)
     fake = ("--set", "engine.name=fake")
     shown = screen(macpo, "--until", "1", *fake)
     assert "Nobody has scored the student's answers yet." in shown
@@ -372,11 +381,7 @@ def test_a_run_that_nobody_scored(macpo: Macpo, tmp_path: Path) -> None:
 
 def test_a_round_that_nobody_measured_yet(macpo: Macpo, tmp_path: Path) -> None:
     """Prompts of a file are evaluated by hand: after another round, that is asked for again."""
-    rows = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b"} for n in range(9)]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    part = {name: {"count": 3} for name in ("d1", "d2", "test")}
-    data = {"source": "pairs", "path": "rows.jsonl", "probe": {"count": 0}, **part}
-    (tmp_path / "macpo.yaml").write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {"data": data}))
+    of_a_file(tmp_path)
     sets = ("--set", "engine.name=fake", "--set", "rounds=2")
     screen(macpo, "--until", "0", *sets)
     assert macpo("eval", *sets).returncode == 0
