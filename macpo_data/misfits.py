@@ -7,7 +7,7 @@ from typing import Any
 from macpo_data import prompts
 from macpo_data.errors import ModelError
 from macpo_data.models import check_world_base
-from macpo_data.recipe import SMOOTHED, DataBase, Recipe, Section, Select
+from macpo_data.recipe import DPO, SMOOTHED, DataBase, Recipe, Section, Select
 
 
 def unfilled(recipe: Recipe) -> list[str]:
@@ -202,6 +202,8 @@ def untrainable(values: dict[str, Any], *sections: str) -> list[str]:
         problems.append("dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3")
     elif smoothing and loss not in SMOOTHED:
         problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
+    if loss == "none" and _raw(values, "dpo", "gamma", DPO().gamma) == 0:
+        problems.append("dpo.gamma: with loss none the SFT term is all there is; set it above 0")
     micro = _raw(values, "train", "micro_batch_size", None)
     for section in sections:
         batch = _raw(values, section, "batch_size", Recipe.model_fields[section].default.batch_size)

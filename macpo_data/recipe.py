@@ -398,7 +398,8 @@ class DPO(Section):
         "apo_zero",
         "apo_down",
         "discopop",
-    ] = "sigmoid"  # of the preferences, by trl's names
+        "none",
+    ] = "sigmoid"  # of the preferences, by trl's names; none: the SFT term alone
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = (
         0.0  # share of pairs taken as swapped
     )

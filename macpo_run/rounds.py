@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -144,15 +144,20 @@ class Run:
         ]
 
     def make(
-        self, kind: Kind, round_: int, learner: str | None = None, redo: bool = False
+        self,
+        kind: Kind,
+        round_: int,
+        learner: str | None = None,
+        redo: bool = False,
+        only: Collection[Step] | None = None,
     ) -> Outcome:
-        """Make whatever is ready of a kind in a round; each result once.
+        """Make whatever is ready of a kind in a round, or of some of its steps; each result once.
 
         Raises:
             MacpoError: anything that a person can mend; what is finished stays.
         """
         outcome = Outcome()
-        todo = self.select(kind, round_, learner)
+        todo = [s for s in self.select(kind, round_, learner) if only is None or s in only]
         while todo:
             found = self.states()
             able = [s for s in todo if found[s] in ("done", "ready") or self._may(s, found, redo)]
@@ -198,20 +203,21 @@ class Run:
         """Whether --redo was said and everything that the step is made from is fresh."""
         return redo and not self.waits_for(step, found)
 
-    def finish_round(self, round_: int) -> Outcome:
-        """All of a round: gen and train in turns until nothing more becomes ready."""
+    def finish_round(self, round_: int, only: Collection[Step] | None = None) -> Outcome:
+        """All of a round, or some: gen and train in turns until nothing more becomes ready."""
         whole = Outcome()
+        steps = [s for s in self.select(None, round_) if only is None or s in only]
         ready = True
         while ready:
             for kind in ("gen", "train"):
-                outcome = self.make(kind, round_)
+                outcome = self.make(kind, round_, only=steps)
                 whole.wrote += outcome.wrote
                 new = [kept for kept in outcome.kept if kept not in whole.wrote + whole.kept]
                 whole.kept += new
             # Another process may have made what this one waited for.
             found = self.states()
-            ready = any(found[step] == "ready" for step in self.select(None, round_))
-        for step in self.select(None, round_):
+            ready = any(found[step] == "ready" for step in steps)
+        for step in steps:
             if found[step] != "done":
                 whole.waiting[step] = self.waits_for(step, found) or [STALE]
         return whole

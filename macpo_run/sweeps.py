@@ -96,6 +96,23 @@ class Sweep:
                 f"no agent {wrong[0]!r} that is trained: measure {', '.join(sorted(known))}"
             )
 
+    def _needed(self, run: Run) -> list[Step]:
+        """The steps of a run without which not all can be measured, parents first.
+
+        In the last round others would learn from a student whom nobody asks any more.
+        """
+        steps = _steps(run)
+        policies = self._measured(run, [p for s in steps if (p := s.makes)])
+        if run.recipe.eval.against not in (None, evaluate.CHOSEN):
+            policies.append(evaluate.find_policy(run.plan, str(run.recipe.eval.against)))
+        todo = [step for policy in policies if (step := run.plan.maker(policy))]
+        needed = set[Step]()
+        while todo:
+            if (step := todo.pop()) not in needed:
+                needed.add(step)
+                todo += run.plan.parents(step)
+        return [step for step in steps if step in needed]
+
     def twins(self) -> list[tuple[str, str]]:
         """Variants that come out the same: every step has the same result, and its measure."""
         first: dict[tuple[str, ...], str] = {}
@@ -115,8 +132,12 @@ class Sweep:
     @property
     def steps(self) -> list[Task]:
         """Every distinct step."""
-        named = [(run, run.plan.name(step), step) for run in self.runs for step in _steps(run)]
-        return list({name: _task(run, name, step) for run, name, step in reversed(named)}.values())
+        named = {
+            run.plan.name(step): (run, step)
+            for run in reversed(self.runs)
+            for step in reversed(self._needed(run))
+        }
+        return [_task(run, name, step) for name, (run, step) in named.items()]
 
     @property
     def answers(self) -> list[Task]:
@@ -152,7 +173,7 @@ class Sweep:
         """What would be made."""
         own: dict[str, list[str]] = {}
         for variant, run in zip(self.variants, self.runs, strict=True):
-            own.setdefault(variant.name, []).extend(run.plan.name(s) for s in _steps(run))
+            own.setdefault(variant.name, []).extend(run.plan.name(s) for s in self._needed(run))
         todo = {task.name for task in self.todo(self.steps)}
         rows, before = [], set[str]()
         for name, steps in own.items():
@@ -182,12 +203,13 @@ class Sweep:
         variant, run = self.variants[n], self.runs[n]
         seed = variant.recipe.seed
         self._title = f"[{n + 1}/{len(self.runs)}] {variant.name}, seed {seed}: "
-        mine = {run.plan.name(step) for step in _steps(run)}
+        mine = {run.plan.name(step) for step in self._needed(run)}
         todo = sum(task.name in mine for task in self.todo(self.steps))
         if todo:
             left = said(*self.seconds_left())
             self.say(f"{self._title}{todo} steps to make; the sweep: {left}")
-        _, problem = _tried(run, finish)
+        needed = self._needed(run)
+        _, problem = _tried(run, lambda run: finish(run, needed))
         found, unmeasured = _tried(run, self._measure)  # what came before a failure, too
         problem = problem or unmeasured
         if problem or todo:
@@ -255,16 +277,16 @@ def _scores(found: Evaluation | None) -> str:
     return "; ".join(f"{what} {', '.join(values)}" for what, values in means.items())
 
 
-def finish(run: Run) -> None:
-    """Make all rounds of a run, or those until it has converged, where its recipe says so.
+def finish(run: Run, needed: list[Step]) -> None:
+    """Make the steps of a run that are needed, up to where it has ended if its recipe says so.
 
     Raises:
         MacpoError: a step fails, or waits for what nobody makes.
     """
     found = run.states()
     for round_ in range(run.plan.last_round + 1):
-        if any(found[step] != "done" for step in run.select(None, round_)):
-            for step, why in run.finish_round(round_).waiting.items():
+        if any(found[step] != "done" for step in needed if step.round == round_):
+            for step, why in run.finish_round(round_, needed).waiting.items():
                 raise MacpoError(f"{step}: {', '.join(why)}")
         if run.ended(round_):
             return

@@ -88,7 +88,12 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         each, chosen_reward, rejected_reward = dpo_loss(
             chosen, rejected, *reference, settings.beta, settings.label_smoothing
         )
-        dpo = each.mean() if settings.loss == "sigmoid" else self._named(logprobs, mask, reference)
+        if settings.loss == "none":
+            dpo = torch.zeros_like(each).mean()
+        elif settings.loss == "sigmoid":
+            dpo = each.mean()
+        else:
+            dpo = self._named(logprobs, mask, reference)
         half = len(rows)
         sft = sft_loss(logprobs[:half], mask[:half], settings.sft_normalization)
         by_token = settings.sft_normalization == "token"
@@ -179,7 +184,7 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
                 args=DPOConfig(
                     **arguments,
                     beta=settings.beta,
-                    loss_type=[settings.loss],
+                    loss_type=["sigmoid" if settings.loss == "none" else settings.loss],
                     label_smoothing=settings.label_smoothing,
                 ),
                 train_dataset=Dataset.from_dict(columns),

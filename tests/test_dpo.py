@@ -98,13 +98,23 @@ def test_gamma_0_is_trls_dpo(job: Job, tmp_path: Path) -> None:
     assert ours == pytest.approx(trls(job), abs=2e-4)
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "sigmoid"])
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in ("sigmoid", "none")])
 def test_losses_by_name_are_trls(job: Job, tmp_path: Path, loss: str) -> None:
     smoothing = 0.1 if loss in ("robust", "exo_pair", "aot", "aot_unpaired") else 0.0
     ours = told(job, tmp_path / "out", gamma=0.0, loss=loss, label_smoothing=smoothing)
     theirs = trls(job, loss_type=[loss], label_smoothing=smoothing)
     assert column(ours, "loss") == pytest.approx(theirs, rel=2e-4, abs=2e-4)
     assert column(ours, "dpo") == pytest.approx(theirs, rel=2e-4, abs=2e-4)
+
+
+def test_without_a_contrast_the_sft_term_is_all(job: Job, tmp_path: Path) -> None:
+    """The loss is gamma times the term that stands beside DPO as well, and nothing else."""
+    alone = told(job, tmp_path / "alone", loss="none", gamma=1.0)
+    beside = told(job, tmp_path / "beside", gamma=1.0)
+    assert column(alone, "sft")[0] == pytest.approx(column(beside, "sft")[0], abs=1e-5)
+    assert column(alone, "loss") == pytest.approx(column(alone, "sft"), abs=1e-6)
+    assert column(alone, "dpo") == [0.0] * 4
+    assert column(alone, "sft")[-1] < column(alone, "sft")[0]
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge"])
