@@ -20,8 +20,8 @@ from macpo_data.errors import Interrupted, MacpoError, plain
 if TYPE_CHECKING:
     from macpo_data.plan import Step
     from macpo_data.recipe import Recipe
-    from macpo_data.report import Source
-    from macpo_data.store import State
+    from macpo_data.report.collect import Source
+    from macpo_data.store.store import State
     from macpo_run.rounds import Outcome, Run
 
 app = typer.Typer(
@@ -277,8 +277,8 @@ def sweep(
     `macpo sweep --grid dpo.beta=0.05,0.1 --seeds 3`, or `macpo sweep baselines`.
     """
     from macpo_data.show import print_standings, print_sweep, progress
-    from macpo_data.study import load_study, parse_grid, parse_seeds, variants
-    from macpo_run.sweeps import Sweep, write
+    from macpo_run.sweep.study import load_study, parse_grid, parse_seeds, variants
+    from macpo_run.sweep.sweep import Sweep, write
 
     said = {
         "recipe": recipe, "grid": parse_grid(grid or []) or None, "rounds": until, "run": run,
@@ -314,7 +314,7 @@ def status(
     """Say what is done, ready, waiting or stale. Needs neither network nor model."""
     with _open(recipe, runs, sets) as run:
         if watch:
-            from macpo_data import live
+            from macpo_run import notes as live
 
             notes = run.store.root / live.NOTES
             return live.watch(
@@ -384,10 +384,10 @@ def eval_(
     `--export human --against POLICY --to sheet.csv` writes a blind sheet for people, and
     `--import sheet.csv` reads it when it is filled; its key is sheet.key.json.
     """
-    from macpo_data.evaluate import choose, latest
-    from macpo_data.gap import lines
+    from macpo_data.evaluation.evaluate import choose, latest
+    from macpo_data.evaluation.gap import lines
     from macpo_data.show import print_agreement, print_evaluation
-    from macpo_data.signs import flags
+    from macpo_data.signs.rules import flags
 
     asked = {"--export": export, "--round": round_ != "all", "--agents": agents,
              "--against": against, "--to": to, "--prompts": prompts}  # fmt: skip
@@ -402,7 +402,7 @@ def eval_(
         raise MacpoError("--key belongs to filled sheets; name them with --import")
     with _open(recipe, runs, sets) as run:
         if sheets:
-            from macpo_data.sheets import read_sheets
+            from macpo_data.evaluation.sheets import read_sheets
 
             found = read_sheets(
                 run.context(redo), sheets, key or sheets[0].with_suffix(".key.json")
@@ -468,9 +468,9 @@ def report(
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write one HTML page of a run: did it get better, why, and what the pairs look like."""
-    from macpo_data.report import collect
-    from macpo_data.report_page import page
-    from macpo_data.store import atomic
+    from macpo_data.report.collect import collect
+    from macpo_data.report.page import page
+    from macpo_data.store.store import atomic
 
     named = [*(recipes or []), *(recipe or [])]
     opened = [_open(name, runs, sets) for name in named or (None,)]
@@ -513,7 +513,7 @@ def push(
     sets: SetOption = None,
 ) -> None:
     """Publish a finished round: one commit and one tag on the Hub, or a folder."""
-    from macpo_data import hub
+    from macpo_data.hub import push as hub
 
     if repo is None and to is None:
         raise MacpoError("where to? name a dataset with --repo org/name, or a folder with --to DIR")
@@ -526,7 +526,7 @@ def push(
             changed = hub.push_to_folder(wanted, to)
             return _say(f"{'wrote' if changed else 'kept'}  {to}")
         if adapters or merge:
-            from macpo_data.adapters import push_adapters
+            from macpo_data.hub.adapters import push_adapters
 
             for line in push_adapters(wanted, private=private, merge=merge, progress=run.progress):
                 _say(line)
@@ -549,7 +549,7 @@ def pull(
     ] = False,
 ) -> None:
     """Bring a published round here, checked against its manifests, to train on it."""
-    from macpo_data.pull import pull_round
+    from macpo_data.hub.pull import pull_round
 
     pulled = pull_round(source, round_, runs, to, learner, revision, _say_aside, local_paths)
     for line in pulled:
@@ -577,11 +577,12 @@ def check(
     sets: SetOption = None,
 ) -> None:
     """Look at any preference dataset as each trainer would; exit 1 where something is wrong."""
-    from macpo_data import checks, overlap
+    from macpo_data.forms import check as checks
     from macpo_data.loading import load_settings
-    from macpo_data.models import Base, load_chat
+    from macpo_data.models.base import Base, load_chat
     from macpo_data.show import print_check
-    from macpo_data.tables import read_table
+    from macpo_data.sources import overlap
+    from macpo_data.sources.tables import read_table
 
     settings = load_settings(sets)
     table = read_table(place, config, revision, split)
@@ -610,7 +611,7 @@ def diff(
     runs: RunsOption = RUNS,
 ) -> None:
     """Compare two versions of a round: recipe, prompts, what was chosen, distributions."""
-    from macpo_data.compare import compare, load_version
+    from macpo_data.report.compare import compare, load_version
     from macpo_data.show import print_comparison
 
     print_comparison(compare(load_version(a, config, runs), load_version(b, config, runs)), count)
@@ -624,9 +625,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
 ) -> None:
     """Say what is installed and reachable, whether it fits together, and what mends it."""
-    from macpo_data.doctor import examine
     from macpo_data.loading import load_recipe
     from macpo_data.show import print_health
+    from macpo_run.doctor import examine
 
     findings = list(examine(lambda: load_recipe(recipe, sets), runs))
     if as_json:
@@ -652,7 +653,7 @@ def clean(
     A folder that several recipes share needs all of them named.
     """
     from macpo_run.cleaning import remove, unreachable
-    from macpo_run.sweeps import recorded
+    from macpo_run.sweep.sweep import recorded
 
     opened = [_open(name, runs, sets) for name in recipe or (None,)]
     if len({run.store.root for run in opened}) > 1:
@@ -703,7 +704,7 @@ def _warn_of_departures(recipe: Recipe, whose: str = "") -> None:
 
 
 def _source(run: Run) -> Source:
-    from macpo_data.report import Source
+    from macpo_data.report.collect import Source
 
     return Source(run.label, run.plan, run.store, run.said)
 
@@ -741,7 +742,7 @@ def _print_flags(run: Run, steps: list[Step]) -> None:
 
 
 def _flags(run: Run, step: Step) -> list[str]:
-    from macpo_data.signs import flags
+    from macpo_data.signs.rules import flags
 
     return flags(run.store.manifest(run.plan.name(step)) or {})
 
@@ -764,7 +765,7 @@ def _titled(run: Run) -> str:
 
 def _print_costs(run: Run, steps: list[Step]) -> None:
     """What the gen steps that are not done will ask of their models."""
-    from macpo_data.cost import measure
+    from macpo_data.generation.cost import measure
     from macpo_data.methods import method
     from macpo_data.show import print_costs
 
@@ -778,8 +779,8 @@ def _print_costs(run: Run, steps: list[Step]) -> None:
 
 def _print_results(run: Run, last: int) -> None:
     """What the run came to."""
-    from macpo_data.evaluate import latest, trained
-    from macpo_data.headline import examples, headline
+    from macpo_data.evaluation.evaluate import latest, trained
+    from macpo_data.evaluation.headline import examples, headline
     from macpo_data.show import print_headline
 
     if run.recipe.data.source == "world":
@@ -792,10 +793,10 @@ def _print_results(run: Run, last: int) -> None:
 
 def _print_status(run: Run) -> None:
     """The steps, all signs of failure, and what the probe advises."""
-    from macpo_data import probe
-    from macpo_data.advice import advise
-    from macpo_data.evaluate import latest
-    from macpo_data.headline import all_signs
+    from macpo_data.evaluation import probe
+    from macpo_data.evaluation.advice import advise
+    from macpo_data.evaluation.evaluate import latest
+    from macpo_data.evaluation.headline import all_signs
     from macpo_data.show import print_advice
 
     _print_plan(run, run.plan.steps)
@@ -815,7 +816,7 @@ def _say_next(run: Run) -> None:
 
 def _next_command(run: Run, found: dict[Step, State]) -> str:
     """The command that goes on from here."""
-    from macpo_data.evaluate import unmeasured
+    from macpo_data.evaluation.evaluate import unmeasured
 
     last = run.ended_after()
     for step in run.plan.steps:

@@ -23,10 +23,11 @@ from sacrebleu.metrics.chrf import CHRF
 
 from benchmarks.pool import gold
 from benchmarks.premises import by_third, over_seeds, prompts_of, table, thirds_of
-from macpo_data import mixture as mixtures
-from macpo_data import select, stats
-from macpo_data.context import Context
+from macpo_data import stats
 from macpo_data.errors import MacpoError
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation import select
+from macpo_data.generation.context import Context
 from macpo_data.plan import Policy
 from macpo_data.recipe import TRAINED, RewardModel
 from macpo_run.rounds import Run

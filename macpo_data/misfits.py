@@ -6,7 +6,7 @@ from typing import Any
 
 from macpo_data import prompts
 from macpo_data.errors import ModelError
-from macpo_data.models import check_world_base
+from macpo_data.models.base import check_world_base
 from macpo_data.recipe import DPO, SMOOTHED, DataBase, Recipe, Section, Select
 
 

@@ -23,24 +23,24 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from macpo_data.draws import described
 from macpo_data.errors import DataError, first_line
 from macpo_data.errors import plain as without_controls
+from macpo_data.evaluation.draws import described
+from macpo_data.models.worker import Report
 from macpo_data.plan import Policy, Step
-from macpo_data.worker import Report
 
 if TYPE_CHECKING:
-    from macpo_data.advice import Advice
-    from macpo_data.checks import Finding, Reading
-    from macpo_data.compare import Comparison
-    from macpo_data.cost import Ask
-    from macpo_data.doctor import Health
-    from macpo_data.evaluate import Evaluation
-    from macpo_data.headline import Example, Headline, ScoreTable
+    from macpo_data.evaluation.advice import Advice
+    from macpo_data.evaluation.evaluate import Evaluation
+    from macpo_data.evaluation.headline import Example, Headline, ScoreTable
+    from macpo_data.evaluation.verdict import Verdict
+    from macpo_data.forms.check import Finding, Reading
+    from macpo_data.generation.cost import Ask
     from macpo_data.recipe import Recipe
-    from macpo_data.standings import Standings
-    from macpo_data.verdict import Verdict
-    from macpo_run.sweeps import Outline
+    from macpo_data.report.compare import Comparison
+    from macpo_run.doctor import Health
+    from macpo_run.sweep.standings import Standings
+    from macpo_run.sweep.sweep import Outline
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -419,7 +419,7 @@ def print_sweep(found: Outline) -> None:
 
 def print_standings(found: Standings) -> None:
     """The table of a sweep, and below it what it shows and what failed."""
-    from macpo_data.standings import SHOWN, cells, known_rounds, notes
+    from macpo_run.sweep.standings import SHOWN, cells, known_rounds, notes
 
     columns = sum(any(getattr(r, name) for r in found.rows) for name in ("ahead", "recovered"))
     head, *rows = cells(found, known_rounds(found, SHOWN - (columns > 1)))

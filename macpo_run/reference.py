@@ -6,11 +6,11 @@ import json
 
 import polars as pl
 
-from macpo_data.context import Context
+from macpo_data.generation.context import Context
 from macpo_data.plan import Policy
 from macpo_data.recipe import digest
 from macpo_data.schema import SCORES
-from macpo_data.store import write_parquet
+from macpo_data.store.store import write_parquet
 
 _KEY = ["prompt_id", "response", "finish_reason"]
 

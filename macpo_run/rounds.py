@@ -17,23 +17,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
-from macpo_data import evaluate, models, probe, signs
-from macpo_data.context import Context, Progress, RoundData
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
-from macpo_data.generate import versions
-from macpo_data.live import NOTES, noted
-from macpo_data.lock import Lock
+from macpo_data.evaluation import evaluate, probe
+from macpo_data.generation.context import Context, Progress, RoundData
 from macpo_data.methods import ceiling, make_plan, method
+from macpo_data.models import base as models
+from macpo_data.models.worker import Workers
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe, digest
-from macpo_data.store import State, Store, inputs, sha256, states, write_parquet
-from macpo_data.worker import Workers
+from macpo_data.signs.dataset import of_dataset
+from macpo_data.signs.rules import Signs
+from macpo_data.store.pins import Lock
+from macpo_data.store.store import State, Store, inputs, sha256, states, write_parquet
+from macpo_data.versions import versions
+from macpo_run.notes import NOTES, noted
 from macpo_run.reference import score_pairs
 from macpo_run.training import fit, pretrain
 
 if TYPE_CHECKING:
-    from macpo_data.evaluate import Evaluation
-    from macpo_train.train import Job
+    from macpo_data.evaluation.evaluate import Evaluation
+    from macpo_train.job import Job
 
 Kind = Literal["gen", "train"]
 STALE = "it is damaged, or made from what changed since: --redo makes it anew"
@@ -299,25 +302,25 @@ class Run:
         learner = str(Policy(step.learner, "positive", step.round - 1))
         scored_under = {k: v for k, v in context.scored_under.items() if k == learner}
         facts |= {"summary": summary(data), "scored_under": scored_under}
-        facts["signs"] = signs.of_dataset(
+        facts["signs"] = of_dataset(
             data.pairs, data.candidates, self._signs(step, step.round - 1), self._signs(step, 1)
         )
         facts["seconds"] = context.seconds
         self.store.finish(name, facts)
 
-    def _signs(self, step: Step, round_: int) -> signs.Signs:
+    def _signs(self, step: Step, round_: int) -> Signs:
         """Those of the same learner's dataset in an earlier round that contrasts, if it has one."""
         return self._signs_of(self.plan.earlier(step, round_) if round_ > 0 else None)
 
-    def _signs_of(self, step: Step | None) -> signs.Signs:
+    def _signs_of(self, step: Step | None) -> Signs:
         """Those that a finished step's manifest holds."""
         manifest = step and self.store.manifest(self.plan.name(step))
-        kept: signs.Signs = (manifest or {}).get("signs", {})
+        kept: Signs = (manifest or {}).get("signs", {})
         return kept
 
     def _train(self, step: Step) -> None:
         """Train one policy on its dataset, from where the plan says."""
-        from macpo_train.train import Job
+        from macpo_train.job import Job
 
         name = self.plan.name(step)
         recipe, agent = self.recipe, self.recipe.agents[step.learner]
@@ -419,7 +422,7 @@ class Run:
         Raises:
             MacpoError: it is not said what, whose or where.
         """
-        from macpo_data import exports, sheets
+        from macpo_data.evaluation import exports, sheets
 
         positive = [policy for policy in policies if policy.behavior == "positive"]
         if len(positive) != 1:
@@ -450,7 +453,7 @@ class Run:
         Raises:
             MacpoError: there are no human pairs, or anything else that a person can mend.
         """
-        from macpo_train.train import Job
+        from macpo_train.job import Job
 
         recipe, agent, name = self.recipe, self.plan.reward_agent, self.plan.reward_name
         if agent.endpoint is not None:
@@ -490,7 +493,7 @@ class Run:
 
     def _held_out(self, prompts: pl.DataFrame) -> dict[str, Any]:
         """How often the run's reward model, as saved, scores the human's chosen answer higher."""
-        from macpo_data import reward
+        from macpo_data.generation import reward_model as reward
 
         pairs = prompts.drop_nulls(["chosen", "rejected"])
         sides = pl.concat(
@@ -504,7 +507,9 @@ class Run:
                 found = reward.rewards(report, *told)
             else:
                 worker = self._writers.get(f"the reward model {scorer.base.id}")
-                found = worker.call("macpo_data.reward:rewards", *told, report=report)
+                found = worker.call(
+                    "macpo_data.generation.reward_model:rewards", *told, report=report
+                )
         return reward.accuracy(found[: len(pairs)], found[len(pairs) :])
 
     def _scored_under(self, dataset: str, start: Policy) -> dict[str, Any] | None:

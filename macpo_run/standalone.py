@@ -13,18 +13,21 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macpo_data import models, remote, sources
-from macpo_data.context import Progress
 from macpo_data.errors import DataError, MacpoError, ModelError
-from macpo_data.generate import versions
+from macpo_data.generation.context import Progress
+from macpo_data.hub import client as remote
 from macpo_data.loading import load_settings
+from macpo_data.models import base as models
+from macpo_data.models.worker import Workers
 from macpo_data.recipe import Agent, TrainSettings
 from macpo_data.schema import SCORES
-from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
-from macpo_data.tables import default_config, read_table
-from macpo_data.worker import Workers
+from macpo_data.sources import sources
+from macpo_data.sources.tables import default_config, read_table
+from macpo_data.store.store import MANIFEST, sha256, write_json, write_parquet
+from macpo_data.versions import versions
 from macpo_run.training import fit, pretrain
-from macpo_train.train import ADAPTER_FILES, Job
+from macpo_train.adapter import ADAPTER_FILES
+from macpo_train.job import Job
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"

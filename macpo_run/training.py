@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from macpo_data import models, world
-from macpo_data.context import Progress
-from macpo_data.worker import Report, Worker, Workers
+from macpo_data.generation.context import Progress
+from macpo_data.models import base as models
+from macpo_data.models.worker import Report, Worker, Workers
+from macpo_data.world import world
 
 if TYPE_CHECKING:
-    from macpo_train.train import Job
+    from macpo_train.job import Job
 
 
 def fit(

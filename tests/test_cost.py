@@ -11,7 +11,7 @@ from conftest import RECIPE
 from typer.testing import CliRunner
 
 from cli import app
-from macpo_data.cost import CHARS_PER_TOKEN, Ask, Sizes, judging
+from macpo_data.generation.cost import CHARS_PER_TOKEN, Ask, Sizes, judging
 from macpo_data.loading import load_recipe, shipped
 from macpo_data.methods import make_plan, method
 from macpo_data.prompts import read

@@ -11,15 +11,15 @@ import pytest
 from conftest import OpenRun
 from test_evaluate import everything
 
-from macpo_data.draws import by_prompt, described
 from macpo_data.errors import RecipeError
-from macpo_data.evaluate import _table, answers_of, beside, evaluate, latest
+from macpo_data.evaluation.draws import by_prompt, described
+from macpo_data.evaluation.evaluate import _table, answers_of, beside, evaluate, latest
+from macpo_data.evaluation.signs import of_evaluation
+from macpo_data.evaluation.verdict import change
 from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
 from macpo_data.show import print_evaluation
-from macpo_data.signs import of_evaluation
-from macpo_data.verdict import change
 
 THREE = "eval.sampling={temperature: 0.7, n: 3}"
 STUDENT = Policy("student", "positive", 0)

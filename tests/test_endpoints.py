@@ -26,9 +26,10 @@ import yaml
 from conftest import OpenRun
 from openai_server import Scripted, serve
 
-from macpo_data.context import Context
-from macpo_data.engines import Request, Voice, openai
+from macpo_data.engines import openai
+from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import MacpoError, ModelError, RecipeError
+from macpo_data.generation.context import Context
 from macpo_data.plan import Policy
 from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.schema import MESSAGES

@@ -15,10 +15,12 @@ from openai_server import serve
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from macpo_data import judge, show, stats, world
+from macpo_data import show, stats
 from macpo_data.errors import MacpoError, ModelError
-from macpo_data.evaluate import choose, evaluate, latest, trained
+from macpo_data.evaluation.evaluate import choose, evaluate, latest, trained
+from macpo_data.generation import judge
 from macpo_data.plan import Policy
+from macpo_data.world import world
 from macpo_run.cleaning import unreachable
 from macpo_run.rounds import Run
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from openai_server import serve
 
 import cli
-from macpo_data import sheets, stats
+from macpo_data import stats
 from macpo_data.errors import DataError, MacpoError
-from macpo_data.evaluate import latest
-from macpo_data.exports import converse, questions
+from macpo_data.evaluation import sheets
+from macpo_data.evaluation.evaluate import latest
+from macpo_data.evaluation.exports import converse, questions
 from macpo_data.plan import Policy
 from macpo_data.schema import MESSAGES, Message, prompt_id
 from macpo_run.rounds import Run

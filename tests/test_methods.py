@@ -12,17 +12,20 @@ from conftest import OpenRun
 from typer.testing import CliRunner
 
 from cli import _source, app
-from macpo_data import card, hub, report, select
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.excerpt import Texts
+from macpo_data.generation import select
+from macpo_data.hub import card
+from macpo_data.hub import push as hub
 from macpo_data.loading import load_recipe
 from macpo_data.methods import SHARPENING, make_plan, name_of, spin
 from macpo_data.misfits import departures
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
+from macpo_data.report import collect as report
+from macpo_data.report.sample import Texts
 from macpo_data.schema import CANDIDATES, SCORES, check
-from macpo_data.study import Variant, load_study, shipped, variants
 from macpo_run.rounds import Run
+from macpo_run.sweep.study import Variant, load_study, shipped, variants
 
 JUDGED = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=teacher2"]
 SELF = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=student"]

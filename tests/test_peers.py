@@ -12,9 +12,9 @@ from conftest import Macpo, OpenRun
 from test_cost import SIZES
 from test_methods import candidates, dataset, finish
 
-from macpo_data import select
-from macpo_data.context import Context
 from macpo_data.errors import RecipeError
+from macpo_data.generation import select
+from macpo_data.generation.context import Context
 from macpo_data.loading import load_recipe
 from macpo_data.methods import macpo, make_plan, method
 from macpo_data.misfits import departures

@@ -10,8 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Protocol, cast
 
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.generation.cost import Ask, Sizes
 from macpo_data.methods import ceiling
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe

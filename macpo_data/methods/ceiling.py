@@ -6,9 +6,9 @@ learns from it: it is a step beside those of any method, made where `eval.ceilin
 
 from __future__ import annotations
 
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes
 from macpo_data.errors import DataError
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.generation.cost import Ask, Sizes
 from macpo_data.methods.steps import EXCLUDE_READS, SFT_READS
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe

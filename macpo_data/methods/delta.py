@@ -12,9 +12,9 @@ is the recipe's, which is DPO's own only where `dpo.loss` is sigmoid and `dpo.ga
 
 from __future__ import annotations
 
-from macpo_data import select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.generation import select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.generation.cost import Ask, Sizes, scoring, writing
 from macpo_data.methods.steps import WRITING_READS, initialise, labels, prefer, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data import framing, ranking, select
-from macpo_data import judge as judges
-from macpo_data import mixture as mixtures
-from macpo_data.context import Context, Judged, RoundData
-from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
+from macpo_data.generation import framing, ranking, select
+from macpo_data.generation import judge as judges
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation.context import Context, Judged, RoundData
+from macpo_data.generation.cost import Ask, Sizes, judging, mixing, scoring, writing
 from macpo_data.methods.steps import (
     WRITING_READS,
     initialise,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data import judge as judges
-from macpo_data import mixture as mixtures
-from macpo_data import ranking, select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
+from macpo_data.generation import judge as judges
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation import ranking, select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.generation.cost import Ask, Sizes, judging, mixing, scoring, writing
 from macpo_data.methods.steps import EXCLUDE_READS, FILTER_READS, SAMPLING_READS, SFT_READS, prefer
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe

@@ -5,7 +5,7 @@ As direct alignment: the best against the worst goes into DPO, and no reward mod
 
 from __future__ import annotations
 
-from macpo_data import judge as judges
+from macpo_data.generation import judge as judges
 from macpo_data.methods import moaa
 from macpo_data.methods.steps import weak_start
 from macpo_data.plan import Step

@@ -7,9 +7,9 @@ are left out.
 
 from __future__ import annotations
 
-from macpo_data import framing, select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.generation import framing, select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.generation.cost import Ask, Sizes, scoring, writing
 from macpo_data.methods.steps import WRITING_READS, prefer, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe

@@ -8,7 +8,7 @@ ICLR 2025), and is called so wherever it is shown.
 
 from __future__ import annotations
 
-from macpo_data.context import Context, RoundData
+from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods import moaa
 from macpo_data.methods.steps import weak_start
 from macpo_data.plan import Step

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from macpo_data import select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.generation import select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.generation.cost import Ask, Sizes, scoring, writing
 from macpo_data.methods.steps import WRITING_READS, labels, prefer, switched_on, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from macpo_data.cost import Ask, Sizes
+from macpo_data.generation.cost import Ask, Sizes
 from macpo_data.methods import macpo
 from macpo_data.methods.steps import initialise, labels, weak_start
 from macpo_data.plan import Policy, Step
