@@ -19,7 +19,8 @@ from typing import Any
 import polars as pl
 
 from benchmarks.rows import row
-from macpo_data.hub.tree import assemble, config_name, render_step
+from macpo_data.hub.index import config_name
+from macpo_data.hub.tree import assemble, render_step
 from macpo_data.loading import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 # Of answers to many prompts, those to the first by id are looked at. An id is a hash, so that they
@@ -63,3 +65,10 @@ def repetition(text: str) -> float:
     words = text.split()
     runs = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def json_number(value: Any) -> Any:
+    """A number to five digits, null where it is not finite; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.5g}") if abs(value) < float("inf") else None

@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
+from macpo_data import hf as remote
 from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.generation.context import Progress
-from macpo_data.hub import client as remote
 from macpo_data.loading import load_settings
 from macpo_data.models import base as models
 from macpo_data.models.worker import Workers

@@ -229,12 +229,15 @@ def test_shipped_spin_is_its_papers() -> None:
 
 # Variants that start otherwise on purpose: another loss, another teacher's labels, other filters.
 OTHER_START = {"confident loss", "labelled by teacher 2"}
+TUNES_THE_START = "calibration"  # its variants try rates of the first fine-tuning, too
 
 
 def test_all_shipped_variants_start_from_one_student() -> None:
     """In each study, seed by seed, where the data is the same."""
     starts: dict[tuple[str, int, str], dict[str, str]] = {}
     for study, variant in shipped_variants():
+        if study == TUNES_THE_START:
+            continue
         plan = make_plan(variant.recipe)
         key = (study, variant.recipe.seed, variant.recipe.data.model_dump_json())
         start = plan.policy_fingerprint(Policy(variant.recipe.students[0], "positive", 0))

@@ -25,11 +25,11 @@ from macpo_data.evaluation.verdict import (
 )
 from macpo_data.plan import Plan
 from macpo_data.recipe import Recipe
-from macpo_data.report.sample import short
 from macpo_data.schema import RESPONSES, Message, empty
 from macpo_data.signs.rules import Signs, flags
 from macpo_data.stats import evenly
 from macpo_data.store.store import Store
+from macpo_data.text import json_number
 
 ROUNDS = 5  # columns of the table at most, so that it fits a narrow terminal
 EXAMPLES = 3
@@ -130,7 +130,7 @@ def all_signs(
 def scores_of(known: Evaluation | None) -> Rows:
     """Rows of EVALUATION, with no more digits than anybody reads."""
     rows = known.table.to_dicts() if known else []
-    return [{key: short(value) for key, value in row.items()} for row in rows]
+    return [{key: json_number(value) for key, value in row.items()} for row in rows]
 
 
 def _held_out_signs(recipe: Recipe, store: Store, known: Evaluation | None) -> dict[str, Signs]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 import yaml
 
+from macpo_data.hub.index import Entry, Index
 from macpo_data.methods import SHARPENING, called
-
-if TYPE_CHECKING:
-    from macpo_data.hub.tree import Entry, Index
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAMPLE_CHARS = 400

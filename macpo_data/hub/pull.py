@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
+from macpo_data import hf as remote
 from macpo_data.errors import HubError, StoreError, plain
-from macpo_data.hub import client as remote
-from macpo_data.hub.tree import INDEX, Index, read_index
+from macpo_data.hub.index import INDEX, Index, read_index
 from macpo_data.loading import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.models.base import adapter_sha256

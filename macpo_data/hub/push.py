@@ -14,18 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from macpo_data import hf as remote
 from macpo_data.errors import HubError, StoreError
-from macpo_data.hub import client as remote
-from macpo_data.hub.tree import (
-    INDEX,
-    Index,
-    assemble,
-    config_name,
-    identity,
-    owned,
-    read_index,
-    render_step,
-)
+from macpo_data.hub.index import INDEX, Index, config_name, owned, read_index
+from macpo_data.hub.tree import assemble, identity, render_step
 from macpo_data.plan import Plan, Step
 from macpo_data.sources import sources
 from macpo_data.store.pins import Lock

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import polars as pl
 import yaml
@@ -21,6 +21,7 @@ import yaml
 from macpo_data import prompts
 from macpo_data.errors import StoreError
 from macpo_data.hub.card import card, measures, statistics
+from macpo_data.hub.index import INDEX, Config, Entry, Index, adapters_repo, config_name, owned
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe import Recipe, digest, read_template, text_files
 from macpo_data.schema import (
@@ -43,46 +44,8 @@ from macpo_data.store.store import Manifest, Store, sha256
 
 # Raise it when the same round would be rendered otherwise.
 RENDER_FORMAT = 2
-INDEX = "macpo/index.json"
 BATCH_ROWS = 10_000  # in memory at once
 SHARD_ROWS = 250_000  # per file
-
-
-class Config(TypedDict):
-    """One named dataset of the repository."""
-
-    files: list[str]
-    features: list[dict[str, Any]]
-    rows: int
-    bytes: int  # uncompressed
-    download: int  # compressed
-
-
-class Entry(TypedDict):
-    """What index.json says of one learner's dataset of one round."""
-
-    round: int
-    learner: str
-    main: bool  # the recipe's main learner, whose newest round is the default
-    tag: str  # under which it is published
-    identity: str  # two renderings are the same content where these are equal
-    files: dict[str, str]  # path -> sha256
-    configs: dict[str, Config]
-    facts: dict[str, Any]  # for the card
-
-
-Index = dict[str, Entry]  # by config name, such as round_2_student
-
-
-def config_name(round_: int, learner: str) -> str:
-    """The name under which a learner's dataset of a round is loaded."""
-    return f"round_{round_}_{learner}"
-
-
-def owned(name: str) -> tuple[str, ...]:
-    """The folders of the tree that belong to one learner's dataset of one round."""
-    suffixes = ("", "_full", "_sharegpt", "_candidates", "_messages")
-    return (*(f"data/{name}{suffix}/" for suffix in suffixes), f"macpo/{name}/")
 
 
 def identity(plan: Plan, store: Store, step: Step, candidates: bool, licence: str | None) -> str:
@@ -229,29 +192,6 @@ def assemble(index: Index, repo: str | None, suffix: str = "") -> dict[str, byte
         "dataset_info.json": _json(info),
         INDEX: _json({name: index[name] for name in sorted(index)}, sort_keys=False),
     }
-
-
-def read_index(content: bytes | None, where: str) -> Index:
-    """Take an index.json apart; None is one that is not there yet.
-
-    Raises:
-        StoreError: it is not what macpo writes.
-    """
-    if content is None:
-        return {}
-    try:
-        index: Index = json.loads(content)
-        for name, entry in index.items():
-            if config_name(entry["round"], entry["learner"]) != name:
-                raise ValueError(name)
-            if any(not path.startswith(owned(name)) for path in entry["files"]):
-                raise ValueError(name)
-            parts = (entry["configs"], entry["facts"]["name"], entry["facts"]["manifest"]["method"])
-            if not isinstance(entry["main"], bool) or not all(parts):
-                raise ValueError(name)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise StoreError(f"{where}/{INDEX} is damaged; choose another place to push to") from None
-    return index
 
 
 class Shards:
@@ -480,11 +420,6 @@ def _starts(plan: Plan, store: Store, step: Step, repo: str | None) -> list[dict
             for needs, voice in zip(("start", "reference"), voices, strict=False)
         ]
     return found
-
-
-def adapters_repo(repo: str) -> str:
-    """The model repository that goes with a dataset repository."""
-    return f"{repo}-adapters"
 
 
 def _pins(recipe: Recipe, store: Store) -> dict[str, dict[str, str | None]]:

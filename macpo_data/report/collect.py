@@ -25,10 +25,11 @@ from macpo_data.methods import name_of
 from macpo_data.plan import Plan, Step
 from macpo_data.report import sample as excerpt
 from macpo_data.report.compare import differences
-from macpo_data.report.sample import COLUMNS, Dataset, Texts, short
+from macpo_data.report.sample import COLUMNS, Dataset, Texts
 from macpo_data.schema import CANDIDATES, RESPONSES, empty
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Manifest, State, Store, states
+from macpo_data.text import json_number
 from macpo_data.versions import versions
 
 POINTS = 200  # of one training curve
@@ -203,7 +204,9 @@ def _spread(pairs: pl.DataFrame, candidates: pl.DataFrame) -> Rows:
         for measure, value in values.items():
             series = frame.select(value).to_series().drop_nulls().drop_nans()
             if len(series):
-                quantiles = {n: short(series.quantile(q, "linear")) for n, q in QUANTILES.items()}
+                quantiles = {
+                    n: json_number(series.quantile(q, "linear")) for n, q in QUANTILES.items()
+                }
                 rows.append({"kind": kind, "measure": measure, "rows": len(series)} | quantiles)
     return rows
 
@@ -214,7 +217,7 @@ def _losses(summary: dict[str, Any]) -> Rows:
     dropped = summary["dropped_by_reason"]
     noted = {r: n for r, n in summary["caught_by_reason"].items() if r not in dropped}
     return [
-        {"what": what, "reason": reason, "rows": n, "share": short(n / max(up, 1))}
+        {"what": what, "reason": reason, "rows": n, "share": json_number(n / max(up, 1))}
         for what, counts in (("dropped", dropped), ("noted", noted))
         for reason, n in counts.items()
     ]
@@ -226,7 +229,7 @@ def _unusable(prompts: Manifest | None) -> Rows:
     total = sum(counts.values()) + sum(facts.get("rows", {}).values())
     return [
         {"round": None, "learner": "source", "what": "unusable", "reason": reason, "rows": n}
-        | {"share": short(n / total)}
+        | {"share": json_number(n / total)}
         for reason, n in counts.items()
     ]
 
@@ -247,7 +250,7 @@ def _curve(step: Step, manifest: Manifest) -> dict[str, Any] | None:
         return None
     every = -(-len(history) // POINTS)
     kept = history[::every]
-    columns = {key: [short(row.get(key)) for row in kept] for key in kept[-1]}
+    columns = {key: [json_number(row.get(key)) for row in kept] for key in kept[-1]}
     return {**_of(step), "behavior": step.behavior, "columns": columns}
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import yaml
 
+from macpo_data import hf as remote
 from macpo_data.errors import DataError, first_line
-from macpo_data.hub import client as remote
 from macpo_data.recipe import Columns
 from macpo_data.sources import sources
 from macpo_data.sources.tables import default_config, read_table

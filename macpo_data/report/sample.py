@@ -13,6 +13,7 @@ from macpo_data.evaluation.verdict import Rows
 from macpo_data.plan import Plan, Step
 from macpo_data.schema import SCORES
 from macpo_data.store.store import Store
+from macpo_data.text import json_number
 
 PAIRS = 5000  # on the page at most, over all datasets
 ANSWERED = 100  # test prompts at most whose answers are shown
@@ -92,7 +93,7 @@ def _rows(recipe: int, data: Dataset, texts: Texts) -> Iterator[list[Any]]:
             for side in ("chosen", "rejected")
             for value in (
                 texts.add(pair[side]),
-                *(short(pair[f"{side}_{name}"]) for name in SIDE),
+                *(json_number(pair[f"{side}_{name}"]) for name in SIDE),
             )
         ]
         # What was not chosen gives way where space is short.
@@ -103,7 +104,7 @@ def _rows(recipe: int, data: Dataset, texts: Texts) -> Iterator[list[Any]]:
                 [
                     o["agent"],
                     texts.add(o["response"]),
-                    short(o["perplexity"]),
+                    json_number(o["perplexity"]),
                     o["rank"],
                     o["reason"],
                 ]
@@ -127,14 +128,7 @@ def answers(plan: Plan, store: Store, responses: pl.DataFrame, texts: Texts) -> 
             break
         prompt = [[m["role"], texts.add(m["content"])] for m in row["prompt"]]
         entry = found.setdefault(row["prompt_id"], {"prompt": prompt, "answers": []})
-        values = {m: short(row[m]) for m in ("gold", "reward") if m in row}
+        values = {m: json_number(row[m]) for m in ("gold", "reward") if m in row}
         who = {k: row[k] for k in ("agent", "behavior", "round", "finish_reason")}
         entry["answers"].append({**who, "text": texts.add(row["response"]), "scores": values})
     return list(found.values())
-
-
-def short(value: Any) -> Any:
-    """A number to five digits, null where it is not finite; anything else as it is."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.5g}") if abs(value) < float("inf") else None
