@@ -35,10 +35,11 @@ ARROWS = {
     "evaluation": "generation plan recipe schema signs sources stats store text world",
     "forms": "hf recipe schema sources text",
     "report": "evaluation hf methods plan recipe schema sources store text versions",
-    "hub": "forms generation hf loading methods models plan prompts recipe schema sources store versions",
+    "hub": "forms generation hf loading methods models plan prompts recipe schema sources store "
+    "versions",
     "macpo_train": "models recipe schema signs world",
-    "macpo_run": "engines evaluation forms generation hf hub loading macpo_train methods models plan "
-    "recipe report schema signs sources stats store text versions world",
+    "macpo_run": "engines evaluation forms generation hf hub loading macpo_train methods models "
+    "plan recipe report schema signs sources stats store text versions world",
     "show": "evaluation forms generation macpo_run models plan recipe report",
 }
 TRAINER = 14  # modules of macpo_data in the trainer's closure, at most
