@@ -765,7 +765,7 @@ def _titled(run: Run) -> str:
 
 def _print_costs(run: Run, steps: list[Step]) -> None:
     """What the gen steps that are not done will ask of their models."""
-    from macpo_data.generation.cost import measure
+    from macpo_data.generation.cost import count, measure
     from macpo_data.methods import method
     from macpo_data.show import print_costs
 
@@ -773,8 +773,9 @@ def _print_costs(run: Run, steps: list[Step]) -> None:
     todo = [s for s in steps if s.kind == "gen" and found[s] != "done"]
     if todo:
         sizes = measure(run.plan, run.store)
-        asked = [(step, method(run.recipe, step).asks(step, run.recipe, sizes)) for step in todo]
-        print_costs(asked, run.recipe, sizes.note)
+        rules = {step: method(run.recipe, step).build for step in todo}
+        asked = count(run.plan, run.store, sizes, rules)
+        print_costs(list(zip(todo, asked, strict=True)), run.recipe, sizes.note)
 
 
 def _print_results(run: Run, last: int) -> None:

@@ -27,7 +27,7 @@ from macpo_data import stats
 from macpo_data.errors import MacpoError
 from macpo_data.generation import mixture as mixtures
 from macpo_data.generation import select
-from macpo_data.generation.context import Context
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe import TRAINED, RewardModel
 from macpo_run.rounds import Run
@@ -202,7 +202,7 @@ def written(candidates: pl.DataFrame) -> pl.DataFrame:
 
 
 def judged(
-    context: Context, answers: pl.DataFrame, prompts: pl.DataFrame, student: str
+    context: RunContext, answers: pl.DataFrame, prompts: pl.DataFrame, student: str
 ) -> pl.DataFrame:
     """Answers with what each way to choose goes by: likeness, reward, likelihood.
 

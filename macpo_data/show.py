@@ -137,7 +137,7 @@ def _table(*columns: Column | str, title: str | None = None) -> Table:
 
 
 def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
-    """Calls, tokens and money of gen steps, and their sum. What several ask is counted once."""
+    """Calls, tokens and money of gen steps, and their sum."""
     endpoints = [agent.endpoint for agent in recipe.agents.values() if agent.endpoint]
     priced = any(endpoint.cost(1, 1) is not None for endpoint in endpoints)
     numbers = ["a prompt", "calls", "tokens in", "out", "at most"]
@@ -145,14 +145,11 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
     columns = [Column(name, no_wrap=True) for name in ("what", "who")]
     columns += [Column(name, justify="right", no_wrap=True) for name in numbers]
     table = _table(*columns, title="what it asks for")
-    sums, known, unpriced = [0.0] * 6, set(), set()
+    sums, unpriced = [0.0] * 6, set()
     for step, asks in asked:
         ceiling = ", ceiling" if step.is_ceiling else ""
         table.add_row(plain(f"round {step.round}, {step.learner}{ceiling}"), style="bold")
         for ask in asks:
-            if (again := (step.round, ask.what, ask.agent)) in known and "write" in ask.what:
-                continue
-            known.add(again)
             endpoint, calls = recipe.agents[ask.agent].endpoint, ask.prompts * ask.calls
             money = [ask.money(endpoint, out) for out in (ask.tokens_out, ask.most_out)]
             if money[0] is None and endpoint is not None:
@@ -161,7 +158,7 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
             sums = [a + (b or 0.0) for a, b in zip(sums, [calls, *tokens, *money], strict=True)]
             cells = [*map(_short_number, [calls, *tokens]), *map(_money, money if priced else ())]
             table.add_row(ask.what, plain(ask.agent), f"{ask.calls:g}", *cells)
-        if judged := sum(ask.calls for ask in asks if ask.what.startswith("judge")):
+        if judged := sum(ask.calls for ask in asks if ask.judges):
             note += f"; the judge of round {step.round}: at most {judged:g} calls a prompt"
     whole = [*map(_short_number, sums[:4]), *map(_money, sums[4:] if priced else ())]
     table.add_row("all", "", "", *whole, style="bold")

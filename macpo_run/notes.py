@@ -20,7 +20,7 @@ from macpo_data.store.store import State, write_json
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from macpo_data.generation.context import Progress
+    from macpo_data.models.worker import Progress
 
 NOTES = ".progress"  # folder inside a run
 EVERY = 2.0  # seconds between two looks

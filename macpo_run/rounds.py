@@ -19,10 +19,11 @@ import polars as pl
 
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
 from macpo_data.evaluation import evaluate, probe
-from macpo_data.generation.context import Context, Progress, RoundData
+from macpo_data.generation.context import RoundData
+from macpo_data.generation.run_context import RunContext
 from macpo_data.methods import ceiling, make_plan, method
 from macpo_data.models import base as models
-from macpo_data.models.worker import Workers
+from macpo_data.models.worker import Progress, Workers
 from macpo_data.plan import FORMAT, Plan, Policy, Step
 from macpo_data.recipe import Recipe, digest
 from macpo_data.signs.dataset import of_dataset
@@ -95,9 +96,9 @@ class Run:
         """The pins of this run."""
         return Lock(self.store.root)
 
-    def context(self, redo: bool = False) -> Context:
+    def context(self, redo: bool = False) -> RunContext:
         """What builds datasets; `redo` makes damaged parts anew."""
-        return Context(self.plan, self.store, self._writers, self.progress, redo)
+        return RunContext(self.plan, self.store, self._writers, self.progress, redo)
 
     def states(self) -> dict[Step, State]:
         """The state of every step."""

@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from macpo_data.generation.context import Progress
 from macpo_data.models import base as models
-from macpo_data.models.worker import Report, Worker, Workers
+from macpo_data.models.worker import Progress, Report, Worker, Workers
 from macpo_data.world import world
 
 if TYPE_CHECKING:

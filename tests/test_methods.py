@@ -17,7 +17,7 @@ from macpo_data.generation import select
 from macpo_data.hub import card
 from macpo_data.hub import push as hub
 from macpo_data.loading import load_recipe
-from macpo_data.methods import SHARPENING, make_plan, name_of, spin
+from macpo_data.methods import SHARPENING, make_plan, methods, name_of, spin
 from macpo_data.misfits import departures
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
@@ -497,7 +497,8 @@ def test_a_judge_of_likelihood_needs_weights(recipe_file: Path) -> None:
 def test_every_method_has_its_words() -> None:
     """A card says how its data came to be."""
     names = {*get_args(Recipe.model_fields["method"].annotation)}
-    assert card.METHODS.keys() == names | {SHARPENING}
+    assert methods().keys() == names | {"ceiling"}
+    assert all(each.by.startswith("by ") for each in methods().values())
 
 
 def test_self_rewarding_by_likelihood_is_called_sharpening(
@@ -512,7 +513,7 @@ def test_self_rewarding_by_likelihood_is_called_sharpening(
         push = hub.Push(run.plan, run.store, [gen], "round-1", None, False, "mit")
         hub.push_to_folder(push, tmp_path / name)
         text = (tmp_path / name / "README.md").read_text()
-        assert card.METHODS[name] in text and f"with the method {name}; " in text
+        assert card.made_by(name) in text and f"with the method {name}; " in text
         assert ("self-rewarding" in text) == (name != SHARPENING)
     options = [word for each in (*SELF, "method=self_rewarding") for word in ("--set", each)]
     recipe = ["--recipe", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "none")]

@@ -15,7 +15,7 @@ from macpo_data.errors import DataError, MacpoError, StoreError
 from macpo_data.evaluation import draws, signs
 from macpo_data.generation import judge
 from macpo_data.generation import reward_model as reward
-from macpo_data.generation.context import Context
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Plan, Policy
 from macpo_data.recipe import Judge, Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check, empty
@@ -41,7 +41,7 @@ class Evaluation:
     sampling: Sampling  # how the policies answered
 
 
-def evaluate(ctx: Context, policies: Sequence[Policy], against: str | None = None) -> Evaluation:
+def evaluate(ctx: RunContext, policies: Sequence[Policy], against: str | None = None) -> Evaluation:
     """Sample policies on the test prompts, and score what they wrote as the recipe's `eval` says.
 
     Args:
@@ -66,7 +66,7 @@ def evaluate(ctx: Context, policies: Sequence[Policy], against: str | None = Non
 
 
 def write(
-    ctx: Context,
+    ctx: RunContext,
     policies: Sequence[Policy],
     by: dict[str, tuple[str, str]],
     responses: pl.DataFrame,
@@ -275,7 +275,7 @@ def _fresh(plan: Plan, store: Store, name: str) -> tuple[Evaluation, dict[str, A
         return None
 
 
-def _is_whole(ctx: Context, name: str) -> bool:
+def _is_whole(ctx: RunContext, name: str) -> bool:
     """Whether the tables are there, undamaged, and made from these samples."""
     try:
         _read(ctx.store, name)
@@ -290,7 +290,7 @@ def _read(store: Store, name: str) -> Evaluation:
     return Evaluation(**frames, paths=[store.path(name)], sampling=sampling)
 
 
-def _baseline(ctx: Context, name: str | None) -> Policy | str | None:
+def _baseline(ctx: RunContext, name: str | None) -> Policy | str | None:
     """Whom the policies are compared with.
 
     Raises:
@@ -306,7 +306,7 @@ def _baseline(ctx: Context, name: str | None) -> Policy | str | None:
     return find_baseline(ctx, name)
 
 
-def find_baseline(ctx: Context, name: str) -> Policy | str:
+def find_baseline(ctx: RunContext, name: str) -> Policy | str:
     """The policy that a person names, or chosen.
 
     Raises:
@@ -335,7 +335,7 @@ def _judge_of(recipe: Recipe) -> Judge | None:
     return recipe.eval.judge or recipe.judge or gold
 
 
-def _judges(ctx: Context, baseline: Policy | str | None) -> dict[str, tuple[str, str]]:
+def _judges(ctx: RunContext, baseline: Policy | str | None) -> dict[str, tuple[str, str]]:
     """Who judges by each measure: as people call them, and what their judgement depends on."""
     found = {"gold": ("world", digest(world.VERSION))} if ctx.recipe.data.source == "world" else {}
     model, compares = ctx.recipe.eval.reward, _judge_of(ctx.recipe)
@@ -351,14 +351,14 @@ def _judges(ctx: Context, baseline: Policy | str | None) -> dict[str, tuple[str,
     return found
 
 
-def _scorer(ctx: Context, model: RewardModel) -> str:
+def _scorer(ctx: RunContext, model: RewardModel) -> str:
     """What the scores of a reward model depend on; of one trained here, also its content."""
     scorer, made_from = reward.find_scorer(ctx.plan, ctx.store, ctx.lock, model)
     return "-".join([scorer.fingerprint, *made_from.values()])
 
 
 def _judge(
-    ctx: Context, responses: pl.DataFrame, baseline: Policy | str
+    ctx: RunContext, responses: pl.DataFrame, baseline: Policy | str
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Every answer (a) against the baseline's to the same prompt (b), and what the judge is like.
 
@@ -376,7 +376,7 @@ def _judge(
     return check(rows, JUDGEMENTS, "judgements"), habits
 
 
-def beside(ctx: Context, responses: pl.DataFrame, baseline: Policy | str) -> pl.DataFrame:
+def beside(ctx: RunContext, responses: pl.DataFrame, baseline: Policy | str) -> pl.DataFrame:
     """Answers (a) beside the baseline's to the same prompt (b), draw by draw, its own left out.
 
     Adds prompt, against, b_finish_reason, and longer, the characters by which a is the longer one.
@@ -405,7 +405,7 @@ def _is(policy: Policy) -> pl.Expr:
     return named & pl.col("round").eq_missing(round_)
 
 
-def answers_of(ctx: Context, policies: Sequence[Policy], n: int | None = None) -> pl.DataFrame:
+def answers_of(ctx: RunContext, policies: Sequence[Policy], n: int | None = None) -> pl.DataFrame:
     """What the policies wrote to the test prompts, as RESPONSES without scores.
 
     `n` answers to each prompt; None for as many as the recipe's evaluation takes.
@@ -422,7 +422,7 @@ def answers_of(ctx: Context, policies: Sequence[Policy], n: int | None = None) -
     return check(rows.with_columns(gold=nothing, reward=nothing), RESPONSES, "answers")
 
 
-def _scored(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
+def _scored(ctx: RunContext, rows: pl.DataFrame) -> pl.DataFrame:
     """Answers with what is said of each by itself."""
     prompts = ctx.prompts("test").select("prompt_id", "prompt")
     asked = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")

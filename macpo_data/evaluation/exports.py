@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from macpo_data.errors import DataError
-from macpo_data.generation.context import Context
 from macpo_data.generation.mixture import as_rows
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe import digest
 from macpo_data.schema import Message
@@ -39,7 +39,7 @@ class Question:
         return self.opening[-1]["content"]
 
 
-def export(ctx: Context, policy: Policy, form: str, prompts: Path, to: Path) -> tuple[int, int]:
+def export(ctx: RunContext, policy: Policy, form: str, prompts: Path, to: Path) -> tuple[int, int]:
     """Answer an evaluator's prompts and write the answers in its form; how many, how many empty.
 
     An answer that could not be written, such as to a prompt that is too long, is an empty one.
@@ -87,7 +87,7 @@ def _messages(said: Any) -> list[Message]:
     return messages if fit and len(messages) == len(found) else []
 
 
-def converse(ctx: Context, policy: Policy, asked: list[Question]) -> list[list[str]]:
+def converse(ctx: RunContext, policy: Policy, asked: list[Question]) -> list[list[str]]:
     """Answer the first turns, then the second ones in the context of the first answers, ..."""
     answers: list[list[str]] = [[] for _ in asked]
     for turn in range(1 + max((len(question.turns) for question in asked), default=0)):

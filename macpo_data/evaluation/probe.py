@@ -21,7 +21,7 @@ import polars as pl
 
 from macpo_data.errors import DataError, StoreError
 from macpo_data.generation import judge
-from macpo_data.generation.context import Context
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Plan, Policy
 from macpo_data.recipe import TRAINED, Judge, Recipe, RewardModel, digest
 from macpo_data.schema import PROBE_SCORES, PROBED, Table, check
@@ -52,7 +52,7 @@ class Best:
     crossed: int | None  # the first round whose perplexity passed the line
 
 
-def measure(ctx: Context, policies: Sequence[Policy]) -> None:
+def measure(ctx: RunContext, policies: Sequence[Policy]) -> None:
     """Let policies read the probe, each once; the student's also answer it, if one can judge.
 
     What is damaged, or of an adapter that was made anew, is moved aside and made again.
@@ -80,7 +80,7 @@ def measure(ctx: Context, policies: Sequence[Policy]) -> None:
 
 def _wanted(
     plan: Plan, store: Store, policy: Policy
-) -> list[tuple[str, Callable[[Context, Policy, pl.DataFrame], pl.DataFrame]]]:
+) -> list[tuple[str, Callable[[RunContext, Policy, pl.DataFrame], pl.DataFrame]]]:
     """The results that a policy should have, and what makes each."""
     scores = score_name(plan, store, policy)
     return [(result_name(plan, policy), _read), *([(scores, _score)] if scores else [])]
@@ -252,7 +252,7 @@ def score_name(plan: Plan, store: Store, policy: Policy) -> str | None:
     return f"probe/{policy}-answers-{digest(['probe answers', FORMAT, made_from])}"
 
 
-def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
+def _read(ctx: RunContext, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
     """PROBED of one policy."""
     finished = pl.lit("stop")
     sides = [
@@ -265,7 +265,7 @@ def _read(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
     return check(pairs.select("prompt_id", **columns), PROBED, f"the probe under {policy}")
 
 
-def _score(ctx: Context, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
+def _score(ctx: RunContext, policy: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
     """PROBE_SCORES of one policy: rewards of its answers, or wins against its first round's."""
     yardstick = _yardstick(ctx.plan, ctx.store)
     prompts = pairs.select("prompt_id", "prompt")

@@ -26,7 +26,7 @@ from macpo_data.evaluation.evaluate import (
     find_policy,
     write,
 )
-from macpo_data.generation.context import Context
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Policy
 from macpo_data.recipe import digest
 from macpo_data.schema import JUDGEMENTS, check
@@ -37,7 +37,7 @@ HINT = "1, 2 or tie"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
 
 
-def write_sheet(ctx: Context, policy: Policy, against: str, to: Path) -> Path:
+def write_sheet(ctx: RunContext, policy: Policy, against: str, to: Path) -> Path:
     """Write a sheet, and return where its key is.
 
     Raises:
@@ -74,7 +74,7 @@ def write_sheet(ctx: Context, policy: Policy, against: str, to: Path) -> Path:
     return where
 
 
-def read_sheets(ctx: Context, sheets: Sequence[Path], key_file: Path) -> Evaluation:
+def read_sheets(ctx: RunContext, sheets: Sequence[Path], key_file: Path) -> Evaluation:
     """Win rates from filled sheets, one per annotator, with their agreement.
 
     Raises:
@@ -122,7 +122,7 @@ def read_sheets(ctx: Context, sheets: Sequence[Path], key_file: Path) -> Evaluat
     return write(ctx, [policy], by, answers_of(ctx, [policy], n=1), checked, habits)
 
 
-def _pairs(ctx: Context, policy: Policy, against: str) -> tuple[pl.DataFrame, dict[str, str]]:
+def _pairs(ctx: RunContext, policy: Policy, against: str) -> tuple[pl.DataFrame, dict[str, str]]:
     """The policy's answers (a) beside the baseline's (b), and what both are made from.
 
     Of several answers to a prompt the first: people have no time for more.

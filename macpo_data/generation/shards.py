@@ -193,3 +193,12 @@ def _usage(task: Task) -> dict[str, Any]:
     cost = endpoint.cost(*tokens.values())
     failed = int((frame["finish_reason"] == "failed").sum())
     return {"usage": {**tokens, "failed": failed, **({} if cost is None else {"cost": cost})}}
+
+
+def perplexity() -> pl.Expr:
+    """Of a response with its end, as SCORES say, from SCORES and finish_reason."""
+    ended = (pl.col("finish_reason") == "stop").cast(pl.Int64)
+    tokens = pl.when(pl.col("num_tokens") > 0).then(pl.col("num_tokens") + ended)
+    logprob = pl.col("sum_logprob") + pl.when(ended == 1).then("eot_logprob").otherwise(0.0)
+    value = (-logprob / tokens).exp()
+    return pl.when(value.is_finite()).then(value)

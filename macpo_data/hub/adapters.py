@@ -15,11 +15,10 @@ import yaml
 
 from macpo_data import hf as remote
 from macpo_data.errors import HubError
-from macpo_data.generation.context import Progress
 from macpo_data.hub.index import adapters_repo
 from macpo_data.hub.push import Push, ensure, set_tag
 from macpo_data.models import base as models
-from macpo_data.models.worker import Workers
+from macpo_data.models.worker import Progress, Workers
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import MANIFEST
 

@@ -9,25 +9,12 @@ import polars as pl
 import yaml
 
 from macpo_data.hub.index import Entry, Index
-from macpo_data.methods import SHARPENING, called
+from macpo_data.methods import SHARPENING, called, methods
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAMPLE_CHARS = 400
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 MACPO = "macpo"
-METHODS = {
-    "macpo": "by weak teachers and a strong student that teach each other (MACPO)",
-    "moaa": "by a mixture of agents, which writes the fine-tuning data of round 0, and a judge who "
-    "compares the student's own answers from round 1 on (MoAA)",
-    "weak_labels": "by a weak teacher, whose answers the student imitates",
-    "spin": "by a weak teacher, whose answers stand against the student's own (SPIN)",
-    "self_rewarding": "by a student that judges its own answers (self-rewarding)",
-    SHARPENING: f"by a student that learns its likeliest answers: {SHARPENING}",
-    "rlaif": "by a student whose answers a judge compares (RLAIF)",
-    "delta": "by two weak teachers, the better one's answers against the other's (delta learning)",
-    "rlcd": "by a student that is told to answer well and badly: RLCD's pairs, without its reward "
-    "model and PPO",
-}
 
 
 def measures(pairs: pl.DataFrame) -> pl.DataFrame:
@@ -85,8 +72,7 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
     newest = default_of(index)
     entry = index[newest]
     place = repo or "PATH/OF/THIS/FOLDER"
-    named = _called(entry)
-    method = METHODS.get(named, f"by the method {named}")  # a newer macpo's
+    method = made_by(_called(entry))
     parts = [
         _metadata(index, newest, suffix),
         f"# {repo or 'Preference pairs, round by round'}\n",
@@ -104,6 +90,14 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
         _sample(entry),
     ]
     return "\n".join(parts)
+
+
+def made_by(name: str) -> str:
+    """Who made the datasets, and how; of a method of a newer macpo only its name."""
+    if name == SHARPENING:
+        return f"by a student that learns its likeliest answers: {SHARPENING}"
+    known = methods().get(name)
+    return known.by if known else f"by the method {name}"
 
 
 def _called(entry: Entry) -> str:

@@ -12,7 +12,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,6 +26,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 Report = Callable[[int, int, str], None]
+Progress = Callable[[str], AbstractContextManager[Report]]  # of what, as a person reads it
 
 
 class Worker:

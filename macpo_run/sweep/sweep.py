@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from macpo_data.errors import Interrupted, MacpoError, first_line, plain
 from macpo_data.evaluation import evaluate, gap
 from macpo_data.evaluation.evaluate import Evaluation
-from macpo_data.generation.context import Progress
+from macpo_data.models.worker import Progress
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import TRAINED, Recipe, digest
 from macpo_data.store.store import MANIFEST, atomic, write_json, write_parquet
