@@ -23,8 +23,8 @@ import polars as pl
 from benchmarks.pool import gold
 from macpo_data import gap, stats, world
 from macpo_data.errors import MacpoError
-from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import Part
 from macpo_data.show import progress
 from macpo_run.rounds import Run

@@ -19,9 +19,9 @@ from typing import Any
 import polars as pl
 
 from benchmarks.rows import row
-from macpo_data.loading import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Step
+from macpo_data.recipe.load import load_recipe
 from macpo_data.render import assemble, config_name, render_step
 from macpo_data.schema import MESSAGES, PAIRS
 from macpo_data.store import Store

@@ -20,12 +20,12 @@ import yaml
 
 from macpo_data import remote, sources
 from macpo_data.errors import HubError, StoreError, plain
-from macpo_data.loading import load_recipe
 from macpo_data.lock import Lock
 from macpo_data.methods import make_plan
 from macpo_data.models import adapter_sha256
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe, text_files
+from macpo_data.recipe.load import load_recipe
 from macpo_data.render import INDEX, Index, read_index
 from macpo_data.store import MANIFEST, Store, write_json
 

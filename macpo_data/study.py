@@ -15,8 +15,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.loading import explain, load_recipe, read_yaml
 from macpo_data.recipe import Count, Name, Recipe, Section, Seed
+from macpo_data.recipe.load import explain, load_recipe, read_yaml
 
 Settings = dict[str, Any]  # dotted key of the recipe: value
 AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed

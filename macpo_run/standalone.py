@@ -17,8 +17,8 @@ from macpo_data import models, remote, sources
 from macpo_data.context import Progress
 from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.generate import versions
-from macpo_data.loading import load_settings
 from macpo_data.recipe import Agent, TrainSettings
+from macpo_data.recipe.load import load_settings
 from macpo_data.schema import SCORES
 from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
 from macpo_data.tables import default_config, read_table

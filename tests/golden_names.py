@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from macpo_data import study
-from macpo_data.loading import load_recipe, shipped
 from macpo_data.methods import make_plan
 from macpo_data.recipe import Recipe, digest
+from macpo_data.recipe.load import load_recipe, shipped
 
 PATH = Path(__file__).parent / "golden" / "names.json"
 LISTED = ("hh_helpful", "moaa_quickstart", "quickstart")  # with all names, to see what changed

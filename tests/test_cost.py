@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from cli import app
 from macpo_data.cost import CHARS_PER_TOKEN, Ask, Sizes, judging
-from macpo_data.loading import load_recipe, shipped
 from macpo_data.methods import make_plan, method
 from macpo_data.prompts import read
 from macpo_data.recipe import Endpoint
+from macpo_data.recipe.load import load_recipe, shipped
 
 SIZES = Sizes({"d1": 10, "d2": 100, "test": 1}, 1.0, prompt=50.0, answer=30.0, note="")
 

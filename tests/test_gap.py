@@ -18,9 +18,9 @@ from macpo_data import gap, hub
 from macpo_data.errors import DataError
 from macpo_data.evaluate import Evaluation, evaluate, trained
 from macpo_data.excerpt import inline_json
-from macpo_data.loading import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Policy
+from macpo_data.recipe.load import load_recipe
 from macpo_data.report import Source, collect
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.standings import Measured, Standings, cells, notes

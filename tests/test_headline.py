@@ -21,9 +21,9 @@ from macpo_data.headline import (
     score_table,
     warnings,
 )
-from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.probe import Reading
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import PROMPTS, RESPONSES, Message
 from macpo_data.show import print_headline
 from macpo_data.verdict import State, Verdict, change, name_baseline, verdict

@@ -15,11 +15,11 @@ from cli import _source, app
 from macpo_data import card, hub, report, select
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.excerpt import Texts
-from macpo_data.loading import load_recipe
 from macpo_data.methods import SHARPENING, make_plan, name_of, spin
-from macpo_data.misfits import departures
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
+from macpo_data.recipe.load import load_recipe
+from macpo_data.recipe.rules import departures
 from macpo_data.schema import CANDIDATES, SCORES, check
 from macpo_data.study import Variant, load_study, shipped, variants
 from macpo_run.rounds import Run

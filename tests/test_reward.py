@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import cli
 from macpo_data import judge
 from macpo_data.errors import ModelError, RecipeError
-from macpo_data.loading import load_recipe
 from macpo_data.models import Base, load_classifier
 from macpo_data.recipe import Engine, Judge, Lora, RewardModel, RewardTraining, Train
+from macpo_data.recipe.load import load_recipe
 from macpo_data.reward import Scorer, accuracy, longest, one_reward, rewards, score
 from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store import Shards

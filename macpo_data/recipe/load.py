@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.misfits import misfits, unfilled, untrainable
 from macpo_data.recipe import Recipe, TrainSettings
+from macpo_data.recipe.rules import misfits, unfilled, untrainable
 
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
