@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -152,17 +152,30 @@ def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     evaluation = values.get("eval") or {}
     judges = [judge for part in (values, evaluation) if (judge := part.get("judge"))]
     rewards = [part.get("reward") for part in (values, evaluation, *judges)]
-    for speaker in [*values["agents"].values(), *rewards]:
-        named = isinstance(speaker, dict) and speaker.get("chat_template", "tokenizer")
-        if named and named not in NAMED_TEMPLATES:
-            yield speaker, "chat_template"
-    asked = [judge.get("prompts") or {} for judge in judges]
-    texts = [(section, key) for section in asked for key in section]
-    frames = values.get("framing") or {}
-    texts += [(frames, side) for side in ("positive", "negative")]
-    for section, key in [(values.get("mixture") or {}, "prompt"), *texts]:
-        if key in section and not prompts.is_own(section[key]):
-            yield section, key
+    yield from _template_files([*values["agents"].values(), *rewards])
+    yield from _prompt_files([judge.get("prompts") or {} for judge in judges])
+    mixture, framing = values.get("mixture") or {}, values.get("framing") or {}
+    yield from _prompt_files([mixture], ("prompt",))
+    yield from _prompt_files([framing], ("positive", "negative"))
+
+
+def _prompt_files(
+    sections: list[dict[str, Any]], keys: Sequence[str] | None = None
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Which of the keys, or of all keys, name a file and not one of the package's own texts."""
+    for section in sections:
+        for key in list(section) if keys is None else keys:
+            if key in section and not prompts.is_own(section[key]):
+                yield section, key
+
+
+def _template_files(speakers: list[Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Which agents and reward models, where they are sections, name a template in a file."""
+    for speaker in speakers:
+        if isinstance(speaker, dict):
+            template = speaker.get("chat_template", "tokenizer")
+            if template and template not in NAMED_TEMPLATES:
+                yield speaker, "chat_template"
 
 
 class TrainSettings(Section):
