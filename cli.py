@@ -103,7 +103,7 @@ def init(
     to: Annotated[Path, typer.Option(help="Where to write it.")] = Path("macpo.yaml"),
 ) -> None:
     """Copy a shipped recipe to ./macpo.yaml, to be edited."""
-    from macpo_data.loading import recipe_text
+    from macpo_data.recipe.load import recipe_text
 
     _, text = recipe_text(recipe)
     if to.exists():
@@ -578,8 +578,8 @@ def check(
 ) -> None:
     """Look at any preference dataset as each trainer would; exit 1 where something is wrong."""
     from macpo_data.forms import check as checks
-    from macpo_data.loading import load_settings
     from macpo_data.models.base import Base, load_chat
+    from macpo_data.recipe.load import load_settings
     from macpo_data.show import print_check
     from macpo_data.sources import overlap
     from macpo_data.sources.tables import read_table
@@ -625,7 +625,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For a program to read.")] = False,
 ) -> None:
     """Say what is installed and reachable, whether it fits together, and what mends it."""
-    from macpo_data.loading import load_recipe
+    from macpo_data.recipe.load import load_recipe
     from macpo_data.show import print_health
     from macpo_run.doctor import examine
 
@@ -676,7 +676,7 @@ def clean(
 
 
 def _open(recipe: str | None, runs: Path, sets: list[str] | None) -> Run:
-    from macpo_data.loading import load_recipe
+    from macpo_data.recipe.load import load_recipe
     from macpo_data.show import progress
     from macpo_run.rounds import Run
 
@@ -694,7 +694,7 @@ def _open_to_make(recipe: str | None, runs: Path, sets: list[str] | None) -> Run
 
 
 def _warn_of_departures(recipe: Recipe, whose: str = "") -> None:
-    from macpo_data.misfits import departures
+    from macpo_data.recipe.rules import departures
 
     if settings := departures(recipe):
         _say_aside(

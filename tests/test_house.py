@@ -23,8 +23,6 @@ ARROWS = {
     "signs": "text",
     "recipe": "prompts schema world",
     "models": "recipe schema world",
-    "misfits": "models prompts recipe",
-    "loading": "misfits recipe",
     "engines": "models recipe schema",
     "sources": "hf models recipe schema text world",
     "plan": "recipe",
@@ -35,14 +33,13 @@ ARROWS = {
     "evaluation": "generation plan recipe schema signs sources stats store text world",
     "forms": "hf recipe schema sources text",
     "report": "evaluation hf methods plan recipe schema sources store text versions",
-    "hub": "forms generation hf loading methods models plan prompts recipe schema sources store "
-    "versions",
+    "hub": "forms generation hf methods models plan prompts recipe schema sources store versions",
     "macpo_train": "models recipe schema signs world",
-    "macpo_run": "engines evaluation forms generation hf hub loading macpo_train methods models "
+    "macpo_run": "engines evaluation forms generation hf hub macpo_train methods models "
     "plan recipe report schema signs sources stats store text versions world",
     "show": "evaluation forms generation macpo_run models plan recipe report",
 }
-TRAINER = 14  # modules of macpo_data in the trainer's closure, at most
+TRAINER = 21  # modules of macpo_data in the trainer's closure, at most
 
 
 def modules() -> dict[str, Path]:

@@ -16,11 +16,11 @@ from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.generation import select
 from macpo_data.hub import card
 from macpo_data.hub import push as hub
-from macpo_data.loading import load_recipe
 from macpo_data.methods import SHARPENING, make_plan, methods, name_of, spin
-from macpo_data.misfits import departures
 from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
+from macpo_data.recipe.load import load_recipe
+from macpo_data.recipe.rules import departures
 from macpo_data.report import collect as report
 from macpo_data.report.sample import Texts
 from macpo_data.schema import CANDIDATES, SCORES, check

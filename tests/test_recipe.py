@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.loading import load_recipe, recipe_text, shipped
 from macpo_data.recipe import Recipe
+from macpo_data.recipe.load import load_recipe, recipe_text, shipped
 from macpo_data.world.world import BASES
 
 PAPER = ("hh_helpful", "hh_harmless", "pku_saferlhf")
@@ -263,7 +263,8 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         "train.warmup",
     }
     assert sorted(p.split(": ")[0] for p in found) == sorted(begins)
-    assert "sed: unknown key" in found
+    assert "sed: unknown key (did you mean seed?)" in found
+    assert "agents.s.temprature: unknown key" in found
     assert "agents: 2 agents with role student, 1 is needed" in found
     assert any(p.startswith("run: a name has only letters") for p in found)
 
@@ -277,7 +278,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ({"labeller": "s"}, "labeller: 's' is no teacher"),
         ({"labeller": "x"}, "labeller: 'x' is no teacher"),
         ({"data": {"source": "hh_rlhf"}}, "no path for d1, d2, test"),
-        ({"data": {"source": "hh"}}, "data: "),
+        ({"data": {"source": "hh"}}, "data.source: input should be one of 'world', 'hh_rlhf', "),
         ({"data": {"path": "x"}}, "data: "),
         (
             {"data": {"source": "pku_saferlhf", "path": "x", "preference": "nicer"}},
@@ -321,7 +322,16 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
         ("a..b=1", "write it as key.key=value"),
         ("run.x=1", "run is not a section"),
         ("dpo.beta=[", "not valid YAML"),
-        ("dpo.betta=1", "dpo.betta: unknown key"),
+        ("dpo.betta=1", "dpo.betta: unknown key (did you mean beta?)"),
+        ("dpo.nothing_like_it=1", "dpo.nothing_like_it: unknown key"),
+        ("data.label_nose=1", "data.label_nose: unknown key (did you mean label_noise?)"),
+        ("data.columns={}", "data.columns: unknown key"),
+        ("agents.t.lr_scal=1", "agents.t.lr_scal: unknown key (did you mean lr_scale?)"),
+        ("engine.vllm.memry=1", "engine.vllm.memry: unknown key (did you mean memory?)"),
+        ("eval.judge={kin: gold}", "eval.judge.kin: unknown key (did you mean kind?)"),
+        ("dpo.loss=hing", "or 'none' (did you mean hinge?)"),
+        ("data.source=wrld", "'pairs' (did you mean world?)"),
+        ("eval.judge.kind=glod", "or 'points' (did you mean gold?)"),
         ("dpo.beta=strong", "dpo.beta: "),
         ("agents.t=null", "agents: no agent with role teacher"),
     ],

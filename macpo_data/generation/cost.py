@@ -15,12 +15,13 @@ from typing import Any
 import polars as pl
 
 from macpo_data.generation.context import Context, RoundData
-from macpo_data.models.base import WORLD, Base, is_folder
+from macpo_data.models.base import Base, is_folder
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe import Endpoint, Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import PROMPTS, SAMPLES, Message, Part, check, empty, prompt_id
 from macpo_data.sources import sources
 from macpo_data.store.store import Store
+from macpo_data.world.named import WORLD
 
 CHARS_PER_TOKEN = 4.0
 UNKNOWN_CHARS = 800  # of a prompt, where the data is not on this machine yet

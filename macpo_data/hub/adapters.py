@@ -17,10 +17,10 @@ from macpo_data import hf as remote
 from macpo_data.errors import HubError
 from macpo_data.hub.index import adapters_repo
 from macpo_data.hub.push import Push, ensure, set_tag
-from macpo_data.models import base as models
 from macpo_data.models.worker import Progress, Workers
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import MANIFEST
+from macpo_data.world.named import WORLD
 
 INDEX = "adapters.json"
 TRIES = 5
@@ -122,7 +122,7 @@ def _card(push: Push, repo: str, index: dict[str, dict[str, Any]]) -> str:
 
 def _metadata(push: Push, bases: list[str], relation: str) -> str:
     # What is no Hub id is no base that the Hub could link to.
-    on_hub = [b for b in bases if "/" in b and not b.startswith((".", "/", "~", models.WORLD))]
+    on_hub = [b for b in bases if "/" in b and not b.startswith((".", "/", "~", WORLD))]
     values: dict[str, Any] = {"library_name": "peft" if relation == "adapter" else "transformers"}
     if on_hub:
         values |= {"base_model": on_hub, "base_model_relation": relation}

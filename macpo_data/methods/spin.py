@@ -2,7 +2,7 @@
 
 The chosen ones are what it was fine-tuned on: here the weak labels, as noisy as in round 0. The
 paper's opponent is the policy before, and so is its reference; its loss is the logistic one on
-pairs alone: dpo.reference=previous, dpo.gamma=0, dpo.loss=sigmoid. `misfits.departures` names what
+pairs alone: dpo.reference=previous, dpo.gamma=0, dpo.loss=sigmoid. `rules.departures` names what
 is otherwise. From its second iteration on the paper also trains on the pairs of the one before:
 spin.earlier_pairs.
 """

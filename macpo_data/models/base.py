@@ -16,12 +16,11 @@ from macpo_data.errors import ModelError, first_line
 from macpo_data.models.chat import Chat, make_chat
 from macpo_data.recipe import Agent, digest
 from macpo_data.world import world
+from macpo_data.world.named import WORLD, check_world_base
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-WORLD = "world:"
 
 
 @dataclass(frozen=True)
@@ -47,24 +46,6 @@ class Base:
 
 # All endpoints together: one engine asks them side by side.
 ENDPOINTS = Base("endpoints", None)
-
-
-def check_world_base(base: str) -> None:
-    """Refuse a world base that does not exist.
-
-    Raises:
-        ModelError: there is no such base.
-    """
-    if not base.startswith(WORLD):
-        return
-    try:
-        world.base_spec(base.removeprefix(WORLD))
-    except KeyError:
-        names = ", ".join(WORLD + n for n in world.BASES)
-        raise ModelError(
-            f"no base {base}; the embedded world has {names}, and of each others with another seed "
-            f"of pretraining, such as {WORLD}weak-a/1"
-        ) from None
 
 
 def resolve(agent: Agent) -> str | None:

@@ -15,8 +15,9 @@ import yaml
 from pydantic import Field, ValidationError
 
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.loading import explain, load_recipe, read_yaml
 from macpo_data.recipe import Count, Name, Recipe, Section, Seed
+from macpo_data.recipe.explain import explain
+from macpo_data.recipe.load import load_recipe, read_yaml
 
 Settings = dict[str, Any]  # dotted key of the recipe: value
 AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed
@@ -70,7 +71,7 @@ def load_study(study: str | None, changes: dict[str, Any]) -> Study:
     except RecipeError as error:
         problems = error.problems
     except ValidationError as error:
-        problems = explain(error)
+        problems = explain(error, Study)
     raise MacpoError(f"{f'study {study}' if study else 'sweep'}: {'; '.join(problems)}") from None
 
 

@@ -13,8 +13,9 @@ import yaml
 from pydantic import ValidationError
 
 from macpo_data.errors import MacpoError, RecipeError
-from macpo_data.misfits import misfits, unfilled, untrainable
 from macpo_data.recipe import Recipe, TrainSettings
+from macpo_data.recipe.explain import explain
+from macpo_data.recipe.rules import conflicts, unfilled, untrainable
 
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
@@ -36,7 +37,7 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
         try:
             settings = TrainSettings.model_validate(values)
         except ValidationError as error:
-            problems = explain(error) + problems
+            problems = explain(error, TrainSettings) + problems
     if problems:
         raise RecipeError("--set", problems)
     return settings
@@ -135,13 +136,19 @@ def load_recipe(
         raise RecipeError(source, problems)
     if isinstance(values.get("agents"), dict):  # null takes one out
         values["agents"] = {k: v for k, v in values["agents"].items() if v is not None}
+    return _validate(source, values)
+
+
+def _validate(source: str, values: dict[str, Any]) -> Recipe:
+    """Check raw values, each by itself and against each other."""
     try:
-        loaded = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(source, explain(error) + misfits(values)) from None
-    if problems := misfits(values) + unfilled(loaded):
+        problems = explain(error, Recipe) + conflicts(values)
+        raise RecipeError(source, problems) from None
+    if problems := conflicts(values) + unfilled(recipe):
         raise RecipeError(source, problems)
-    return loaded
+    return recipe
 
 
 def _apply(values: dict[str, Any], setting: str) -> str | None:
@@ -169,26 +176,3 @@ def _lay(values: dict[str, Any], path: str, value: Any) -> str | None:
         at = child
     at[last] = deepcopy(value)
     return None
-
-
-def explain(error: ValidationError) -> list[str]:
-    """Say each mistake in one phrase that begins with its dotted path."""
-    said = []
-    for problem in error.errors():
-        loc = [str(p) for p in problem["loc"]]
-        if loc[0] == "data" and len(loc) > 2:
-            del loc[1]  # the discriminator, which is part of pydantic's path and not of the user's
-        # Neither do people know of the kinds between which pydantic chose.
-        path = ".".join(p for p in loc if p != "[key]" and not re.search(r"[\[\]]|constrained", p))
-        if problem["type"] == "extra_forbidden":
-            said.append(f"{path}: unknown key")
-        elif problem["type"] == "missing":
-            said.append(f"{path}: missing")
-        elif problem["type"] == "string_pattern_mismatch":
-            said.append(f"{path}: a name has only letters, digits, _ and -")
-        elif problem["type"] == "value_error":
-            message = problem["msg"].removeprefix("Value error, ")
-            said += [f"{path}: {m}" if path else m for m in message.split("\n")]
-        else:
-            said.append(f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
-    return said
