@@ -33,7 +33,8 @@ ARROWS = {
     "evaluation": "generation plan recipe schema signs sources stats store text world",
     "forms": "hf recipe schema sources text",
     "report": "evaluation hf methods plan recipe schema sources store text versions",
-    "hub": "forms generation hf methods models plan prompts recipe schema sources store versions",
+    "hub": "forms generation hf methods models plan prompts recipe schema sources store "
+    "versions world",
     "macpo_train": "models recipe schema signs world",
     "macpo_run": "engines evaluation forms generation hf hub macpo_train methods models "
     "plan recipe report schema signs sources stats store text versions world",
