@@ -30,6 +30,7 @@ from macpo_data.generation import select
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe import TRAINED, RewardModel
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 
 JUDGES = {"gold": "gold", "reward": "reward model", "likelihood": "likelihood"}
@@ -61,7 +62,7 @@ def mixing(run: Run) -> dict[str, Row]:
         )
     for round_ in (0, 1):
         run.finish_round(round_)
-    run.train_reward()
+    train_reward(run)
     return {
         **first_stage(run),
         "Round 1: the student's answers to D2": second_stage(run),

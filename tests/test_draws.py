@@ -20,6 +20,7 @@ from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
 from macpo_data.show import print_evaluation
+from macpo_run.exporting import export
 
 THREE = "eval.sampling={temperature: 0.7, n: 3}"
 STUDENT = Policy("student", "positive", 0)
@@ -147,7 +148,7 @@ def test_what_was_answered_otherwise_stands_in_another_table(open_run: OpenRun) 
 def test_people_read_the_first_answers(open_run: OpenRun, tmp_path: Path) -> None:
     run = everything(open_run("rounds=0", THREE))
     sheet = tmp_path / "sheet.csv"
-    run.export("human", [STUDENT], "student-base", None, sheet)
+    export(run, "human", [STUDENT], "student-base", None, sheet)
     rows = list(csv.DictReader(io.StringIO(sheet.read_text("utf-8-sig"))))
     first = answers_of(run.context(), [STUDENT, Policy("student")]).filter(draw=0)
     assert len(rows) == 6

@@ -22,6 +22,7 @@ from macpo_data.generation import judge
 from macpo_data.plan import Policy
 from macpo_data.world import world
 from macpo_run.cleaning import unreachable
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 
 
@@ -154,7 +155,7 @@ def test_a_retrained_reward_model_is_another_judge(open_run: OpenRun) -> None:
     for epochs in (1, 2):
         settings = "eval.judge={kind: reward, reward: trained}", f"reward.epochs={epochs}"
         run = everything(open_run("rounds=0", *settings))
-        run.train_reward()
+        train_reward(run)
         found.append(run.evaluate([Policy("student", "positive", 0)], against="student-base"))
     assert found[0].paths != found[1].paths
     assert set(found[0].table.filter(measure="win")["by"]) == {"reward judge trained"}
@@ -164,7 +165,7 @@ def test_a_retrained_reward_model_is_another_judge(open_run: OpenRun) -> None:
 
 def test_redo_mends_rewards_of_a_model_that_was_trained_anew(open_run: OpenRun) -> None:
     run = everything(open_run("rounds=0", "eval.reward=trained"))
-    run.train_reward()
+    train_reward(run)
     one = [Policy("student", "positive", 0)]
     run.evaluate(one)
     name = run.plan.reward_name

@@ -26,6 +26,7 @@ from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store.store import Shards
 from macpo_run.cleaning import unreachable
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_train.job import Job
 from macpo_train.reward import classifier as new_classifier
@@ -272,12 +273,12 @@ def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, full:
     path.write_text(yaml.safe_dump(values))
     recipe = load_recipe(str(path), ["eval.reward=trained"])
     with Run(recipe, tmp_path / "runs", no_progress, lambda line: None) as run:
-        folder = run.train_reward()
+        folder = train_reward(run)
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["held_out_pairs"] == 40
         assert manifest["held_out_accuracy"]["low"] > 0.5
         assert manifest["history"][-1]["loss"] < manifest["history"][0]["loss"]
-        assert run.train_reward() == folder
+        assert train_reward(run) == folder
         test = run.context().prompts("test")
         scores = [
             run.context().rewards(

@@ -19,6 +19,7 @@ from macpo_data.models.worker import Progress
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import TRAINED, Recipe, digest
 from macpo_data.store.store import MANIFEST, atomic, write_json, write_parquet
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.sweep.standings import MADE, Measured, Standings, markdown, plot
 from macpo_run.sweep.study import Study, Variant
@@ -224,7 +225,7 @@ class Sweep:
         policies = self._measured(run, made)
         model = run.recipe.eval.reward
         if policies and model and model.model == TRAINED:
-            run.train_reward()
+            train_reward(run)
         return run.evaluate(policies) if policies else None
 
     def _measured(self, run: Run, policies: list[Policy]) -> list[Policy]:
