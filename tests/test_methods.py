@@ -11,7 +11,7 @@ import pytest
 from conftest import OpenRun
 from typer.testing import CliRunner
 
-from cli import _source, app
+from macpo.cli import _source, app
 from macpo_data import card, hub, report, select
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.excerpt import Texts

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
 from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
+from macpo_data.shipped import recipes_folder
 from macpo_data.show import print_sweep
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
@@ -538,7 +538,7 @@ def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     sweep = Sweep(study, variants(study), tmp_path, no_progress, lambda line: None)
     plan = sweep.outline()
     assert 0 < plan.todo == plan.distinct and not sweep.twins()
-    text = (resources.files("recipes") / "studies" / f"{name}.yaml").read_text("utf-8")
+    text = (recipes_folder() / "studies" / f"{name}.yaml").read_text("utf-8")
     lines = text.splitlines()
     assert f"#     macpo sweep {name}" in lines
     keys = list(block_keys(yaml.compose(text)))
