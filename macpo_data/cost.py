@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -43,11 +43,17 @@ class Sizes:
         return min(self.answer or sampling.max_new_tokens / 2, sampling.max_new_tokens)
 
 
+# An answer that other steps of the round may ask for as well and that is then made once; one of a
+# layer of a mixture; a reading of answers; a question about answers to the recipe's judge.
+Kind = Literal["write", "layer", "score", "judge"]
+
+
 @dataclass(frozen=True)
 class Ask:
     """Calls of one kind to one agent."""
 
-    what: str
+    kind: Kind
+    what: str  # for a person to read
     agent: str
     prompts: int
     calls: float  # for each prompt
@@ -69,10 +75,11 @@ def writing(
     told: float,
     out: Sampling,
     sizes: Sizes,
+    kind: Kind = "write",
 ) -> list[Ask]:
     """What these agents write, each to every prompt."""
     written = sizes.written(out)
-    return [Ask(what, a, prompts, calls, told, written, out.max_new_tokens) for a in agents]
+    return [Ask(kind, what, a, prompts, calls, told, written, out.max_new_tokens) for a in agents]
 
 
 def mixing(mixture: Mixture, prompts: int, turns: float, sizes: Sizes) -> list[Ask]:
@@ -80,7 +87,7 @@ def mixing(mixture: Mixture, prompts: int, turns: float, sizes: Sizes) -> list[A
     found, told = [], sizes.prompt
     for layer, agents in enumerate(mixture.layers):
         what = f"layer {layer + 1}"
-        found += writing(what, agents, prompts, turns, told, mixture.sampling, sizes)
+        found += writing(what, agents, prompts, turns, told, mixture.sampling, sizes, "layer")
         heard = len(agents) * sizes.written(mixture.sampling)
         told = sizes.prompt + len(read(mixture.prompt)) / CHARS_PER_TOKEN + heard
     return found
@@ -89,7 +96,7 @@ def mixing(mixture: Mixture, prompts: int, turns: float, sizes: Sizes) -> list[A
 def scoring(agent: str, prompts: int, answers: float, recipe: Recipe, sizes: Sizes) -> Ask:
     """The reading of answers under a policy, which writes nothing."""
     told = sizes.prompt + sizes.written(recipe.sampling)
-    return Ask("score", agent, prompts, answers, told, 0.0, 0.0)
+    return Ask("score", "score", agent, prompts, answers, told, 0.0, 0.0)
 
 
 def judging(
@@ -120,7 +127,7 @@ def judging(
         what: str, agent: str, calls: float, prompt: str, more: float = 0.0, shown: int = 2
     ) -> Ask:
         told = len(read(prompt)) / CHARS_PER_TOKEN + sizes.prompt + shown * answer + more
-        return Ask(f"judge: {what}", agent, prompts, calls, told, out, most)
+        return Ask("judge", f"judge: {what}", agent, prompts, calls, told, out, most)
 
     if judge.kind == "points":
         calls = n * turns * judge.sampling.n

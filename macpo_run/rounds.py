@@ -52,12 +52,29 @@ class Run:
     """A recipe with its plan and store, and the processes that work for it."""
 
     def __init__(
-        self, recipe: Recipe, runs: Path, progress: Progress, say: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        runs: Path,
+        progress: Progress,
+        say: Callable[[str], None],
+        *,
+        label: str | None = None,
+        options: str = "",
     ) -> None:
-        """Nothing is read or started yet."""
+        """Nothing is read or started yet.
+
+        Args:
+            recipe: what is to be made.
+            runs: the folder of all runs.
+            progress: shows how far a long piece of work is.
+            say: prints a line that is no part of a result.
+            label: the run's name on a page of several; by default that of its folder.
+            options: those of the command line that lead to this run, for the next command; they
+                begin with a blank where there are any.
+        """
         self.recipe = recipe
-        self.label = recipe.run  # its name on a page of several
-        self.said = ""  # the options that made this run, for the next command
+        self.label = label or recipe.run
+        self.options = options
         self.plan: Plan = make_plan(recipe)
         self.store = Store(runs / recipe.run, say)
         self._shown = progress

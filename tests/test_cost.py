@@ -10,7 +10,7 @@ import yaml
 from conftest import RECIPE
 from typer.testing import CliRunner
 
-from cli import app
+from macpo.cli import app
 from macpo_data.cost import CHARS_PER_TOKEN, Ask, Sizes, judging
 from macpo_data.loading import load_recipe, shipped
 from macpo_data.methods import make_plan, method
@@ -69,7 +69,7 @@ def test_layers_and_money() -> None:
     server = Endpoint(base_url="http://x", model="m", price_in=2.0, price_out=6.0)
     money = [found[0].money(server, out) for out in (found[0].tokens_out, found[0].most_out)]
     assert money == pytest.approx([0.0028, 0.12388])
-    assert Ask("", "", 1, 1, 1, 1, 1).money(None, 1) is None
+    assert Ask("write", "", "", 1, 1, 1, 1, 1).money(None, 1) is None
 
 
 def test_the_best_of_each_turn() -> None:
