@@ -26,8 +26,8 @@ from macpo_data.errors import MacpoError
 from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.schema import Part
-from macpo_data.show import progress
 from macpo_run.rounds import Run
+from macpo_run.terminal.progress import progress
 
 RIGHT = 0.9
 ALL = "all"

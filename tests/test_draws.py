@@ -17,9 +17,9 @@ from macpo_data.evaluate import _table, answers_of, beside, evaluate, latest
 from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
-from macpo_data.show import print_evaluation
 from macpo_data.signs import of_evaluation
 from macpo_data.verdict import change
+from macpo_run.terminal.scores import print_evaluation
 
 THREE = "eval.sampling={temperature: 0.7, n: 3}"
 STUDENT = Policy("student", "positive", 0)

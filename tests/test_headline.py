@@ -25,8 +25,8 @@ from macpo_data.loading import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.probe import Reading
 from macpo_data.schema import PROMPTS, RESPONSES, Message
-from macpo_data.show import print_headline
 from macpo_data.verdict import State, Verdict, change, name_baseline, verdict
+from macpo_run.terminal.headline import print_headline
 
 PAPER = (
     "positive", "negative", "twin", "D1", "D2", "gold", "PGR", "perplexity", "chosen", "rejected",

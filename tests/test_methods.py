@@ -11,7 +11,7 @@ import pytest
 from conftest import OpenRun
 from typer.testing import CliRunner
 
-from macpo.cli import _source, app
+from macpo.cli import app
 from macpo_data import card, hub, report, select
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.excerpt import Texts
@@ -22,6 +22,7 @@ from macpo_data.plan import Policy
 from macpo_data.recipe import Recipe, Select
 from macpo_data.schema import CANDIDATES, SCORES, check
 from macpo_data.study import Variant, load_study, shipped, variants
+from macpo_run.commands.looking import source
 from macpo_run.rounds import Run
 
 JUDGED = ["sampling.n=3", "judge.kind=likelihood", "judge.agent=teacher2"]
@@ -501,7 +502,7 @@ def test_self_rewarding_by_likelihood_is_called_sharpening(
     points = "judge={kind: points, agent: student, sampling: {temperature: 0, max_new_tokens: 99}}"
     for sets, name in (SELF, SHARPENING), (["sampling.n=3", points], "self_rewarding"):
         run = finish(open_run("method=self_rewarding", *sets))
-        assert report._recipe(_source(run), Texts())[0]["method"] == name
+        assert report._recipe(source(run), Texts())[0]["method"] == name
         (gen,) = run.select("gen", 1)
         push = hub.Push(run.plan, run.store, [gen], "round-1", None, False, "mit")
         hub.push_to_folder(push, tmp_path / name)

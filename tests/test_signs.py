@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli import app
+from macpo.cli import app
 from macpo_data.diversity import TEXTS, WORDS, distinct, overlap, sample, self_bleu
 from macpo_data.evaluate import evaluate, trained
 from macpo_data.report import Source, collect

@@ -28,11 +28,11 @@ from macpo_data.evaluate import Evaluation
 from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.shipped import recipes_folder
-from macpo_data.show import print_sweep
 from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
 from macpo_run.cleaning import unreachable
 from macpo_run.sweeps import Sweep, about, recorded, said, write
+from macpo_run.terminal.sweeps import print_sweep
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0)
 OpenSweep = Callable[..., Sweep]
@@ -96,7 +96,7 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
         "--seeds",
         "3,",
     ]
-    command = [sys.executable, "-m", "cli", *args, "--set", "engine.name=fake", "--runs"]
+    command = [sys.executable, "-m", "macpo", *args, "--set", "engine.name=fake", "--runs"]
     assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
     whole, killed = tmp_path / "whole" / "test", tmp_path / "killed" / "test"
     total = len(made(whole))
@@ -362,7 +362,7 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
 def test_a_mistake_is_one_line(
     args: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    import cli
+    from macpo import cli
 
     monkeypatch.chdir(tmp_path)
     Path("bell.yaml").write_text(r'variants: {"a\nb": {}, b: {}}')
