@@ -25,8 +25,8 @@ from benchmarks.rows import row
 from macpo_data.generation import mixture
 from macpo_data.recipe import Recipe
 from macpo_data.schema import MESSAGES
-from macpo_data.show import progress
 from macpo_run.rounds import Run
+from macpo_run.terminal.progress import progress
 
 SLOTS = 32  # of each model
 FAULTS = ("429=0.005", "500=0.01", "garbage=0.005")

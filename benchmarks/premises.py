@@ -27,9 +27,9 @@ from macpo_data.evaluation import gap
 from macpo_data.plan import Policy
 from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import Part
-from macpo_data.show import progress
 from macpo_data.world import world
 from macpo_run.rounds import Run
+from macpo_run.terminal.progress import progress
 
 RIGHT = 0.9
 ALL = "all"

@@ -15,9 +15,9 @@ from macpo_data.recipe.load import load_recipe
 from macpo_data.report.collect import Source, collect
 from macpo_data.report.page import page
 from macpo_data.schema import prompt_id
-from macpo_data.show import progress
 from macpo_data.store.store import write_parquet
 from macpo_run.rounds import Run
+from macpo_run.terminal.progress import progress
 
 CHROMIUM = "chromium"
 PAIRS = 5000

@@ -23,9 +23,9 @@ from benchmarks.models import DATA, llama, tokenizer
 from macpo_data import stats
 from macpo_data.generation.reward_model import accuracy
 from macpo_data.recipe.load import load_recipe
-from macpo_data.show import progress
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
+from macpo_run.terminal.progress import progress
 
 FILES = {part: str(DATA / f"hh_harmless_{part}.parquet") for part in ("d1", "d2", "test")}
 

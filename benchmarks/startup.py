@@ -17,8 +17,8 @@ def main() -> None:
     found = {}
     for name, args in {
         "python -c pass": ["-c", "pass"],
-        "macpo --help": ["-m", "cli", "--help"],
-        "macpo status": ["-m", "cli", "status", "--recipe", "quickstart"],
+        "macpo --help": ["-m", "macpo", "--help"],
+        "macpo status": ["-m", "macpo", "status", "--recipe", "quickstart"],
     }.items():
         run(*args)
         found[name] = seconds(lambda args=args: run(*args), 11)  # type: ignore[misc]

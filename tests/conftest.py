@@ -169,7 +169,7 @@ def macpo(tmp_path: Path) -> Macpo:
     def call(*args: str | Path, fake: bool = False) -> subprocess.CompletedProcess[str]:
         extra = ["--set", "engine.name=fake"] if fake else []
         return subprocess.run(
-            [sys.executable, "-m", "cli", *map(str, args), *extra],
+            [sys.executable, "-m", "macpo", *map(str, args), *extra],
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -39,7 +39,7 @@ def test_import_boundaries() -> None:
     ]
     names = [n.replace("/", ".").removesuffix(".__init__") for n in everything]
     assert loaded_by("import " + ", ".join(names)) == set()
-    assert loaded_by("import cli, macpo_run.rounds") == set()
+    assert loaded_by("import macpo.cli, macpo_run.rounds") == set()
     assert "macpo_train" not in loaded_by(
         "import macpo_data.generation.context, macpo_data.methods.macpo"
     )
@@ -176,7 +176,7 @@ def test_bad_data_is_one_line(macpo: Macpo, recipe_file: Path, tmp_path: Path) -
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, recipe_file: Path) -> None:
     """The kernel refuses to let files grow, as it does on a disk that is full."""
-    args = [sys.executable, "-m", "cli", "run", "--round", "0", "-r", str(recipe_file)]
+    args = [sys.executable, "-m", "macpo", "run", "--round", "0", "-r", str(recipe_file)]
     args += ["--set", "engine.name=fake"]
 
     def small() -> None:
@@ -210,7 +210,8 @@ def test_hostile_text_stays_text(macpo: Macpo, tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     """Only a person's mistakes are one line."""
-    code = "import cli, macpo_data.recipe.load as r\nr.load_recipe = lambda *a: 1 / 0\ncli.main()"
+    code = "from macpo import cli\nimport macpo_data.recipe.load as r\n"
+    code += "r.load_recipe = lambda *a: 1 / 0\ncli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "status"],
         cwd=tmp_path,
@@ -237,7 +238,7 @@ def test_a_command_off_the_path_is_named_by_its_own(tmp_path: Path) -> None:
     """As after `make demo`, whose environment is not active."""
     own = tmp_path / "bin" / "macpo"
     own.parent.mkdir()
-    own.write_text(f"#!{sys.executable}\nfrom cli import main\nmain()\n")
+    own.write_text(f"#!{sys.executable}\nfrom macpo.cli import main\nmain()\n")
     own.chmod(0o755)
 
     def last_line(path: str) -> str:
@@ -251,7 +252,7 @@ def test_a_command_off_the_path_is_named_by_its_own(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_says_what_stays(tmp_path: Path, recipe_file: Path) -> None:
-    args = [sys.executable, "-m", "cli", "run", "--until", "1", "-r", str(recipe_file)]
+    args = [sys.executable, "-m", "macpo", "run", "--until", "1", "-r", str(recipe_file)]
     process = subprocess.Popen(
         [*args, "--set", "engine.name=fake", "--set", "data.d2.count=800"],
         cwd=tmp_path,

@@ -33,7 +33,7 @@ def test_trl_trains_two_steps_from_the_folder_and_from_the_hub(
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    macpo: list[str | Path] = [sys.executable, "-m", "cli"]
+    macpo: list[str | Path] = [sys.executable, "-m", "macpo"]
     run(*macpo, "run", "--until", "1")
     run(*macpo, "push", "--round", "1", "--learner", "student", "--to", "tree")
     trl: list[str | Path] = [

@@ -10,7 +10,7 @@ import yaml
 from conftest import RECIPE
 from typer.testing import CliRunner
 
-from cli import app
+from macpo.cli import app
 from macpo_data.generation.cost import CHARS_PER_TOKEN, Ask, Sizes, count, made_up
 from macpo_data.methods import make_plan, method
 from macpo_data.plan import Step
@@ -41,7 +41,7 @@ def asked(name: str, tmp_path: Path, *sets: str, turns: int = 1) -> list[Ask]:
 
 
 def judging(asks: list[Ask]) -> dict[str, float]:
-    return {f"{ask.what} {ask.agent}": ask.calls for ask in asks if ask.judges}
+    return {f"{ask.what} {ask.agent}": ask.calls for ask in asks if ask.kind == "judge"}
 
 
 def test_the_paper_asks_ninety_times(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_fewer_calls(sets: list[str], expected: float, tmp_path: Path) -> None:
 def test_points_are_given_to_each_answer_once(tmp_path: Path) -> None:
     """Five answers in three draws are 15 calls of a prompt, our text and one answer each."""
     sets = ["judge.kind=points", "judge.sampling.n=3", "judge.sampling.temperature=1", "rounds=1"]
-    (ask,) = [ask for ask in asked("moaa_llama", tmp_path, *sets) if ask.judges]
+    (ask,) = [ask for ask in asked("moaa_llama", tmp_path, *sets) if ask.kind == "judge"]
     assert (ask.what, ask.agent, ask.calls) == ("judge-points", "qwen2_72b", 15)
     assert ask.tokens_in == pytest.approx(50 + 30 + len(read("points")) / CHARS_PER_TOKEN, rel=0.03)
 
@@ -86,7 +86,7 @@ def test_layers_and_money(tmp_path: Path) -> None:
     server = Endpoint(base_url="http://x", model="m", price_in=2.0, price_out=6.0)
     money = [asks[0].money(server, out) for out in (asks[0].tokens_out, asks[0].most_out)]
     assert money == pytest.approx([0.028, 1.2388])
-    assert Ask("", "", 1, 1, 1, 1, 1).money(None, 1) is None
+    assert Ask("write", "", "", 1, 1, 1, 1, 1).money(None, 1) is None
 
 
 def test_the_best_of_each_turn(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from macpo_data.evaluation.verdict import change
 from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
-from macpo_data.show import print_evaluation
 from macpo_run.exporting import export
+from macpo_run.terminal.scores import print_evaluation
 
 THREE = "eval.sampling={temperature: 0.7, n: 3}"
 STUDENT = Policy("student", "positive", 0)

@@ -491,7 +491,7 @@ def moaa(tmp_path: Path, server: Scripted, **endpoint: Any) -> list[str]:
         "engine": {"shard_size": 8},
     }
     (tmp_path / "moaa.yaml").write_text(yaml.safe_dump(values))
-    return [sys.executable, "-m", "cli", "gen", "--round", "0", "-r", str(tmp_path / "moaa.yaml")]
+    return [sys.executable, "-m", "macpo", "gen", "--round", "0", "-r", str(tmp_path / "moaa.yaml")]
 
 
 def written(tmp_path: Path) -> bytes:

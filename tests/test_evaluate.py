@@ -15,7 +15,7 @@ from openai_server import serve
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from macpo_data import show, stats
+from macpo_data import stats
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.evaluation.evaluate import choose, evaluate, latest, trained
 from macpo_data.generation import judge
@@ -24,6 +24,8 @@ from macpo_data.world import world
 from macpo_run.cleaning import unreachable
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
+from macpo_run.terminal.scores import print_evaluation
+from macpo_run.terminal.text import interval
 
 
 def everything(run: Run) -> Run:
@@ -216,14 +218,14 @@ def test_who_is_stale_is_said(open_run: OpenRun) -> None:
     [(10.25, 20.4, "[10.25,20.40]"), (-10.55, -0.5, "[-10.55,-.50]"), (0.2, 0.75, "[.20,.75]")],
 )
 def test_an_interval_in_the_terminal(low: float, high: float, shown: str) -> None:
-    assert show._interval({"mean": 1.0, "low": low, "high": high}) == f"1.000 {shown}"
+    assert interval({"mean": 1.0, "low": low, "high": high}) == f"1.000 {shown}"
 
 
 def test_of_one_prompt_there_is_no_interval(
     open_run: OpenRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = everything(open_run("rounds=0", "data.test.count=1"))
-    show.print_evaluation(run.evaluate([Policy("student", "positive", 0)], "chosen"))
+    print_evaluation(run.evaluate([Policy("student", "positive", 0)], "chosen"))
     said = capsys.readouterr().out
     assert said.count("[none]") == 3 and "nan" not in said  # gold, win, LC win
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import serve
 
-import cli
+from macpo import cli
 from macpo_data import stats
 from macpo_data.errors import DataError, MacpoError
 from macpo_data.evaluation import sheets

@@ -13,7 +13,7 @@ from conftest import OpenRun, no_progress
 from test_evaluate import everything
 from typer.testing import CliRunner
 
-from cli import app
+from macpo.cli import app
 from macpo_data.errors import DataError
 from macpo_data.evaluation import gap
 from macpo_data.evaluation.evaluate import Evaluation, evaluate, trained

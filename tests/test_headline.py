@@ -26,7 +26,7 @@ from macpo_data.evaluation.verdict import State, Verdict, change, name_baseline,
 from macpo_data.plan import Policy
 from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import PROMPTS, RESPONSES, Message
-from macpo_data.show import print_headline
+from macpo_run.terminal.headline import print_headline
 
 PAPER = (
     "positive", "negative", "twin", "D1", "D2", "gold", "PGR", "perplexity", "chosen", "rejected",

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("macpo_data", "macpo_run", "macpo_train")
+PACKAGES = ("macpo", "macpo_data", "macpo_run", "macpo_train")
 
 # A room is a folder of macpo_data, a module that stands beside the folders, or another package.
 # Each with what it may import, from the bottom up; a room may import itself, and everyone `errors`.
@@ -20,8 +20,9 @@ ARROWS = {
     "hf": "",
     "schema": "",
     "prompts": "schema",
+    "shipped": "",
     "signs": "text",
-    "recipe": "prompts schema world",
+    "recipe": "prompts schema shipped world",
     "models": "recipe schema world",
     "engines": "models recipe schema",
     "sources": "hf models recipe schema text world",
@@ -37,8 +38,8 @@ ARROWS = {
     "versions world",
     "macpo_train": "models recipe schema signs world",
     "macpo_run": "engines evaluation forms generation hf hub macpo_train methods models "
-    "plan recipe report schema signs sources stats store text versions world",
-    "show": "evaluation forms generation macpo_run models plan recipe report",
+    "plan recipe report schema shipped signs sources stats store text versions world",
+    "macpo": "macpo_run",
 }
 TRAINER = 21  # modules of macpo_data in the trainer's closure, at most
 

@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and a finished run of it, on the fake engine."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
-    command = [sys.executable, "-m", "cli", "run", "--until", "1"]
+    command = [sys.executable, "-m", "macpo", "run", "--until", "1"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder
 
@@ -66,7 +66,7 @@ def spawn(made: Path, environment: dict[str, str]) -> Macpo:
 
     def call(*args: str | Path, cwd: Path = made, **env: str) -> Done:
         return subprocess.run(
-            [sys.executable, "-m", "cli", *map(str, args)],
+            [sys.executable, "-m", "macpo", *map(str, args)],
             cwd=cwd,
             env={**environment, **env},
             capture_output=True,
@@ -81,7 +81,7 @@ def macpo(
     made: Path, hub: Hub, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> Macpo:
     """Run the command in this process: the same, without the seconds of starting anew."""
-    import cli
+    from macpo import cli
 
     library = "huggingface_hub.constants."
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -375,7 +375,7 @@ def test_killed_half_way_and_repeated(
     """The process is killed while the Hub is silent at one point; then the command is repeated."""
     hub.fail(at, "hang")
     push = ["push", "--round", "1", "--repo", REPO, "--learner", "student"]
-    command = [sys.executable, "-m", "cli", *push]
+    command = [sys.executable, "-m", "macpo", *push]
     process = subprocess.Popen(command, cwd=made, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not hub.count(at) and time.monotonic() < deadline:
@@ -644,7 +644,7 @@ def test_a_pulled_round_trains_to_the_same_adapter(
 
     def call(folder: Path, *args: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "cli", *args],
+            [sys.executable, "-m", "macpo", *args],
             cwd=folder,
             env=environment,
             capture_output=True,

@@ -11,7 +11,7 @@ import pytest
 from conftest import OpenRun
 from typer.testing import CliRunner
 
-from cli import _source, app
+from macpo.cli import app
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.generation import select
 from macpo_data.hub import card
@@ -24,6 +24,7 @@ from macpo_data.recipe.rules import departures
 from macpo_data.report import collect as report
 from macpo_data.report.sample import Texts
 from macpo_data.schema import CANDIDATES, SCORES, check
+from macpo_run.commands.looking import source
 from macpo_run.rounds import Run
 from macpo_run.sweep.study import Variant, load_study, shipped, variants
 
@@ -508,7 +509,7 @@ def test_self_rewarding_by_likelihood_is_called_sharpening(
     points = "judge={kind: points, agent: student, sampling: {temperature: 0, max_new_tokens: 99}}"
     for sets, name in (SELF, SHARPENING), (["sampling.n=3", points], "self_rewarding"):
         run = finish(open_run("method=self_rewarding", *sets))
-        assert report._recipe(_source(run), Texts())[0]["method"] == name
+        assert report._recipe(source(run), Texts())[0]["method"] == name
         (gen,) = run.select("gen", 1)
         push = hub.Push(run.plan, run.store, [gen], "round-1", None, False, "mit")
         hub.push_to_folder(push, tmp_path / name)

@@ -157,7 +157,7 @@ def test_status_watch_ends_with_ctrl_c(macpo: Macpo, recipe_file: Path, tmp_path
     once = macpo("status", "--watch", "--recipe", recipe_file, fake=True)
     assert "0 of 20 steps done" in once.stdout
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cli", "status", "--watch", "--recipe", str(recipe_file)]
+    command = [sys.executable, "-m", "macpo", "status", "--watch", "--recipe", str(recipe_file)]
     watching = subprocess.Popen(command, cwd=tmp_path, stdout=theirs, stderr=theirs)
     seen = b""
     while b"steps done" not in seen:

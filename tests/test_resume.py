@@ -174,7 +174,7 @@ def test_processes_that_somebody_else_started(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "cli", "train", "--dataset", str(pairs_file)]
+    command = [sys.executable, "-m", "macpo", "train", "--dataset", str(pairs_file)]
     command += ["--base", str(tiny_base), "--set", "train.dtype=float32", "--out"]
 
     def process(out: str, **env: str) -> subprocess.Popen[str]:

@@ -16,7 +16,7 @@ from conftest import RECIPE, OpenRun, no_progress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cli
+from macpo import cli
 from macpo_data.errors import ModelError, RecipeError
 from macpo_data.generation import judge
 from macpo_data.generation.reward_model import Scorer, accuracy, longest, one_reward, rewards, score

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli import app
+from macpo.cli import app
 from macpo_data.evaluation.evaluate import evaluate, trained
 from macpo_data.evaluation.signs import of_evaluation
 from macpo_data.report.collect import Source, collect

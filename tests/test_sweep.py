@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ from macpo_data.errors import MacpoError
 from macpo_data.evaluation.evaluate import Evaluation
 from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
-from macpo_data.show import print_sweep
+from macpo_data.shipped import recipes_folder
 from macpo_run.cleaning import unreachable
 from macpo_run.sweep.standings import Measured, Standings, apart, cells, markdown, notes, plot
 from macpo_run.sweep.study import load_study, parse_grid, parse_seeds, shipped, variants
 from macpo_run.sweep.sweep import Sweep, about, recorded, said, write
+from macpo_run.terminal.sweeps import print_sweep
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0)
 OpenSweep = Callable[..., Sweep]
@@ -96,7 +96,7 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
         "--seeds",
         "3,",
     ]
-    command = [sys.executable, "-m", "cli", *args, "--set", "engine.name=fake", "--runs"]
+    command = [sys.executable, "-m", "macpo", *args, "--set", "engine.name=fake", "--runs"]
     assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
     whole, killed = tmp_path / "whole" / "test", tmp_path / "killed" / "test"
     total = len(made(whole))
@@ -362,7 +362,7 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
 def test_a_mistake_is_one_line(
     args: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    import cli
+    from macpo import cli
 
     monkeypatch.chdir(tmp_path)
     Path("bell.yaml").write_text(r'variants: {"a\nb": {}, b: {}}')
@@ -538,7 +538,7 @@ def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     sweep = Sweep(study, variants(study), tmp_path, no_progress, lambda line: None)
     plan = sweep.outline()
     assert 0 < plan.todo == plan.distinct and not sweep.twins()
-    text = (resources.files("recipes") / "studies" / f"{name}.yaml").read_text("utf-8")
+    text = (recipes_folder() / "studies" / f"{name}.yaml").read_text("utf-8")
     lines = text.splitlines()
     assert f"#     macpo sweep {name}" in lines
     keys = list(block_keys(yaml.compose(text)))

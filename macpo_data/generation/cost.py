@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -47,18 +47,22 @@ class Sizes:
         return min(self.answer or sampling.max_new_tokens / 2, sampling.max_new_tokens)
 
 
+# What a call is for: to write, to read what was written, or to compare or mark it.
+Kind = Literal["write", "score", "judge"]
+
+
 @dataclass(frozen=True)
 class Ask:
     """Calls of one kind to one agent."""
 
-    what: str
+    kind: Kind
+    what: str  # for a person to read
     agent: str
     prompts: int
     calls: float  # for each prompt
     tokens_in: float  # of a call
     tokens_out: float  # of a call, typically
     most_out: float  # of a call, at most
-    judges: bool = False  # whether it compares or marks answers
 
     def money(self, endpoint: Endpoint | None, out: float) -> float | None:
         """What all of it costs; None without prices."""
@@ -198,9 +202,10 @@ class CountingContext(Context):
         out, most = 0.0, 0.0
         if sampling:
             out, most = self._typical(sampling), float(sampling.max_new_tokens)
+        kind: Kind = "judge" if self._judges(sampling) else "write" if sampling else "score"
         read = float(rows.select(told.mean()).item() or 0.0) / size
         prompts = self._sizes.prompts[self._part]
-        ask = Ask(what, agent, prompts, len(rows) / sample, read, out, most, self._judges(sampling))
+        ask = Ask(kind, what, agent, prompts, len(rows) / sample, read, out, most)
         if before := self._asks.get((what, agent)):
             ask = _added(before, ask)
         self._asks[what, agent] = ask

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.recipe import Recipe, TrainSettings
 from macpo_data.recipe.explain import explain
 from macpo_data.recipe.rules import conflicts, unfilled, untrainable
+from macpo_data.shipped import recipes_folder
 
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
@@ -45,7 +45,7 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
 
 def shipped() -> list[str]:
     """Names of the recipes that come with the package."""
-    files = resources.files("recipes").iterdir()
+    files = recipes_folder().iterdir()
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
@@ -65,7 +65,7 @@ def recipe_text(recipe: str | None) -> tuple[str, str]:
                 f"no recipe named {recipe!r}; shipped are {', '.join(shipped())} "
                 "(a file is given with its path, such as ./mine.yaml)"
             )
-        return recipe, (resources.files("recipes") / f"{recipe}.yaml").read_text("utf-8")
+        return recipe, (recipes_folder() / f"{recipe}.yaml").read_text("utf-8")
     try:
         return recipe, Path(recipe).read_text("utf-8")
     except FileNotFoundError:

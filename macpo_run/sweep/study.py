@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.recipe import Count, Name, Recipe, Section, Seed
 from macpo_data.recipe.explain import explain
 from macpo_data.recipe.load import load_recipe, read_yaml
+from macpo_data.shipped import recipes_folder
 
 Settings = dict[str, Any]  # dotted key of the recipe: value
 AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed
@@ -51,7 +51,7 @@ class Variant:
 
 def shipped() -> list[str]:
     """Names of the studies that come with the package."""
-    files = (resources.files("recipes") / "studies").iterdir()
+    files = (recipes_folder() / "studies").iterdir()
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
@@ -80,7 +80,7 @@ def _text(study: str) -> str:
         if not _SHIPPED.match(study):
             return Path(study).read_text("utf-8")
         if study in shipped():
-            return (resources.files("recipes") / "studies" / f"{study}.yaml").read_text("utf-8")
+            return (recipes_folder() / "studies" / f"{study}.yaml").read_text("utf-8")
     except (OSError, ValueError) as error:
         raise MacpoError(f"cannot read study {study}: {error}; give a YAML file") from None
     raise MacpoError(

@@ -45,7 +45,7 @@ def render(folder: Path) -> Path:
     (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for words in ("run --until 1", "push --round 1 --learner student --to tree"):
-        command = [sys.executable, "-m", "cli", *words.split()]
+        command = [sys.executable, "-m", "macpo", *words.split()]
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
     return folder / "tree"
 

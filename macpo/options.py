@@ -1,0 +1,200 @@
+"""The options of `macpo`'s commands: those of several commands, and those with much to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+# Headings in --help, for options that belong together.
+ALONE = "Without recipe and run"
+OTHERS = "For other evaluators, and people"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from macpo import __version__
+
+        print(f"macpo {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+]
+
+# Which run a command is about.
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="A shipped recipe's name, or a YAML file. Default: ./macpo.yaml if there is one, else "
+        "quickstart.",
+    ),
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Lay a.b=c over the recipe; repeatable."),
+]
+
+# Which of its steps, and what happens to them.
+ROUND = typer.Option("--round", help="0 initialises; 1.. contrast.")
+RoundOption = Annotated[int, ROUND]
+MaybeRoundOption = Annotated[int | None, ROUND]
+OnlyRoundOption = Annotated[int | None, typer.Option("--round", help="Finish this round.")]
+LearnerOption = Annotated[str | None, typer.Option("--learner", help="Only this agent.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")]
+RedoOption = Annotated[
+    bool, typer.Option("--redo", help="Make the steps anew; old results are moved aside.")
+]
+
+# `train` without a round.
+RewardOption = Annotated[
+    bool, typer.Option("--reward", help="Train a reward model on D1's human pairs, for `eval`.")
+]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Train on this instead: a dataset on the Hub, a folder or a file.",
+        rich_help_panel=ALONE,
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config", help="Of the dataset, such as round_2_student.", rich_help_panel=ALONE
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option(help="Tag or commit of the dataset.", rich_help_panel=ALONE)
+]
+BaseOption = Annotated[
+    str | None, typer.Option(help="Model: Hub id or folder.", rich_help_panel=ALONE)
+]
+InitOption = Annotated[
+    str | None, typer.Option(help="Adapter to go on from.", rich_help_panel=ALONE)
+]
+ReferenceOption = Annotated[
+    str | None,
+    typer.Option(help="Adapter to hold it to, such as round 0's.", rich_help_panel=ALONE),
+]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder of the new adapter.", rich_help_panel=ALONE)
+]
+
+# `sweep`.
+StudyArgument = Annotated[
+    str | None, typer.Argument(help="A shipped study's name, or a YAML file.")
+]
+GridOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=A,B,C", help="Values to compare; repeatable, then all together."),
+]
+SeedsOption = Annotated[
+    str | None, typer.Option(help="So many (3), or these (3,4,5).", show_default="1")
+]
+MeasuredOption = Annotated[
+    str | None, typer.Option(help="Measure these, as student,teacher_1. Default: the student.")
+]
+
+# `eval`.
+PoliciesOption = Annotated[str, typer.Option("--round", help="A number, all, or base.")]
+AgentsOption = Annotated[
+    str | None, typer.Option(help="Only these, as student,teacher_1. Default: all.")
+]
+AgainstOption = Annotated[
+    str | None,
+    typer.Option(help="Compare with: student-positive-0, student-base, or chosen (the human)."),
+]
+ExportOption = Annotated[
+    Literal["alpaca_eval", "mt_bench", "arena_hard", "human"] | None,
+    typer.Option(help="Write one policy's answers for this evaluator.", rich_help_panel=OTHERS),
+]
+PromptsOption = Annotated[
+    Path | None, typer.Option(help="The evaluator's prompts.", rich_help_panel=OTHERS)
+]
+ExportToOption = Annotated[
+    Path | None, typer.Option(help="Where to write.", rich_help_panel=OTHERS)
+]
+ImportOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import", help="A filled sheet; one for each annotator.", rich_help_panel=OTHERS
+    ),
+]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option(help="Of the sheets; default: beside the first.", rich_help_panel=OTHERS),
+]
+RemeasureOption = Annotated[
+    bool, typer.Option("--redo", help="Make anew what is damaged or made from what changed.")
+]
+
+# `status`, `show`, `diff`, `report`.
+JsonOption = Annotated[bool, typer.Option("--json", help="A list of steps, for programs.")]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Look again and again.")]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=1, help="Pairs to print.")]
+WhereOption = Annotated[str | None, typer.Option(help="Only those, in SQL: 'chosen_ppl > 20'.")]
+SortOption = Annotated[str | None, typer.Option(help="In that order, in SQL: '-chosen_ppl'.")]
+SampleOption = Annotated[bool, typer.Option("--sample", help="Draw them at random.")]
+RecipesArgument = Annotated[
+    list[str] | None, typer.Argument(help="Recipes, side by side on one page.")
+]
+RecipesOption = Annotated[
+    list[str] | None, typer.Option("--recipe", "-r", help="Likewise; repeatable.")
+]
+PageOption = Annotated[Path | None, typer.Option(help="Where to write the page.")]
+OpenOption = Annotated[bool, typer.Option("--open", help="Show it in the browser.")]
+
+# `push` and `pull`.
+RepoOption = Annotated[str | None, typer.Option(help="Dataset on the Hub, as org/name.")]
+FolderOption = Annotated[Path | None, typer.Option(help="Write the same files here instead.")]
+TagOption = Annotated[str | None, typer.Option("--as", metavar="TAG", help="Tag, if not round-N.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="A new repository is private.")]
+PullRequestOption = Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")]
+CandidatesOption = Annotated[
+    bool, typer.Option("--candidates", help="Add all candidates with their scores.")
+]
+AdaptersOption = Annotated[
+    bool, typer.Option("--adapters", help="Also push the round's adapters to REPO-adapters.")
+]
+MergeOption = Annotated[
+    bool, typer.Option("--merge", help="Also push the student, merged, to REPO-merged.")
+]
+LicenceOption = Annotated[
+    str | None, typer.Option("--license", help="Of the data, where its source states none.")
+]
+OriginArgument = Annotated[str, typer.Argument(help="org/name, or a folder of `push --to`.")]
+TagToPullOption = Annotated[str | None, typer.Option(help="A tag or commit; default round-N.")]
+RecipeToOption = Annotated[Path, typer.Option("--recipe-to", help="Where to write its recipe.")]
+LocalPathsOption = Annotated[
+    bool, typer.Option("--local-paths", help="Its recipe may read files of this machine.")
+]
+
+# `check`.
+PlaceArgument = Annotated[str, typer.Argument(help="A folder, a file, or org/name on the Hub.")]
+SplitOption = Annotated[str, typer.Option(help="Of the dataset.")]
+TrainerOption = Annotated[
+    str | None, typer.Option("--for", help="Fail unless this trainer reads it.")
+]
+TestOption = Annotated[
+    list[str] | None, typer.Option("--test", help="A test set to keep out; repeatable.")
+]
+TokenizerOption = Annotated[
+    str | None, typer.Option(help="A model whose tokenizer counts the lengths.")
+]
+LengthOption = Annotated[int, typer.Option(min=1, help="Tokens of prompt and answer.")]
+
+# `diff`, `doctor`, `clean`.
+VersionArgument = Annotated[str, typer.Argument(help="A path, a fingerprint, or org/name@tag.")]
+OtherVersionArgument = Annotated[str, typer.Argument(help="Likewise.")]
+HealthJsonOption = Annotated[bool, typer.Option("--json", help="For a program to read.")]
+KeptRecipesOption = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", "-r", help="Keep what this recipe reaches; repeatable."),
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Remove them.")]

@@ -1,0 +1,156 @@
+"""`macpo gen`, `train` in its three forms, and `run`: they make the steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from macpo_run.commands.opening import RunOptions, open_run, open_to_make
+from macpo_run.commands.steps import (
+    finish,
+    next_command,
+    print_costs_to_come,
+    print_outcome,
+    print_plan,
+    print_signs,
+)
+from macpo_run.terminal.lines import program, say, say_aside, say_next
+
+if TYPE_CHECKING:
+    from macpo_run.rounds import Outcome, Run
+
+
+def gen(
+    options: RunOptions, round_: int, learner: str | None, *, dry_run: bool, redo: bool
+) -> None:
+    """Write every dataset of a round whose inputs exist, or say what would be written."""
+    with open_to_make(options) as run:
+        if dry_run:
+            steps = run.select("gen", round_, learner)
+            print_plan(run, steps)
+            print_costs_to_come(run, steps)
+        else:
+            finish(run, run.make("gen", round_, learner, redo))
+
+
+def train_round(
+    options: RunOptions, round_: int, learner: str | None, *, dry_run: bool, redo: bool
+) -> None:
+    """Train every learner of a round whose dataset exists, or say who would be trained."""
+    with open_to_make(options) as run:
+        if dry_run:
+            print_plan(run, run.select("train", round_, learner))
+        else:
+            finish(run, run.make("train", round_, learner, redo))
+
+
+def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
+    """Train a run's own reward model on D1's human pairs, or say whether it would be trained."""
+    from macpo_run import policies
+    from macpo_run.terminal.scores import print_reward_model
+
+    with open_run(options) as run:
+        name = run.plan.reward_name
+        if dry_run:
+            kept = not redo and run.store.is_done(name)
+            say(f"{'done already' if kept else 'would train'}: {run.store.path(name)}")
+            return
+        folder = policies.train_reward(run, redo)
+        print_reward_model(run.store.manifest(name) or {})
+        say(f"{folder}")
+        say_next(f"macpo eval --set eval.reward=trained{run.options}")
+
+
+@dataclass(frozen=True)
+class DatasetTraining:
+    """A training on any one preference dataset, without recipe and run."""
+
+    dataset: str  # on the Hub, a folder or a file
+    base: str  # the model: Hub id or folder
+    out: Path  # folder of the new adapter
+    config: str | None = None
+    revision: str | None = None
+    init: str | None = None  # adapter to go on from
+    reference: str | None = None  # adapter to hold it to
+    sets: list[str] | None = None
+
+
+def train_dataset(training: DatasetTraining) -> None:
+    """Train on any one preference dataset."""
+    from macpo_run.standalone import train_on
+    from macpo_run.terminal.progress import progress
+
+    train_on(
+        training.dataset,
+        training.base,
+        training.out,
+        config=training.config,
+        revision=training.revision,
+        init=training.init,
+        reference=training.reference,
+        sets=training.sets,
+        progress=progress,
+        say=say_aside,
+    )
+    say(f"wrote    {training.out}")
+
+
+def run_rounds(
+    options: RunOptions, round_: int | None, until: int | None, *, dry_run: bool
+) -> None:
+    """Finish a round, or all rounds up to one; show what the run came to.
+
+    Raises:
+        typer.Exit: something still waits.
+    """
+    with open_to_make(options) as run:
+        last = run.plan.last_round if until is None else until
+        rounds = [round_] if round_ is not None else list(range(last + 1))
+        # A last round that the recipe does not have is refused before anything is made.
+        steps = [step for each in rounds or [last] for step in run.select(None, each)]
+        if dry_run:
+            print_plan(run, steps)
+            print_costs_to_come(run, steps)
+            return
+        reached, outcome = _make_rounds(run, rounds)
+        print_outcome(outcome)
+        if outcome.waiting:
+            print_signs(run, [step for step, _ in outcome.wrote])
+            say_next(next_command(run, run.states()))
+            raise typer.Exit(1)
+        _print_results(run, reached)
+        say_next(next_command(run, run.states()))
+
+
+def _make_rounds(run: Run, rounds: Sequence[int]) -> tuple[int, Outcome]:
+    """Make rounds until one waits or the run ends by itself: (the last one, what it did).
+
+    What all rounds before the last one did is printed.
+    """
+    for each in rounds:
+        outcome = run.finish_round(each)
+        reason = None if outcome.waiting else run.ended(each)
+        if outcome.waiting or reason or each == rounds[-1]:
+            break
+        print_outcome(outcome)
+    if reason:
+        run.say(reason)
+    return each, outcome
+
+
+def _print_results(run: Run, last: int) -> None:
+    """What the run came to."""
+    from macpo_data.evaluation.evaluate import latest, trained
+    from macpo_data.evaluation.headline import examples, headline
+    from macpo_run.terminal.headline import print_headline
+
+    if run.recipe.data.source == "world":
+        run.evaluate(trained(run.plan, run.store, last))
+    evaluation = latest(run.plan, run.store)
+    answers = examples(run.plan, run.store, evaluation) if evaluation else []
+    facts = headline(run.plan, run.store, evaluation)
+    print_headline(facts, answers, f"{program()} status{run.options}")

@@ -1,0 +1,115 @@
+"""`macpo push` and `pull`: a round to the Hub or a folder, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from macpo_data.errors import MacpoError
+from macpo_run.commands.opening import RunOptions, open_run, spelt
+from macpo_run.terminal.lines import say, say_aside, say_next
+
+if TYPE_CHECKING:
+    from macpo_data.hub.push import Push
+    from macpo_run.rounds import Run
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What of a finished round is published, and where."""
+
+    round: int
+    learner: str | None
+    repo: str | None  # a dataset on the Hub, as org/name
+    to: Path | None  # a folder instead of the Hub
+    tag: str | None
+    licence: str | None
+    private: bool = False
+    create_pr: bool = False
+    candidates: bool = False  # all candidates with their scores, too
+    adapters: bool = False  # to REPO-adapters
+    merge: bool = False  # the student, merged, to REPO-merged
+
+
+def push(options: RunOptions, publication: Publication) -> None:
+    """Publish a finished round.
+
+    Raises:
+        MacpoError: it is not said where to, it is not finished, or the Hub refuses it.
+    """
+    if publication.repo is None and publication.to is None:
+        raise MacpoError("where to? name a dataset with --repo org/name, or a folder with --to DIR")
+    with open_run(options) as run:
+        prepared = _prepared(run, publication)
+        if publication.to is not None:
+            _push_to_folder(prepared, publication.to)
+        else:
+            _push_to_hub(run, prepared, publication)
+
+
+def _prepared(run: Run, publication: Publication) -> Push:
+    """What is to be published, checked before anything is sent."""
+    from macpo_data.hub import push as hub
+
+    learner, round_ = publication.learner, publication.round
+    steps = hub.round_steps(run.plan, run.store, run.select("gen", round_, learner), learner)
+    default = f"round-{round_}" + (f"-{learner}" if learner else "")
+    tag = hub.check_tag(publication.tag or default)
+    licence = publication.licence or hub.source_licence(run.plan, run.store, run.say)
+    return hub.Push(
+        run.plan, run.store, steps, tag, publication.repo, publication.candidates, licence
+    )
+
+
+def _push_to_folder(prepared: Push, folder: Path) -> None:
+    from macpo_data.hub.push import push_to_folder
+
+    say(f"{'wrote' if push_to_folder(prepared, folder) else 'kept'}  {folder}")
+
+
+def _push_to_hub(run: Run, prepared: Push, publication: Publication) -> None:
+    """The adapters first: the dataset's tag says that the round is there."""
+    from macpo_data.hub.push import push_to_hub
+
+    private, create_pr = publication.private, publication.create_pr
+    if publication.adapters or publication.merge:
+        from macpo_data.hub.adapters import push_adapters
+
+        for line in push_adapters(
+            prepared, private=private, merge=publication.merge, progress=run.progress
+        ):
+            say(line)
+    say(push_to_hub(prepared, private=private, create_pr=create_pr, say=run.say))
+    say_next(f"macpo pull {publication.repo} --round {publication.round}")
+
+
+def pull(
+    origin: str,
+    round_: int,
+    learner: str | None,
+    revision: str | None,
+    runs: Path,
+    recipe: Path,
+    *,
+    local_paths: bool,
+) -> None:
+    """Bring a published round here.
+
+    Args:
+        origin: org/name, or a folder of `push --to`.
+        round_: its number.
+        learner: only this agent's dataset.
+        revision: a tag or commit; by default the round's tag.
+        runs: the folder of all runs.
+        recipe: where to write the recipe of the round.
+        local_paths: the recipe may read files of this machine.
+    """
+    from macpo_data.hub.pull import pull_round
+
+    for line in pull_round(
+        origin, round_, runs, recipe, learner, revision, say_aside, local_paths
+    ):  # fmt: skip
+        say(line)
+    named = [] if recipe == Path("macpo.yaml") else [str(recipe)]
+    say_next(f"macpo train --round {round_}{spelt(named, runs, None)}")

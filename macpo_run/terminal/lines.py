@@ -1,0 +1,32 @@
+"""Single lines: what a command says, what it says aside, and which command goes on from here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def say(line: str) -> None:
+    """Print a line of a command's result."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(line)
+
+
+def say_aside(line: str) -> None:
+    """Print a line that is no part of the result, on stderr."""
+    print(line, file=sys.stderr)
+
+
+def say_next(command: str) -> None:
+    """Print the command that goes on from here, so that it can be copied whole."""
+    say(f"next: {command.replace('macpo', program(), 1)}")
+
+
+def program() -> str:
+    """How to call this program from here: by its path where a shell would not find its name."""
+    own = Path(sys.argv[0])
+    by_name = own.name != "macpo" or shutil.which("macpo")
+    return "macpo" if by_name else shlex.quote(os.path.relpath(own))
