@@ -101,16 +101,21 @@ def _options(
 def init(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe.")] = "quickstart",
     to: Annotated[Path, typer.Option(help="Where to write it.")] = Path("macpo.yaml"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Every key, with what it means and its default.")
+    ] = False,
 ) -> None:
-    """Copy a shipped recipe to ./macpo.yaml, to be edited."""
-    from macpo_data.recipe.load import recipe_text
+    """Copy a shipped recipe to ./macpo.yaml, to be edited.
 
-    _, text = recipe_text(recipe)
+    It holds what is not at its default, and why. Beside it goes a schema, from which an editor with
+    a YAML language server explains and completes keys.
+    """
+    from macpo_data.recipe.write import copy_recipe
+
     if to.exists():
         raise MacpoError(f"{to} exists already; move it away, or choose another name with --to")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(text, "utf-8")
-    _say(f"wrote {to}")
+    schema = copy_recipe(recipe, to, full)
+    _say(f"wrote {to}, and {schema} for editors")
     named = f" --recipe {shlex.quote(str(to) if to.parent.name else f'./{to}')}"
     _next("macpo status" + ("" if to == Path("macpo.yaml") else named))
 
