@@ -68,8 +68,8 @@ class DataBase(Section):
     source: str
     """What reads the data."""
     d1: PartSpec = PartSpec()
-    """Initialises the teachers: prompts with human chosen and rejected answers. With method moaa
-    its prompts are answered by the mixture."""
+    """Initialises the teachers: prompts with chosen and rejected answers. With method moaa prompts
+    for the mixture."""
     d2: PartSpec = PartSpec()
     """The weak-to-strong half: only its prompts are used, in every round; its answers by
     eval.ceiling alone."""

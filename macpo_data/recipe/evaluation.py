@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from macpo_data import prompts
 from macpo_data.recipe.agents import Agent
@@ -30,6 +32,13 @@ class RewardModel(Section):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Either form, as `_named` takes them."""
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
 
     @property
     def agent(self) -> Agent:

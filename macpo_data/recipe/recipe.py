@@ -46,8 +46,7 @@ class Recipe(Section):
     reads them, and with it which keys there are. world: the embedded world. hh_rlhf, pku_saferlhf,
     ultrafeedback, ultrachat: these datasets. pairs: any other preference dataset."""
     agents: dict[Name, Agent]
-    """Who takes part: a name for each, and what it is. With method macpo weak teachers and one
-    strong student."""
+    """Who takes part: a name for each, and what it is."""
     labeller: str | None = None
     """Teacher whose answers to D2 initialise the student; null: the first."""
     schedule: Literal["alternating", "simultaneous"] = "alternating"
@@ -89,7 +88,7 @@ class Recipe(Section):
     select: Select = Select()
     """Which answers become the student's chosen ones."""
     sft: SFT = SFT()
-    """Round 0: fine-tuning on the chosen answers, which makes the positive policies."""
+    """Round 0, the positive agents: fine-tuning on the chosen answers."""
     confidence: Annotated[Confidence | None, LATER] = None
     """The student's fine-tuning trusts its own predictions too (Burns et al. 2023); null: it is
     cross-entropy on the labels alone."""
