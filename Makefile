@@ -52,7 +52,7 @@ demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
 
 schema: install ## recipes/schema.json, for editors, from the recipe's model
-	$(BIN)/python -m macpo_data.recipe.write
+	$(BIN)/python -m macpo_data.loading.write
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup

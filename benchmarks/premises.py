@@ -24,8 +24,8 @@ from benchmarks.pool import gold
 from macpo_data import stats
 from macpo_data.errors import MacpoError
 from macpo_data.evaluation import gap
+from macpo_data.loading.load import load_recipe
 from macpo_data.plan import Policy
-from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import Part
 from macpo_data.world import world
 from macpo_run.rounds import Run

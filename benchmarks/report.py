@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.rows import row, seconds
-from macpo_data.recipe.load import load_recipe
+from macpo_data.loading.load import load_recipe
 from macpo_data.report.collect import Source, collect
 from macpo_data.report.page import page
 from macpo_data.schema import prompt_id

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.models import DATA, llama, tokenizer
 from macpo_data import stats
 from macpo_data.generation.reward_model import accuracy
-from macpo_data.recipe.load import load_recipe
+from macpo_data.loading.load import load_recipe
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress

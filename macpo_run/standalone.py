@@ -14,10 +14,10 @@ from filelock import FileLock, Timeout
 
 from macpo_data import hf as remote
 from macpo_data.errors import DataError, MacpoError, ModelError
+from macpo_data.loading.load import load_settings
 from macpo_data.models import base as models
 from macpo_data.models.worker import Progress, Workers
 from macpo_data.recipe import Agent, TrainSettings
-from macpo_data.recipe.load import load_settings
 from macpo_data.schema import SCORES
 from macpo_data.sources import sources
 from macpo_data.sources.tables import default_config, read_table

@@ -190,7 +190,7 @@ OpenRun = Callable[..., "Run"]
 @pytest.fixture
 def open_run(recipe_file: Path, tmp_path: Path) -> OpenRun:
     """A run on the fake engine, with settings laid over the recipe."""
-    from macpo_data.recipe.load import load_recipe
+    from macpo_data.loading.load import load_recipe
     from macpo_run.rounds import Run
 
     def call(*sets: str, file: Path = recipe_file, fake: bool = True) -> Run:

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from macpo_data.loading.load import load_recipe, shipped
 from macpo_data.methods import make_plan
 from macpo_data.recipe import Recipe, digest
-from macpo_data.recipe.load import load_recipe, shipped
 from macpo_run.sweep import study
 
 PATH = Path(__file__).parent / "golden" / "names.json"

@@ -15,7 +15,7 @@ import pytest
 from conftest import RECIPE, Macpo, shared
 from test_kill import matching
 
-from macpo_data.recipe.load import shipped
+from macpo_data.loading.load import shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -210,7 +210,7 @@ def test_hostile_text_stays_text(macpo: Macpo, tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     """Only a person's mistakes are one line."""
-    code = "from macpo import cli\nimport macpo_data.recipe.load as r\n"
+    code = "from macpo import cli\nimport macpo_data.loading.load as r\n"
     code += "r.load_recipe = lambda *a: 1 / 0\ncli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "status"],

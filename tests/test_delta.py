@@ -9,9 +9,9 @@ from conftest import Macpo, OpenRun
 from test_cost import counted
 from test_methods import DELTA, dataset, finish, said, sides
 
+from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Policy
-from macpo_data.recipe.load import load_recipe
 
 
 def test_delta_takes_the_writers_word_for_it(open_run: OpenRun) -> None:

@@ -13,8 +13,8 @@ from conftest import Macpo
 from hub_server import READER, Repo, serve
 
 from macpo_data.errors import MacpoError
+from macpo_data.loading.load import load_recipe
 from macpo_data.recipe import Recipe
-from macpo_data.recipe.load import load_recipe
 from macpo_run import doctor
 
 
@@ -119,7 +119,7 @@ def test_nothing_heavy_is_loaded() -> None:
 
     code = (
         "import sys; from pathlib import Path; from macpo_run.doctor import examine\n"
-        "from macpo_data.recipe.load import load_recipe\n"
+        "from macpo_data.loading.load import load_recipe\n"
         "list(examine(lambda: load_recipe('quickstart'), Path('runs')))\n"
         "assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()"
     )

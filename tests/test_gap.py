@@ -18,9 +18,9 @@ from macpo_data.errors import DataError
 from macpo_data.evaluation import gap
 from macpo_data.evaluation.evaluate import Evaluation, evaluate, trained
 from macpo_data.hub import push as hub
+from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Policy
-from macpo_data.recipe.load import load_recipe
 from macpo_data.report.collect import Source, collect
 from macpo_data.report.sample import inline_json
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty

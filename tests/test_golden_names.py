@@ -8,7 +8,7 @@ from typing import Any
 import golden_names
 import pytest
 
-from macpo_data.recipe.load import load_recipe
+from macpo_data.loading.load import load_recipe
 
 RECORDED: dict[str, Any] = json.loads(golden_names.PATH.read_text("utf-8"))
 

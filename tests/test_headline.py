@@ -23,8 +23,8 @@ from macpo_data.evaluation.headline import (
 )
 from macpo_data.evaluation.probe import Reading
 from macpo_data.evaluation.verdict import State, Verdict, change, name_baseline, verdict
+from macpo_data.loading.load import load_recipe
 from macpo_data.plan import Policy
-from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import PROMPTS, RESPONSES, Message
 from macpo_run.terminal.headline import print_headline
 

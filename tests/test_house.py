@@ -31,13 +31,14 @@ ARROWS = {
     "generation": "engines models plan prompts recipe schema sources stats store text versions "
     "world",
     "methods": "generation plan recipe schema store",
+    "loading": "methods prompts recipe schema shipped world",
     "evaluation": "generation plan recipe schema signs sources stats store text world",
     "forms": "hf recipe schema sources text",
     "report": "evaluation hf methods plan recipe schema sources store text versions",
-    "hub": "forms generation hf methods models plan prompts recipe schema sources store "
+    "hub": "forms generation hf loading methods models plan prompts recipe schema sources store "
     "versions world",
     "macpo_train": "models recipe schema signs world",
-    "macpo_run": "engines evaluation forms generation hf hub macpo_train methods models "
+    "macpo_run": "engines evaluation forms generation hf hub loading macpo_train methods models "
     "plan recipe report schema shipped signs sources stats store text versions world",
     "macpo": "macpo_run",
 }

@@ -15,11 +15,11 @@ from test_methods import candidates, dataset, finish
 from macpo_data.errors import RecipeError
 from macpo_data.generation import select
 from macpo_data.generation.run_context import RunContext
+from macpo_data.loading.load import load_recipe
+from macpo_data.loading.rules import departures
 from macpo_data.methods import macpo, make_plan
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe import Select
-from macpo_data.recipe.load import load_recipe
-from macpo_data.recipe.rules import departures
 from macpo_run.rounds import Run
 
 PEERS = "select.under=peers"

@@ -66,7 +66,7 @@ def test_none_is_fine(open_run: OpenRun) -> None:
     run = finished(open_run("data.probe.count=0"))
     assert len(run.context().prompts("d1")) == 14
     assert probe.readings(run.plan, run.store) == []
-    assert probe.best_round(run.recipe, []) is None and advise(run.recipe, []) is None
+    assert probe.best_round(run.recipe, []) is None and advise(run.plan, []) is None
 
 
 def probed(chosen: list[float | None], rejected: list[float | None]) -> pl.DataFrame:
@@ -148,7 +148,7 @@ def test_nothing_that_stops_keeps_or_advises_reads_gold(
     run = finished(open_run("stop=probe", "eval.judge={kind: gold}"))
     known = probe.readings(run.plan, run.store)
     assert len(known) == 8
-    assert probe.best_round(run.recipe, known) and advise(run.recipe, known)
+    assert probe.best_round(run.recipe, known) and advise(run.plan, known)
     run.ended_after()
     with pytest.raises(AssertionError, match="gold was asked"):  # the judge does raise
         run.evaluate(evaluate.trained(run.plan, run.store))
@@ -188,13 +188,13 @@ def test_advice(
     teachers: tuple[str, str, str], student: str, expected: Next, open_run: OpenRun
 ) -> None:
     named = dict(zip(("teacher1", "teacher2", "teacher3"), teachers, strict=True))
-    advice = advise(open_run().recipe, rankings(**named, student=student))
+    advice = advise(open_run().plan, rankings(**named, student=student))
     assert advice is not None and advice.next is expected
 
 
 def test_the_numbers_behind_it(open_run: OpenRun) -> None:
     known = rankings(teacher1="yyyy", teacher2="yyyy", teacher3="ynyn", student="nnyy")
-    advice = advise(open_run().recipe, known)
+    advice = advise(open_run().plan, known)
     assert advice is not None
     # The labels and two teachers always agree, so that they are trusted, and all else follows.
     assert advice.accuracy == pytest.approx(
@@ -204,7 +204,7 @@ def test_the_numbers_behind_it(open_run: OpenRun) -> None:
     assert advice.some_right == pytest.approx(1.0)
     # Teachers 1 and 2 rank all alike, teacher 3 half of that.
     assert advice.agreement == pytest.approx((1 + 0.5 + 0.5) / 3)
-    assert advise(open_run().recipe, known[:-1]) is None
+    assert advise(open_run().plan, known[:-1]) is None
     assert not advice.is_clear  # four pairs: a resample may hold none where they differ
 
 
@@ -275,6 +275,6 @@ def test_what_would_do_nothing_is_refused(
 
 def test_advice_is_for_those_who_are_taught_by_others(open_run: OpenRun) -> None:
     known = rankings(teacher1="yy", teacher2="yy", teacher3="yy", student="ny")
-    assert advise(open_run().recipe, known) is not None
+    assert advise(open_run().plan, known) is not None
     for other in ("positives=own", "method=weak_labels"):
-        assert advise(open_run(other).recipe, known) is None
+        assert advise(open_run(other).plan, known) is None

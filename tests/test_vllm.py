@@ -25,9 +25,9 @@ from macpo_data.engines.choose import pick
 from macpo_data.engines.protocol import Request, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
+from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base, load_model
 from macpo_data.recipe import VLLM, Engine, Sampling
-from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import Message
 from macpo_data.world import world
 from macpo_run import rounds, training

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from macpo_data.errors import RecipeError
-from macpo_data.recipe.load import load_recipe
+from macpo_data.loading.load import load_recipe
 from macpo_data.world import world
 from macpo_data.world.text import OPENERS, TOPICS, Kind
 from macpo_data.world.world import Example, Message

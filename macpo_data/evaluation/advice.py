@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from macpo_data.evaluation.probe import Reading, of_agent
-from macpo_data.recipe import Recipe
+from macpo_data.plan import Plan, Policy
 
 if TYPE_CHECKING:
     from macpo_data.stats import Estimate, Values
@@ -87,21 +87,22 @@ class Advice:
         )
 
 
-def advise(recipe: Recipe, known: Sequence[Reading]) -> Advice | None:
+def advise(plan: Plan, known: Sequence[Reading]) -> Advice | None:
     """What the probe says after round 0; None where it was not read by all who are to speak.
 
     Args:
-        recipe: of the run.
+        plan: of the run.
         known: readings of the probe, of any rounds.
     """
     import numpy as np  # takes a moment, which `status` need not wait for
 
     from macpo_data import stats
 
+    recipe = plan.recipe
     agents = [*recipe.teachers, recipe.students[0]]
     first = {a: r for a in agents for r in of_agent(known, a) if r.policy.round == 0}
     # Where there are no twins, or nobody is taught by others, there is nothing to advise.
-    taught = recipe.method == "macpo" and recipe.positives == "mutual"
+    taught = _is_taught_by_others(plan)
     if not taught or not recipe.teachers or len(first) < len(agents):
         return None
     pairs = [i for i in first[agents[0]].ranked if all(i in r.ranked for r in first.values())]
@@ -125,6 +126,19 @@ def advise(recipe: Recipe, known: Sequence[Reading]) -> Advice | None:
         fmean(alike) if alike else None,
         len(pairs),
     )
+
+
+def _is_taught_by_others(plan: Plan) -> bool:
+    """Whether the student has a twin of its own and learns what its teachers write."""
+    (student,), teachers = plan.recipe.students, plan.recipe.teachers
+    reads = [
+        policy.agent
+        for step in plan.steps
+        if step.kind == "gen" and step.round == 1 and step.learner == student
+        for policy in step.policies
+    ]
+    twins = [step.makes for step in plan.steps]
+    return Policy(student, "negative", 0) in twins and any(agent in teachers for agent in reads)
 
 
 def _lead(votes: Values) -> tuple[Values, Values, Values, Values]:

@@ -115,7 +115,7 @@ def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
         gap.in_words(gaps[0]) if gaps else None,
         UNMEASURED.format(round=newest.round) if newest else None,
         warnings(plan.recipe, readings, signs),
-        _advice(plan.recipe, readings),
+        _advice(plan, readings),
         _flags(plan, store, readings, signs),
     )
 
@@ -256,10 +256,10 @@ def warnings(
     return lines
 
 
-def _advice(recipe: Recipe, readings: Sequence[Reading]) -> str | None:
+def _advice(plan: Plan, readings: Sequence[Reading]) -> str | None:
     if any(reading.policy.round for reading in readings):
         return None
-    advice = advise(recipe, readings)
+    advice = advise(plan, readings)
     return IN_SHORT[advice.next] if advice else None
 
 

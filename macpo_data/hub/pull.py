@@ -21,11 +21,11 @@ import yaml
 from macpo_data import hf as remote
 from macpo_data.errors import HubError, StoreError, plain
 from macpo_data.hub.index import INDEX, Index, read_index
+from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe, text_files
-from macpo_data.recipe.load import load_recipe
 from macpo_data.sources import sources
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import MANIFEST, Store, write_json

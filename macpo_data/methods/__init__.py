@@ -39,6 +39,11 @@ def methods() -> dict[str, Method]:
     return {method.name: method for method in found}
 
 
+def names() -> list[str]:
+    """The methods that a recipe may name."""
+    return sorted(method.name for method in methods().values() if method.in_recipes)
+
+
 def method(recipe: Recipe, step: Step | None = None) -> Method:
     """The method that a recipe names, or whose rule a step follows."""
     return methods()[(step and step.method) or recipe.method]

@@ -55,4 +55,5 @@ METHOD = Method(
     "by people: their good answers, for the ceiling",
     plan,
     build,
+    in_recipes=False,
 )

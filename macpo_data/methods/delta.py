@@ -12,12 +12,23 @@ is the recipe's, which is DPO's own only where `dpo.loss` is sigmoid and `dpo.ga
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from macpo_data.generation import select
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import WRITING_READS, initialise, labels, prefer, weak_start
+from macpo_data.methods.steps import (
+    CHOOSING,
+    TEACHING,
+    WRITING_READS,
+    initialise,
+    labels,
+    prefer,
+    weak_start,
+)
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
+from macpo_data.recipe.draft import Draft
 
 
 def plan(recipe: Recipe) -> list[Step]:
@@ -44,9 +55,26 @@ def build(step: Step, ctx: Context) -> RoundData:
     return ctx.pair(select.first(candidates, rejected, ctx.recipe.select), rejected)
 
 
+def rules(draft: Draft) -> Iterator[str]:
+    """Why two teachers who write the pairs would not be known."""
+    if draft.values.get("delta") is None:
+        yield "delta: missing; method delta needs it: {chosen: TEACHER, rejected: TEACHER}"
+        return
+    sides = {side: draft.read("delta", side) for side in ("chosen", "rejected")}
+    if sides["chosen"] is not None and sides["chosen"] == sides["rejected"]:
+        yield f"delta: chosen and rejected are both {sides['chosen']}; name two teachers"
+        return
+    for side, name in sides.items():
+        if name is not None and name not in draft.teachers:
+            yield draft.no_teacher(f"delta.{side}", name)
+
+
 METHOD = Method(
     "delta",
     "by two weak teachers, the better one's answers against the other's (delta learning)",
     plan,
     build,
+    sections=("delta",),
+    unread=(*CHOOSING, *TEACHING, "stop"),
+    rules=rules,
 )

@@ -7,6 +7,8 @@ perplexing; those that other teachers find so (`select.under: peers`) are an ide
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import polars as pl
 
 from macpo_data.generation import framing, ranking, select
@@ -15,6 +17,7 @@ from macpo_data.generation import mixture as mixtures
 from macpo_data.generation.context import Context, Judged, RoundData
 from macpo_data.methods.method import Method
 from macpo_data.methods.steps import (
+    RANKING,
     WRITING_READS,
     initialise,
     labels,
@@ -24,6 +27,7 @@ from macpo_data.methods.steps import (
 )
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
+from macpo_data.recipe.draft import Draft
 from macpo_data.schema import SAMPLES
 
 CHOOSING_READS = ("sampling.n", "select.keep", "select.max_perplexity")
@@ -186,9 +190,59 @@ def weak_labels(step: Step, ctx: Context) -> RoundData:
     return ctx.weak_labels(ctx.pair(candidates, rejected))
 
 
+def rules(draft: Draft) -> Iterator[str]:
+    """Settings that fit each other nowhere, or that nothing reads."""
+    yield from _who_teaches(draft)
+    yield from _what_ranks(draft)
+    yield from _who_writes_negatives(draft)
+
+
+def _who_teaches(draft: Draft) -> Iterator[str]:
+    for name in draft.in_mixture:
+        if name in (*draft.teachers, *draft.students):
+            yield (
+                f"mixture.layers: {name} is trained in method macpo; name an agent of another role"
+            )
+    keep, n = draft.read("select", "keep", 1), draft.read("sampling", "n", 1)
+    writers = 1 if draft.values.get("positives") == "own" else len(draft.teachers)
+    are_counts = isinstance(keep, int) and isinstance(n, int)
+    if are_counts and draft.teachers and not draft.in_mixture and keep > n * writers:
+        yield f"select.keep: {keep} of only {n * writers} candidates per prompt"
+
+
+def _what_ranks(draft: Draft) -> Iterator[str]:
+    if draft.read("select", "under") == "peers":
+        why = ""
+        if draft.values.get("positives") == "own":
+            why = "peers rank what teachers write, and with positives=own the student learns none"
+        elif len(draft.teachers) == 1:
+            why = f"peers are other teachers, and {draft.teachers[0]} has none"
+        if why:
+            yield f"select.under: {why}; set select.under=learner"
+    by_other = draft.read("select", "by", "perplexity") != "perplexity"
+    if by_other or draft.read("select", "order", "lowest") == "random":
+        for path in RANKING:
+            if (by_other or path != "select.order") and draft.changed(path):
+                yield f"{path}: only read where perplexity ranks"
+
+
+def _who_writes_negatives(draft: Draft) -> Iterator[str]:
+    writers = draft.values.get("negatives_by")
+    if draft.values.get("negatives") == "retrained" and draft.changed("negatives_by"):
+        yield (
+            f"negatives: retrained trains the negative twin anew, and negatives_by {writers} "
+            "has none; set negatives_by=fine_tuning"
+        )
+    if writers in ("corruption", "mismatch"):
+        for path in filter(draft.changed, ("negatives", "select.keep")):
+            yield f"{path}: negatives_by {writers} makes one of each chosen answer"
+
+
 METHOD = Method(
     "macpo",
     "by weak teachers and a strong student that teach each other (MACPO)",
     plan,
     build,
+    paper={"select.under": "learner"},
+    rules=rules,
 )

@@ -13,7 +13,15 @@ from macpo_data.generation import mixture as mixtures
 from macpo_data.generation import ranking, select
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import EXCLUDE_READS, FILTER_READS, SAMPLING_READS, SFT_READS, prefer
+from macpo_data.methods.steps import (
+    CHOOSING,
+    EXCLUDE_READS,
+    FILTER_READS,
+    SAMPLING_READS,
+    SFT_READS,
+    TEACHING,
+    prefer,
+)
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
@@ -107,4 +115,8 @@ METHOD = Method(
     "compares the student's own answers from round 1 on (MoAA)",
     plan,
     build,
+    teachers=False,
+    compares=True,
+    needs=("mixture", "judge"),
+    unread=(*CHOOSING, *TEACHING[:-1], "confidence", "data.label_noise", "stop"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from macpo_data.generation import judge as judges
 from macpo_data.methods import moaa
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import weak_start
+from macpo_data.methods.steps import CHOOSING, TEACHING, weak_start
 from macpo_data.plan import Step
 from macpo_data.recipe import Recipe
 
@@ -26,4 +26,7 @@ METHOD = Method(
     "by a student whose answers a judge compares (RLAIF)",
     plan,
     build,
+    compares=True,
+    needs=("judge",),
+    unread=(*CHOOSING, *TEACHING),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from macpo_data.generation import framing, select
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import WRITING_READS, prefer, weak_start
+from macpo_data.methods.steps import CHOOSING, TEACHING, WRITING_READS, prefer, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -39,4 +39,5 @@ METHOD = Method(
     "and PPO",
     plan,
     build,
+    unread=(*CHOOSING, *TEACHING),
 )

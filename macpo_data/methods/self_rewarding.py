@@ -8,12 +8,15 @@ ICLR 2025), and is called so wherever it is shown.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods import moaa
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import weak_start
+from macpo_data.methods.steps import CHOOSING, TEACHING, weak_start
 from macpo_data.plan import Step
 from macpo_data.recipe import Recipe
+from macpo_data.recipe.draft import Draft
 
 
 def plan(recipe: Recipe) -> list[Step]:
@@ -27,9 +30,25 @@ def build(step: Step, ctx: Context) -> RoundData:
     return moaa.preferences(step, ctx)
 
 
+def rules(draft: Draft) -> Iterator[str]:
+    """Nobody but the student judges."""
+    if len(draft.students) != 1:
+        return
+    (student,) = draft.students
+    if draft.read("judge", "agent", student) != student:
+        yield f"judge.agent: in method self_rewarding the student judges: {student}"
+    kinds = ("points", "llm", "likelihood")
+    if draft.read("judge", "kind", "llm") not in kinds:
+        yield f"judge.kind: in method self_rewarding the student judges: one of {', '.join(kinds)}"
+
+
 METHOD = Method(
     "self_rewarding",
     "by a student that judges its own answers (self-rewarding)",
     plan,
     build,
+    compares=True,
+    needs=("judge",),
+    unread=(*CHOOSING, *TEACHING),
+    rules=rules,
 )

@@ -16,7 +16,15 @@ import polars as pl
 from macpo_data.generation import select
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import WRITING_READS, labels, prefer, switched_on, weak_start
+from macpo_data.methods.steps import (
+    CHOOSING,
+    TEACHING,
+    WRITING_READS,
+    labels,
+    prefer,
+    switched_on,
+    weak_start,
+)
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -73,4 +81,12 @@ METHOD = Method(
     "by a weak teacher, whose answers stand against the student's own (SPIN)",
     plan,
     build,
+    sections=("spin",),
+    unread=(*CHOOSING, *TEACHING),
+    paper={
+        "dpo.reference": "previous",
+        "dpo.gamma": 0.0,
+        "dpo.loss": "sigmoid",
+        "dpo.label_smoothing": 0.0,
+    },
 )

@@ -22,6 +22,10 @@ FILTER_READS = (
 EXCLUDE_READS = tuple(
     f"select.{key}" for key in ("test_sets", "ngram", "ngram_share", "near_duplicates")
 )
+# What only a method reads whose student chooses among what several wrote.
+RANKING = ("select.under", "select.order", "select.pool", "select.max_perplexity")
+CHOOSING = ("select.by", *RANKING, "select.keep")
+TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
 WRITING_READS = ("seed", "engine", *SAMPLING_READS, *FILTER_READS)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from macpo_data.methods import macpo
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import initialise, labels, weak_start
+from macpo_data.methods.steps import CHOOSING, TEACHING, initialise, labels, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
 
@@ -37,4 +37,5 @@ METHOD = Method(
     "by a weak teacher, whose answers the student imitates",
     plan,
     build,
+    unread=(*CHOOSING, *TEACHING, "stop"),
 )

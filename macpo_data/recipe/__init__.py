@@ -1,7 +1,6 @@
 """The recipe: what a person types, section by section, with each key's meaning under its field.
 
-Here is the model; `load` reads a recipe, `rules` knows mistakes between fields, `write` shows it.
-The model imports the package's prompts and errors alone, `rules` also the world's bases.
+`draft` is a recipe that is not checked yet; `loading` reads one. May import prompts and world.
 """
 
 from macpo_data.recipe.agents import NAMED_TEMPLATES, Agent, Endpoint, read_template

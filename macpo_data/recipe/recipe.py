@@ -32,9 +32,7 @@ class Recipe(Section):
 
     run: Annotated[Name, KNOB]
     """Folder under runs/. Not part of what a result is: variants of a recipe may share it."""
-    method: Literal[
-        "macpo", "moaa", "weak_labels", "spin", "self_rewarding", "rlaif", "rlcd", "delta"
-    ] = "macpo"
+    method: str = "macpo"
     """The rule that says who writes and which texts become chosen and rejected."""
     seed: Seed = 0
     """Decides the draw of prompts, every sampled text and the order of training."""

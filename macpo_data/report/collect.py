@@ -129,7 +129,7 @@ def _probed(source: Source) -> dict[str, Any]:
     """What the probe says: of each policy, of the round to keep, and of what to run next."""
     recipe = source.plan.recipe
     known = probe.readings(source.plan, source.store)
-    best, advice = probe.best_round(recipe, known), advise(recipe, known)
+    best, advice = probe.best_round(recipe, known), advise(source.plan, known)
     rows = [
         {"agent": r.policy.agent, "round": r.policy.round, "perplexity": r.perplexity}
         | {"ranked_right": r.accuracy, "score": r.score}

@@ -46,8 +46,8 @@ def check(
         MacpoError: it cannot be read, or a test set has no prompts.
     """
     from macpo_data.forms import check as checks
+    from macpo_data.loading.load import load_settings
     from macpo_data.models.base import Base, load_chat
-    from macpo_data.recipe.load import load_settings
     from macpo_data.sources import overlap
     from macpo_data.sources.tables import read_table
     from macpo_run.terminal.findings import print_check
@@ -87,7 +87,7 @@ def doctor(recipe: str | None, runs: Path, sets: list[str] | None, *, as_json: b
     Raises:
         typer.Exit: there is a problem.
     """
-    from macpo_data.recipe.load import load_recipe
+    from macpo_data.loading.load import load_recipe
     from macpo_run.doctor import examine
     from macpo_run.terminal.findings import print_health
 

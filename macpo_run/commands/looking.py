@@ -35,7 +35,7 @@ def status(options: RunOptions) -> None:
         best = probe.best_round(run.recipe, readings)
         if best and max(reading.policy.round or 0 for reading in readings) > 0:
             say(probe.best_line(best, run.options))
-        elif advice := advise(run.recipe, readings):
+        elif advice := advise(run.plan, readings):
             print_advice(advice)
         say_next(next_command(run, run.states()))
 

@@ -20,7 +20,7 @@ def init(recipe: str, to: Path, full: bool) -> None:
     Raises:
         MacpoError: there is no such recipe, or the file exists already.
     """
-    from macpo_data.recipe.write import copy_recipe
+    from macpo_data.loading.write import copy_recipe
 
     if to.exists():
         raise MacpoError(f"{to} exists already; move it away, or choose another name with --to")

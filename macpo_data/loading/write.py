@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from pydantic.json_schema import GenerateJsonSchema
 
-from macpo_data.recipe.load import load_recipe, recipe_text
+from macpo_data.loading.load import load_recipe, recipe_text
+from macpo_data.methods import names
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Section
 from macpo_data.shipped import recipes_folder
@@ -143,6 +144,7 @@ class _Untitled(GenerateJsonSchema):
 def schema_text() -> str:
     """The recipe's JSON schema, with which an editor explains and completes keys."""
     schema = Recipe.model_json_schema(schema_generator=_Untitled)
+    schema["properties"]["method"]["enum"] = names()
     return json.dumps({"$schema": _Untitled.schema_dialect, **schema}, indent=1) + "\n"
 
 

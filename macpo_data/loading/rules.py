@@ -6,10 +6,12 @@ A rule is a function from a draft, the raw values of a recipe, to what is wrong 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Any
 
 from macpo_data import prompts
 from macpo_data.errors import ModelError
+from macpo_data.methods import methods, names
 from macpo_data.recipe.draft import Draft, items
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.training import DPO, SMOOTHED
@@ -43,8 +45,6 @@ def unfilled(recipe: Recipe) -> list[str]:
 
 
 def _roles(draft: Draft) -> Iterator[str]:
-    if draft.method != "moaa" and not draft.teachers:
-        yield "agents: no agent with role teacher"
     if len(draft.students) != 1:
         yield f"agents: {len(draft.students)} agents with role student, 1 is needed"
     labeller = draft.values.get("labeller")
@@ -86,119 +86,32 @@ def _names(draft: Draft) -> Iterator[str]:
 # ------------------------------------------------------------------------- what a method needs
 
 
-def _needed_sections(draft: Draft) -> Iterator[str]:
-    needed = {"moaa": ("mixture", "judge"), "rlaif": ("judge",), "self_rewarding": ("judge",)}
-    for method, sections in needed.items():
-        if draft.method == method:
-            for section in sections:
-                if not draft.values.get(section):
-                    yield f"{section}: missing; method {method} needs it"
-            if draft.read("sampling", "n", 1) == 1:
-                yield f"sampling.n: method {method} compares answers of the student: 2 or more"
-
-
-def _self_rewarding(draft: Draft) -> Iterator[str]:
-    if draft.method != "self_rewarding" or len(draft.students) != 1:
+def _of_method(draft: Draft) -> Iterator[str]:
+    """What the method itself has to say."""
+    if draft.method not in names():
+        near = get_close_matches(str(draft.method), names(), 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        yield f"method: input should be one of {', '.join(names())}{meant}"
         return
-    (student,) = draft.students
-    if draft.read("judge", "agent", student) != student:
-        yield f"judge.agent: in method self_rewarding the student judges: {student}"
-    kinds = ("points", "llm", "likelihood")
-    if draft.read("judge", "kind", "llm") not in kinds:
-        yield f"judge.kind: in method self_rewarding the student judges: one of {', '.join(kinds)}"
+    method = methods()[draft.method]
+    if method.teachers and not draft.teachers:
+        yield "agents: no agent with role teacher"
+    for section in method.needs:
+        if not draft.values.get(section):
+            yield f"{section}: missing; method {method.name} needs it"
+    if method.compares and draft.read("sampling", "n", 1) == 1:
+        yield f"sampling.n: method {method.name} compares answers of the student: 2 or more"
+    for path in filter(draft.changed, method.unread):
+        yield f"{path}: method {method.name} does not read it; leave it out"
+    yield from method.rules(draft)
 
 
-def _delta(draft: Draft) -> Iterator[str]:
-    """Why method delta would not know two teachers who write its pairs."""
-    if draft.method != "delta":
-        if draft.values.get("delta") is not None:
-            yield "delta: only method delta reads it; leave it out"
-        return
-    if draft.values.get("delta") is None:
-        yield "delta: missing; method delta needs it: {chosen: TEACHER, rejected: TEACHER}"
-    sides = {side: draft.read("delta", side) for side in ("chosen", "rejected")}
-    if sides["chosen"] is not None and sides["chosen"] == sides["rejected"]:
-        yield f"delta: chosen and rejected are both {sides['chosen']}; name two teachers"
-        return
-    for side, name in sides.items():
-        if name is not None and name not in draft.teachers:
-            yield draft.no_teacher(f"delta.{side}", name)
-
-
-def _spin(draft: Draft) -> Iterator[str]:
-    if draft.method != "spin" and draft.read("spin", "earlier_pairs", False):
-        yield "spin.earlier_pairs: only method spin reads it; leave it out"
-
-
-def _peers(draft: Draft) -> Iterator[str]:
-    """Why no other teacher could rank what the student learns."""
-    if draft.method != "macpo" or draft.read("select", "under") != "peers":
-        return
-    if draft.values.get("positives") == "own":
-        why = "peers rank what teachers write, and with positives=own the student learns none of it"
-    elif len(draft.teachers) == 1:
-        why = f"peers are other teachers, and {draft.teachers[0]} has none"
-    else:
-        return
-    yield f"select.under: {why}; set select.under=learner"
-
-
-def _mixture(draft: Draft) -> Iterator[str]:
-    if draft.method == "macpo":
-        for name in draft.in_mixture:
-            if name in (*draft.teachers, *draft.students):
-                yield (
-                    f"mixture.layers: {name} is trained in method macpo; "
-                    "name an agent of another role"
-                )
-
-
-# ------------------------------------------------------------------------- what nothing reads
-
-# A setting that changes nothing is one that nobody should believe in.
-_RANKING = ("select.under", "select.order", "select.pool", "select.max_perplexity")
-_CHOOSING = ("select.by", *_RANKING, "select.keep")
-_TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
-_UNREAD = {
-    "moaa": (*_CHOOSING, *_TEACHING[:-1], "confidence", "data.label_noise", "stop"),
-    "spin": (*_CHOOSING, *_TEACHING),
-    **dict.fromkeys(("weak_labels", "delta"), (*_CHOOSING, *_TEACHING, "stop")),
-    **dict.fromkeys(("rlcd", "rlaif", "self_rewarding"), (*_CHOOSING, *_TEACHING)),
-}
-
-
-def _unread_by_method(draft: Draft) -> Iterator[str]:
-    paths = _UNREAD.get(draft.method, ()) if isinstance(draft.method, str) else ()
-    for path in filter(draft.changed, paths):
-        yield f"{path}: method {draft.method} does not read it; leave it out"
-
-
-def _reads_all(draft: Draft) -> bool:
-    """Whether the method reads what the two rules below are about."""
-    return not isinstance(draft.method, str) or draft.method not in _UNREAD
-
-
-def _unread_ranking(draft: Draft) -> Iterator[str]:
-    by_other = draft.read("select", "by", "perplexity") != "perplexity"
-    by_chance = draft.read("select", "order", "lowest") == "random"
-    if _reads_all(draft) and (by_other or by_chance):
-        ranking = [path for path in _RANKING if by_other or path != "select.order"]
-        for path in filter(draft.changed, ranking):
-            yield f"{path}: only read where perplexity ranks"
-
-
-def _unread_negatives(draft: Draft) -> Iterator[str]:
-    if not _reads_all(draft):
-        return
-    writers = draft.values.get("negatives_by")
-    if draft.values.get("negatives") == "retrained" and draft.changed("negatives_by"):
-        yield (
-            f"negatives: retrained trains the negative twin anew, and negatives_by {writers} "
-            "has none; set negatives_by=fine_tuning"
-        )
-    if writers in ("corruption", "mismatch"):
-        for path in filter(draft.changed, ("negatives", "select.keep")):
-            yield f"{path}: negatives_by {writers} makes one of each chosen answer"
+def _of_other_methods(draft: Draft) -> Iterator[str]:
+    """A setting that changes nothing is one that nobody should believe in."""
+    for method in methods().values():
+        for section in method.sections:
+            if method.name != draft.method and draft.changed(section):
+                yield f"{section}: only method {method.name} reads it; leave it out"
 
 
 # ------------------------------------------------------------------------- choosing and judging
@@ -217,15 +130,6 @@ def _selection(draft: Draft) -> Iterator[str]:
         yield "select.by: judge needs a section judge"
     if by == "reward" and kind != "reward":
         yield "select.by: reward needs a section judge with kind reward"
-
-
-def _candidates(draft: Draft) -> Iterator[str]:
-    keep, n = draft.read("select", "keep", 1), draft.read("sampling", "n", 1)
-    own = draft.method == "macpo" and draft.values.get("positives") == "own"
-    writers = 1 if own else len(draft.teachers)
-    are_counts = isinstance(keep, int) and isinstance(n, int)
-    if are_counts and draft.teachers and not draft.in_mixture and keep > n * writers:
-        yield f"select.keep: {keep} of only {n * writers} candidates per prompt"
 
 
 def _judges(draft: Draft) -> Iterator[str]:
@@ -273,32 +177,20 @@ def _training(draft: Draft) -> list[str]:
 
 RULES = (
     _roles, _agents, _world_bases, _names,
-    _needed_sections, _self_rewarding, _delta, _spin, _peers, _mixture,
-    _unread_by_method, _unread_ranking, _unread_negatives,
-    _stop, _selection, _candidates, _judges,
+    _of_method, _of_other_methods,
+    _stop, _selection, _judges,
     _training,
 )  # fmt: skip
 
 
 # ------------------------------------------------------------------------- no mistakes
 
-# What a method's paper trains with, where ours has it as a setting that may be another.
-_PAPERS: dict[str, dict[str, Any]] = {
-    "macpo": {"select.under": "learner"},
-    "spin": {
-        "dpo.reference": "previous",
-        "dpo.gamma": 0.0,
-        "dpo.loss": "sigmoid",
-        "dpo.label_smoothing": 0.0,
-    },
-}
-
 
 def departures(recipe: Recipe) -> list[str]:
     """Settings that make a recipe's method another than its paper's. No mistakes: may be meant."""
-    papers = _PAPERS.get(recipe.method, {})
+    paper = methods()[recipe.method].paper
     return [
         f"{path}={now} where its paper has {theirs}"
-        for path, theirs in papers.items()
+        for path, theirs in paper.items()
         if (now := recipe.read(path)) != theirs
     ]
