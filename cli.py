@@ -295,11 +295,11 @@ def sweep(
         _warn_of_departures(its, f"{variant}: ")
     if dry_run:
         return print_sweep(family.outline())
-    found = family.make()
-    print_standings(found)
-    for path in write(found, family.folder, name or family.home.recipe.run):
+    standings = family.make()
+    print_standings(standings)
+    for path in write(standings, family.folder, name or family.home.recipe.run):
         _say(f"wrote    {path}")
-    if any(m.problem for m in found.measured):
+    if any(m.problem for m in standings.measured):
         raise typer.Exit(1)
 
 

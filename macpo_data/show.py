@@ -46,6 +46,7 @@ STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
 CLIP, LINES = 300, 8  # characters and lines of an answer on the last screen of a run
 TURNS = 3  # of a prompt, the last ones
+WIDE = 110  # columns of a terminal in which a sweep's table has room for three rounds
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 
 
@@ -417,20 +418,21 @@ def print_sweep(found: Outline) -> None:
     print(found.left)
 
 
-def print_standings(found: Standings) -> None:
-    """The table of a sweep, and below it what it shows and what failed."""
-    from macpo_data.standings import SHOWN, cells, known_rounds, notes
+def print_standings(standings: Standings) -> None:
+    """The table of a sweep, what it shows and what failed, and last its primary contrast."""
+    from macpo_data.standings_table import in_terminal, notes, primary
 
-    columns = sum(any(getattr(r, name) for r in found.rows) for name in ("ahead", "recovered"))
-    head, *rows = cells(found, known_rounds(found, SHOWN - (columns > 1)))
-    numbers = (Column(name, justify="right", overflow="fold") for name in head[1:])
-    table = _table(Column(head[0], overflow="fold"), *numbers)
-    for row in rows:
-        table.add_row(*map(plain, row))
     console = Console()
+    cells = in_terminal(standings, 3 if console.width >= WIDE else 2)
+    name, *others = cells
+    numbers = (Column(title, justify="right", no_wrap=True) for title in others)
+    table = _table(Column(name, overflow="fold", min_width=12), *numbers)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(plain, row))
     console.print(table)
-    for note in notes(found):
-        console.print(plain(note), soft_wrap=True)
+    sentence = primary(standings)
+    for line in [*notes(standings), *([sentence] if sentence else [])]:
+        console.print(plain(line), soft_wrap=True)
 
 
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}

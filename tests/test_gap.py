@@ -23,7 +23,8 @@ from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Policy
 from macpo_data.report import Source, collect
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
-from macpo_data.standings import Measured, Standings, cells, notes
+from macpo_data.standings import Measured, Standings
+from macpo_data.standings_table import columns, details, notes
 from macpo_data.stats import Sides, gap_recovered
 from macpo_data.study import load_study, variants
 from macpo_run.cleaning import unreachable
@@ -322,10 +323,8 @@ def test_a_column_of_a_study(open_run: OpenRun) -> None:
         Measured("b", 1, run, "diverged", {}, {"gold": found}),
     ]
     standings = Standings(measured, ["student"])
-    head, one, other = cells(standings, [0, 1])
-    assert head[-2:] == ["ahead", "gap recovered"]
-    assert (one[-1], other[-1]) == (".500±.000", "")
-    text = "\n".join(notes(standings))
+    assert columns(standings, [0, 1])["gap recovered"] == [".500±.000", ""]
+    text = "\n".join([*notes(standings), *details(standings)])
     assert "bootstrap interval over seeds and prompts" in text
     assert "floor, the best teacher of round 0: teacher2-positive-0 (a)" in text
 
@@ -338,6 +337,6 @@ def test_a_study_measures_what_the_gap_is_between(recipe_file: Path, tmp_path: P
     sweep = Sweep(study, family, tmp_path / "runs", no_progress, lambda line: None)
     found = sweep.make()
     assert len(found.results) == 2 * 6
-    assert [line[-1] for line in cells(found, [0, 1])] == ["gap recovered"] + ["not defined"] * 2
+    assert columns(found, [0, 1])["gap recovered"] == ["not defined"] * 2
     assert {row.agent for row in found.rows} == {"student"}
     assert sweep.todo(sweep.steps + sweep.answers) == []

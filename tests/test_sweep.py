@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -24,13 +28,23 @@ from conftest import Macpo, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
+from macpo_data.budget import Budget, spent, words_in
+from macpo_data.budget import mean as budget_mean
 from macpo_data.errors import MacpoError
 from macpo_data.evaluate import Evaluation
+from macpo_data.gap import Gap
+from macpo_data.generate import versions
+from macpo_data.plan import Policy
+from macpo_data.provenance import commit, provenance
 from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
-from macpo_data.show import print_sweep
-from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
-from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
+from macpo_data.show import print_standings, print_sweep
+from macpo_data.standings import Measured, Standings
+from macpo_data.standings_plot import apart, plot
+from macpo_data.standings_table import columns, markdown, notes, primary
+from macpo_data.stats import Sides, between, holm, paired_p
+from macpo_data.study import Primary, load_study, parse_grid, parse_seeds, shipped, variants
+from macpo_data.world import VERSION
 from macpo_run.cleaning import unreachable
 from macpo_run.sweeps import Sweep, about, recorded, said, write
 
@@ -155,7 +169,7 @@ def test_who_is_measured(open_sweep: OpenSweep) -> None:
     assert [(row.variant, row.agent) for row in found.rows] == [
         ("three", "student"), ("two", "student"), ("three", "teacher3")
     ]  # fmt: skip
-    assert cells(found, [0, 1])[1][0] == "three, student"
+    assert columns(found, [0, 1])["variant"][0] == "three, student"
     assert open_sweep(agents=["student", "student"], seeds=2).agents == ["student"]
     with pytest.raises(
         MacpoError, match=r"no agent 'x' that is trained: measure student, teacher1"
@@ -181,7 +195,7 @@ def test_one_yardstick_for_all(open_sweep: OpenSweep) -> None:
     other = open_sweep(grid={"sft.epochs": [1, 2]}, set=human, rounds=1).make()
     assert other.is_fair  # the gold score needs none
     wins = [
-        Measured(m.variant, m.seed, m.found and only(m.found, "win"), None, m.yardsticks)
+        Measured(m.variant, m.seed, m.evaluation and only(m.evaluation, "win"), None, m.yardsticks)
         for m in other.measured
     ]
     (said,) = [n for n in notes(Standings(wins, ["student"])) if "yardstick" in n]
@@ -355,6 +369,9 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         ),
         (["baselinez"], "no study named 'baselinez'; shipped are .*noise"),
         (["./none.yaml"], "cannot read study ./none.yaml"),
+        (["./third.yaml"], "primary: no variant 'c'; choose among: a; b"),
+        (["./twice.yaml"], "primary: 'a' is both sides; name two variants"),
+        (["./half.yaml"], "study ./half.yaml: primary.second: "),
         (["./bad.yaml"], "study ./bad.yaml: grid.dpo.beta: list should have.*; grids: unknown"),
         ([], "nothing to compare: "),
     ],
@@ -366,6 +383,9 @@ def test_a_mistake_is_one_line(
 
     monkeypatch.chdir(tmp_path)
     Path("bell.yaml").write_text(r'variants: {"a\nb": {}, b: {}}')
+    for name, sides in {"third": "first: a, second: c", "twice": "first: a, second: a"}.items():
+        Path(f"{name}.yaml").write_text(f"variants: {{a: {{}}, b: {{}}}}\nprimary: {{{sides}}}")
+    Path("half.yaml").write_text("variants: {a: {}, b: {}}\nprimary: {first: a}")
     Path("bad.yaml").write_text("grid: {dpo.beta: []}\ngrids: {}\n")
     monkeypatch.setattr(sys, "argv", ["macpo", "sweep", *args])
     with pytest.raises(SystemExit) as ended:
@@ -401,17 +421,19 @@ def test_settings_have_an_order(recipe_file: Path) -> None:
 
 
 def evaluation(means: list[float], prompts: list[list[float | None]] | None = None) -> Evaluation:
-    """A student's rounds: their means, and where wanted the scores of single prompts."""
+    """A student's rounds: their means, and the scores of single prompts, by default one each."""
     rows = [
         {"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": mean,
          "low": mean - 0.1, "high": mean + 0.1, "chars": 50.0 + t, "prompts": 3}
         for t, mean in enumerate(means)
     ]  # fmt: skip
+    golds: list[list[float | None]] = prompts or [[mean] for mean in means]
     scores = [
-        {"prompt_id": str(i), "agent": "student", "behavior": "positive", "round": t, "gold": gold}
-        for t, golds in enumerate(prompts or [])
-        for i, gold in enumerate(golds)
-    ]
+        {"prompt_id": str(i), "agent": "student", "behavior": "positive", "round": t, "gold": gold,
+         "response": "one two three", "finish_reason": "stop"}
+        for t, of_round in enumerate(golds)
+        for i, gold in enumerate(of_round)
+    ]  # fmt: skip
     table, responses = (
         pl.DataFrame(each, schema=schema, orient="row")
         for each, schema in ((rows, EVALUATION), (scores, RESPONSES))
@@ -432,14 +454,272 @@ def test_the_table_between_seeds() -> None:
         measured += [Measured("a", seed, a[seed])]
         measured += [Measured("b", seed, b[seed], "diverged" if seed == 2 else None)]
     found = Standings(measured, ["student"])
-    assert cells(found, [0, 1]) == [
-        ["variant", "round 0", "round 1", "chars", "change", "ahead"],
-        ["a", ".400±.248", ".600±.248", "51", "+.200±.430", ""],
-        ["b", ".600±.657", ".650±.635", "51", "+.200±.000", "+.100±.000"],
+    assert columns(found, [0, 1]) == {
+        "variant": ["a", "b"],
+        "round 0": [".400±.248", ".600±.657"],
+        "round 1": [".600±.248", ".650±.635"],
+        "words": ["3.0", "3.0"],
+        "cut": ["0.0%", "0.0%"],
+        "pairs": ["", ""],
+        "steps": ["", ""],
+        "written": ["", ""],
+        "change": ["+.200±.430", "+.200±.000"],
+        "ahead": ["", "+.100±.000"],
+        "p": ["", ""],
+        "p Holm": ["", ""],
+    }
+    assert notes(found)[-2:] == [
+        "not tested, counted as p = 1, since seeds or spread are missing: b",
+        "failed: b, seed 2: diverged",
     ]
-    assert notes(found)[-1] == "failed: b, seed 2: diverged"
     assert found.results.select("variant", "seed", "round").rows()[:4] == [
         ("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1)
+    ]  # fmt: skip
+
+
+def by_seed(lasts: dict[str, list[float]]) -> list[Measured]:
+    """Variants that end with these scores on the seeds 0, 1, 2, ..."""
+    return [
+        Measured(variant, seed, evaluation([0.0, score]))
+        for variant, scores in lasts.items()
+        for seed, score in enumerate(scores)
+    ]
+
+
+# Ahead of the first variant: b by .1 .2 .3, c by .10 .10 .13, d by -.1 0 .1.
+LASTS = {
+    "a": [0.2, 0.2, 0.2], "b": [0.3, 0.4, 0.5], "c": [0.3, 0.3, 0.33], "d": [0.1, 0.2, 0.3]
+}  # fmt: skip
+A_TO_B = Primary(first="a", second="b")
+
+
+def test_every_lead_is_corrected_for_their_number() -> None:
+    """With 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2).
+
+    b: mean .2, deviation .1, t = 2 sqrt(3), p = 1 - sqrt(12 / 14) = .0742. c: mean .11, deviation
+    .01732, t = 11, p = 1 - 11 / sqrt(123) = .0082. d: t = 0, p = 1. Holm: 3 * .0082, 2 * .0742, 1.
+    """
+    found = Standings(by_seed(LASTS), ["student"])
+    table = columns(found, [0, 1])
+    assert table["ahead"] == ["", "+.200±.248", "+.110±.043 *", "+.000±.248"]
+    assert (table["p"], table["p Holm"]) == (
+        ["", ".074", ".008", "1.000"], ["", ".148", ".024", "1.000"]
+    )  # fmt: skip
+    assert "3 comparisons were corrected (Holm): * significant at .05 after it" in notes(found)
+    assert primary(found) is None
+
+
+def test_the_primary_contrast_is_tested_alone() -> None:
+    """a - b: -.2 ± 4.303 * .1 / sqrt(3) = .248, and p as above; of the others Holm takes two."""
+    found = Standings(by_seed(LASTS), ["student"], A_TO_B)
+    table = columns(found, [0, 1])
+    assert table["ahead"] == ["", "+.200±.248 †", "+.110±.043 *", "+.000±.248"]
+    assert table["p Holm"] == ["", "primary", ".016", "1.000"]
+    assert primary(found) == (
+        "primary: a minus b in the last round: -.200 (95 % t-interval over 3 seed means -.448 to "
+        "+.048), p = .074, tested alone at .05"
+    )
+    assert "2 comparisons were corrected (Holm): * significant at .05 after it" in notes(found)
+    assert str(primary(found)) in markdown(found, "x").replace("\\", "")
+    other = Standings(by_seed(LASTS), ["student"], Primary(first="c", second="b"))
+    assert columns(other, [1])["p Holm"] == ["", ".148", ".024", "1.000"]
+    assert str(primary(other)).startswith("primary: c minus b in the last round: -.090 (95 % t-")
+
+
+def test_a_variant_that_fails_makes_no_other_significant() -> None:
+    """Without d, c alone would have .0082; with d it counts among two, as if d had p = 1."""
+    measured = [
+        replace(m, problem="diverged") if m.variant == "d" and m.seed else m
+        for m in by_seed({name: LASTS[name] for name in "acd"})
+    ]
+    found = Standings(measured, ["student"])
+    assert columns(found, [1])["p Holm"] == ["", ".016", ""]
+    assert [n for n in notes(found) if "not tested" in n] == [
+        "not tested, counted as p = 1, since seeds or spread are missing: d"
+    ]
+
+
+def test_the_primary_contrast_of_few_seeds() -> None:
+    """Of two seeds, differences -.1 and -.3: t = -2, and p = 1 - 2 atan(2) / pi = .295. t(.975) of
+    one degree of freedom is 12.706, and the error .1. Of one seed there is no test."""
+    two = Standings([m for m in by_seed(LASTS) if m.seed != 1], ["student"], A_TO_B)
+    assert primary(two) == (
+        "primary: a minus b in the last round: -.200 (95 % t-interval over 2 seed means -1.471 to "
+        "+1.071), p = .295, tested alone at .05"
+    )
+    assert "exploratory: too few seeds for a test of what is ahead" in notes(two)
+    assert columns(two, [1])["p"] == ["", ".295", "", ""]
+    one = Standings([m for m in by_seed(LASTS) if m.seed == 1], ["student"], A_TO_B)
+    assert str(primary(one)).endswith("no test, which takes several seeds")
+    assert "p =" not in markdown(one, "x")
+    failed = [replace(m, problem="x") if m.seed and m.variant == "b" else m for m in by_seed(LASTS)]
+    assert str(primary(Standings(failed, ["student"], A_TO_B))).endswith(
+        "-.100; no interval and no test, one seed has both"
+    )
+    none = [replace(m, problem="x") if m.variant == "b" else m for m in by_seed(LASTS)]
+    assert str(primary(Standings(none, ["student"], A_TO_B))).endswith(
+        "not known, no seed has both"
+    )
+    same = Standings(by_seed({"a": [0.1] * 3, "b": [0.3] * 3}), ["student"], A_TO_B)
+    assert str(primary(same)).endswith("; no test, since it is the same on every seed")
+
+
+def test_seeds_are_paired_prompt_by_prompt() -> None:
+    """b lacks a score for its last prompt, which is easy: on the other two it is ahead by .1, by
+    .2 and by .3, though its own mean is below that of a."""
+    measured = []
+    for seed in range(3):
+        lead = 0.1 * (seed + 1)
+        start = [0.0, 0.0, 0.9]
+        measured += [
+            Measured("a", seed, evaluation([0.3, 0.3], [[*start], [*start]])),
+            Measured("b", seed, evaluation([0.3, lead], [[*start], [lead, lead, None]])),
+        ]
+    assert columns(Standings(measured, ["student"]), [1])["ahead"] == ["", "+.200±.248"]
+
+
+def test_no_test_without_spread() -> None:
+    assert paired_p(np.array([0.1] * 3)) is None and paired_p(np.array([0.1])) is None
+    assert paired_p(np.array([])) is None and holm([]) == []
+    assert paired_p(np.array([0.1, 0.2, 0.3])) == pytest.approx(1 - math.sqrt(12 / 14))
+
+
+def test_holm_by_hand() -> None:
+    """In order .01 .03 .04: 3 * .01, 2 * .03, and .04, which may not be below the one before."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.001, 0.999), st.randoms()
+)  # fmt: skip
+def test_holm_rejects_as_its_procedure_does(
+    p_values: list[float], level: float, random: Random
+) -> None:
+    """Step down: while the smallest p left is at most level / (how many are left), reject it."""
+    adjusted, count = holm(p_values), len(p_values)
+    rejected = set[int]()
+    for rank, n in enumerate(sorted(range(count), key=p_values.__getitem__)):
+        if p_values[n] * (count - rank) > level:
+            break
+        rejected.add(n)
+    assert {n for n, p in enumerate(adjusted) if p <= level} == rejected
+    assert all(p <= q <= min(1, p * count) for p, q in zip(p_values, adjusted, strict=True))
+    order = random.sample(range(count), count)
+    assert holm([p_values[n] for n in order]) == [adjusted[n] for n in order]
+
+
+def test_what_stands_beside_the_scores() -> None:
+    """Seed 0 has answers of 1 and 3 words, one of them cut, seed 1 two of 5: (2 + 5) / 2 words,
+    (1/2 + 0) / 2 cut. Budgets are means over the seeds; seed 2 failed and is in none."""
+    texts = [
+        [("a", "length"), ("a b c", "stop")],
+        [("a b c d e", "stop")] * 2,
+        [("a", "length")] * 2,
+    ]
+    measured = []
+    for seed, answers in enumerate(texts):
+        found = evaluation([0.1, 0.2], [[0.1, 0.1], [0.2, 0.2]])
+        last = pl.col("round") == 1
+        before = found.responses.filter(~last)
+        after = found.responses.filter(last).with_columns(
+            response=pl.Series([text for text, _ in answers]),
+            finish_reason=pl.Series([reason for _, reason in answers]),
+        )
+        found = replace(found, responses=before.vstack(after))
+        budgets = {"student": Budget(10 + seed, 4, None if seed == 2 else 1000 * (seed + 1))}
+        problem = "diverged" if seed == 2 else None
+        measured.append(Measured("a", seed, found, problem, budgets=budgets))
+    table = columns(Standings(measured, ["student"]), [1])
+    assert {name: table[name][0] for name in ("words", "cut", "pairs", "steps", "written")} == {
+        "words": "3.5", "cut": "25.0%", "pairs": "10.5", "steps": "4", "written": "1,500"
+    }  # fmt: skip
+    assert budget_mean([Budget(1, None, 2), Budget(3, 1, 4)]) == Budget(2, None, 3)
+
+
+def test_what_training_took(open_sweep: OpenSweep) -> None:
+    """Pairs and steps of rounds 1 and 2 alone; words of all that was written to D2, each once.
+
+    A placeholder takes no steps, so that those of a training are laid into its manifest.
+    """
+    sweep = open_sweep(seeds=[0], rounds=2, set={"eval.against": "student-base"})
+    first = sweep.make()
+    run = sweep.runs[0]
+    rounds = {t: Policy("student", "positive", t) for t in range(3)}
+    steps = {t: step for t, policy in rounds.items() if (step := run.plan.maker(policy))}
+    pairs = {t: len(run.store.read(run.plan.name(run.plan.dataset(s)), "pairs.parquet"))
+             for t, s in steps.items()}  # fmt: skip
+    files = list(run.store.root.glob("samples/*-d2-*/shards/*.parquet"))
+    texts = [text for file in files for text in pl.read_parquet(file)["response"]]
+    words = sum(len(text.split()) for text in texts)
+    (row,) = first.rows
+    assert row.budget == Budget(pairs[1] + pairs[2], 0, words) and words > 0 < pairs[1]
+    for t, count in {0: 9, 1: 3, 2: 4}.items():
+        name = run.plan.name(steps[t])
+        manifest = run.store.manifest(name) or {}
+        run.store.finish(name, manifest | {"history": [{"step": n} for n in range(count)]})
+    (row,) = open_sweep(seeds=[0], rounds=2, set={"eval.against": "student-base"}).make().rows
+    assert row.budget == Budget(pairs[1] + pairs[2], 7, words)
+    shutil.rmtree(run.store.root / "samples")
+    assert spent(run.plan, run.store, rounds[2], partial(words_in, run.store)).words is None
+
+
+def test_the_table_says_where_it_comes_from(open_sweep: OpenSweep) -> None:
+    sweep = open_sweep(seeds=[4, 7], rounds=0)
+    text = markdown(sweep.make(), "x")
+    assert text.startswith("# x\n\n- seeds: 4, 7; digest of all recipes: " + sweep.digest)
+    versions_ = versions()
+    assert f"macpo {versions_['versions']['macpo']}" in text and "engine fake" in text
+    assert f"Python {versions_['python']}" in text
+    assert f"world, version {VERSION}: world:strong, world:weak-a, world:weak-b" in text
+    hashes = re.findall(r"macpo at commit ([0-9a-f]{40})(?:-dirty)?\n", text)
+    assert hashes == ([] if commit() is None else [str(commit()).removesuffix("-dirty")])
+    two = provenance([], "d", [{"versions": {"torch": v}, "python": "3.11"} for v in ("2", "1")])
+    assert two.packages == {"torch": ["1", "2"], "Python": ["3.11"]}
+
+
+def test_the_last_lines_of_the_screen(macpo: Macpo, recipe_file: Path) -> None:
+    """The primary contrast, and where everything is."""
+    study = {
+        "recipe": str(recipe_file), "run": "one", "rounds": 0, "seeds": 2,
+        "variants": {"a": {}, "b": {"sft.epochs": 2}}, "primary": {"first": "a", "second": "b"},
+    }  # fmt: skip
+    recipe_file.with_name("study.yaml").write_text(yaml.dump(study))
+    made = macpo("sweep", "./study.yaml", fake=True)
+    assert made.returncode == 0, made.stderr
+    lines = made.stdout.splitlines()
+    assert lines[-4].startswith("primary: a minus b in the last round: ")
+    assert [Path(line.split()[-1]).name for line in lines[-3:]] == [
+        "results.parquet", "table.md", "plot.svg"
+    ]  # fmt: skip
+
+
+def test_a_terminal_of_120_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of five rounds, numbers that are not cut in two, long names in several lines."""
+    monkeypatch.setenv("COLUMNS", "120")
+    sides = Sides(*(np.array([base, base + 0.1]) for base in (0.3, 0.1, 0.9)))
+    students = [Policy("student", "positive", 4)]
+    scores = pl.DataFrame({"student-positive-4": sides[0], "t-positive-0": sides[1],
+                           "student-ceiling-0": sides[2]})  # fmt: skip
+    teacher, ceiling = Policy("t", "positive", 0), Policy("student", "ceiling", 0)
+    gap = Gap("gold", students, teacher, teacher, ceiling, scores)
+    leads = {"MACPO": 0.0, "sharpening, from the best teacher's labels (own likelihood)": 0.1}
+    measured = [
+        Measured(name, seed, evaluation([0.1] * 4 + [0.2 + lead * (seed + 9)]), gaps={"gold": gap})
+        for name, lead in leads.items()
+        for seed in range(3)
+    ]
+    print_standings(Standings(measured, ["student"]))
+    lines = capsys.readouterr().out.splitlines()
+    end = next(n for n, line in enumerate(lines) if line.startswith("gold: "))
+    words = [re.findall(r"[^ │┃]+(?: [^ │┃]+)*", line) for line in lines[:end]]
+    assert all(len(line) <= 120 for line in lines[:end])
+    titles = ["variant", "round 0", "round 2", "round 4", "words", "cut", "ahead", "gap recovered"]
+    assert titles in words
+    (row,) = [cells for cells in words if cells and cells[0].startswith("sharpening")]
+    assert row[1:] == [
+        ".100±.000", ".100±.000", "1.200±.248", "3.0", "0.0%", "+1.000±.248 *", ".250±.000"
     ]  # fmt: skip
 
 
@@ -450,7 +730,8 @@ def test_the_table_of_one_seed() -> None:
     found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
     one, other = found.rows
     assert one.ahead is None and other.ahead is not None
-    assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
+    ahead = other.ahead.difference
+    assert [round(v, 6) for v in (*one.change, *ahead)] == [0.3] * 3 + [0.1] * 3
     assert one.rounds[0].low < 0.2 < one.rounds[0].high
     assert "over the prompts of one seed" in notes(found)[0]
     assert notes(found)[1] == "measured on greedy answers"
@@ -470,7 +751,8 @@ def test_a_prompt_that_lacks_a_score_is_left_out() -> None:
     found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
     one, other = found.rows
     assert other.ahead is not None
-    assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
+    ahead = other.ahead.difference
+    assert [round(v, 6) for v in (*one.change, *ahead)] == [0.3] * 3 + [0.1] * 3
 
 
 def test_nothing_was_measured(tmp_path: Path) -> None:
@@ -484,7 +766,7 @@ def test_a_plot_that_fails_costs_no_table(tmp_path: Path, monkeypatch: pytest.Mo
     """Nor does that of an earlier table stay beside the new one. A bell in a title is fine."""
     found = Standings([Measured("a", 0, evaluation([0.2], [[0.1, 0.3]]))], ["student"])
     assert write(found, tmp_path, "a\x07bell")[2].is_file()
-    monkeypatch.setattr("macpo_data.standings.VEGA_LITE", "0.1")
+    monkeypatch.setattr("macpo_data.standings_plot.VEGA_LITE", "0.1")
     with pytest.raises(MacpoError, match="no plot, its table is written: "):
         write(found, tmp_path, "new")
     assert "# new" in (tmp_path / "table.md").read_text()
@@ -551,9 +833,5 @@ def test_a_shipped_study(name: str, tmp_path: Path) -> None:
 
 
 def test_between_needs_two() -> None:
-    import numpy as np
-
-    from macpo_data.stats import between
-
     assert math.isnan(between(np.array([])).mean)
     assert between(np.array([0.5]))[0] == 0.5 and math.isnan(between(np.array([0.5])).low)
