@@ -20,7 +20,7 @@ DOT, FIRST = COLOURS[1], COLOURS[2]
 PAPER = "#ffffff"
 # What a dark page shows in place of these; the others are seen on both.
 DARK = {PAPER: "#0d1117", INK: "#e6e6e6", DIM: "#8b949e", GRID: "#21262d"}
-DARK |= {"#000000": "#f5f5f5", "#0072B2": "#3d9be9", "#009E73": "#1fc598"}
+DARK |= {"#000000": "#f5f5f5", "#0072B2": "#2f7de0", "#009E73": "#1fc598"}
 MOST_LINES = len(COLOURS)
 WIDTH, HEIGHT, LINE = 620, 380, 15  # of the plot and of a label in it, in pixels
 ROW = 20  # pixels of a variant among many
@@ -95,9 +95,10 @@ def _dots(standings: Standings, rows: list[Row]) -> dict[str, Any]:
     ends = {row.variant: row.last for row in rows}
     order = sorted(ends, key=lambda variant: -ends[variant].mean)
     points = [{"variant": v, "first": v == first} | _values(e) for v, e in ends.items()]
+    line_at = f"; the line is at {first}" if first in ends else ""
     x = {
-        "field": "mean", "type": "quantitative", "title": f"{standings.measure}, last round",
-        "scale": {"zero": False},
+        "field": "mean", "type": "quantitative", "scale": {"zero": False},
+        "title": f"{standings.measure} in the last round{line_at}",
     }  # fmt: skip
     y = {
         "field": "variant", "type": "nominal", "sort": order, "title": None,

@@ -40,7 +40,8 @@ from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.show import print_standings, print_sweep
 from macpo_data.standings import Measured, Standings
-from macpo_data.standings_plot import apart, plot
+from macpo_data.standings_plot import DARK, MOST_LINES, PAPER, apart, plot
+from macpo_data.standings_plot import GRID as GRID_LINES
 from macpo_data.standings_table import columns, markdown, notes, primary
 from macpo_data.stats import Sides, between, holm, paired_p
 from macpo_data.study import Primary, load_study, parse_grid, parse_seeds, shipped, variants
@@ -773,18 +774,64 @@ def test_a_plot_that_fails_costs_no_table(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "plot.svg").exists()
 
 
-def test_the_plot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [MOST_LINES, MOST_LINES + 1, 20])
+def test_the_plot(count: int) -> None:
     """Every name is in it as text, whatever it holds; equal results give equal bytes."""
-    names = [f"<b>{n}&" for n in range(20)]
+    names = [f"<b>{n}&" for n in range(count)]
     measured = [Measured(n, s, evaluation([0.1 * s, 0.2])) for s in (0, 1) for n in names]
     found = Standings(measured, ["student"])
     svg = plot(found, "title")
     assert svg is not None and svg == plot(found, "title")
-    texts = [
-        "".join(e.itertext()) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")
-    ]
-    assert {*names, "title"} <= set(texts)
+    assert {*names, "title"} <= set(texts_of(svg))
     assert all(name in markdown(found, "x").replace("\\", "") for name in names)
+
+
+def texts_of(svg: str) -> list[str]:
+    """In the order in which they are drawn."""
+    elements = (e for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text"))
+    return ["".join(e.itertext()) for e in elements]
+
+
+def test_many_variants_are_sorted_by_their_last_round() -> None:
+    """One that did not come to its end is left out; of none that did there is no plot."""
+    lasts = {f"v{n}": [score, score + 0.01] for n, score in enumerate([5, 1, 8, 2, 7, 3, 6, 4, 9])}
+    measured = [replace(m, problem="diverged") if m.variant == "v8" else m for m in by_seed(lasts)]
+    svg = plot(Standings(measured, ["student"]), "title") or ""
+    names = [text for text in texts_of(svg) if text in lasts]
+    assert names == ["v2", "v4", "v6", "v0", "v7", "v5", "v3", "v1"]
+    assert "gold in the last round; the line is at v0" in texts_of(svg)
+    failed = [replace(m, problem="diverged") for m in measured]
+    assert plot(Standings(failed, ["student"]), "title") is None
+
+
+def contrast_ratio(one: str, other: str) -> float:
+    """By WCAG 2: (lighter + .05) / (darker + .05), of relative luminances."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("count", [MOST_LINES, 12])
+def test_the_plot_is_legible_on_a_light_and_a_dark_page(count: int) -> None:
+    """Text has the contrast that WCAG asks of it, 4.5; marks are seen, which 2 is enough for."""
+    assert contrast_ratio("#000000", "#ffffff") == pytest.approx(21)
+    found = Standings(by_seed({str(n): [n / 10, n / 9] for n in range(count)}), ["student"])
+    svg = plot(found, "title") or ""
+    assert "<style>@media (prefers-color-scheme: dark){" in svg
+    for page in ({}, DARK):
+        paper = page.get(PAPER, PAPER)
+        for element in ElementTree.fromstring(svg).iter():
+            is_text = element.tag.endswith("text")
+            colours = {element.get("fill"), element.get("stroke")} - {None, "none"}
+            for colour in colours - {PAPER, GRID_LINES}:
+                shown = page.get(str(colour), str(colour))
+                assert contrast_ratio(shown, paper) >= (4.5 if is_text else 2), colour
+                assert colour == shown or f'[fill="{colour}" i]{{fill:{shown}}}' in svg
 
 
 @given(
