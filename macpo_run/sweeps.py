@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from macpo_data import budget, evaluate, gap
 from macpo_data.budget import Budget
 from macpo_data.context import Progress
-from macpo_data.errors import Interrupted, MacpoError, first_line, plain
+from macpo_data.errors import Interrupted, MacpoError, StoreError, first_line, plain
 from macpo_data.evaluate import Evaluation
 from macpo_data.plan import Policy, Step
 from macpo_data.provenance import Provenance, provenance
@@ -202,10 +202,11 @@ class Sweep:
 
     def _provenance(self) -> Provenance:
         """Where the results come from, as the manifests of all finished steps tell."""
-        store = self.home.store
-        manifests = (store.manifest(task.name) for task in self.steps)
-        recipes = [variant.recipe for variant in self.variants]
-        return provenance(recipes, self.digest, [m for m in manifests if m])
+        manifests = []
+        for task in self.steps:
+            with suppress(StoreError):  # one that was edited is its variant's problem
+                manifests.append(self.home.store.manifest(task.name) or {})
+        return provenance([v.recipe for v in self.variants], self.digest, manifests)
 
     def _make(self, n: int) -> Measured:
         variant, run = self.variants[n], self.runs[n]

@@ -441,6 +441,11 @@ def test_the_table_says_where_it_comes_from(open_sweep: OpenSweep) -> None:
     assert f"macpo {versions_['versions']['macpo']}" in text and "engine fake" in text
     assert f"Python {versions_['python']}" in text
     assert f"world, version {VERSION}: world:strong, world:weak-a, world:weak-b" in text
+    name = sweep.runs[0].plan.name(sweep.runs[0].plan.steps[0])
+    (sweep.home.store.path(name) / "manifest.json").write_text("{}")
+    damaged = sweep.make()
+    assert [bool(m.problem) for m in damaged.measured] == [True, False]
+    assert "Python" in markdown(damaged, "x")
     hashes = re.findall(r"macpo at commit ([0-9a-f]{40})(?:-dirty)?\n", text)
     assert hashes == ([] if commit() is None else [str(commit()).removesuffix("-dirty")])
     two = provenance([], "d", [{"versions": {"torch": v}, "python": "3.11"} for v in ("2", "1")])
