@@ -153,7 +153,9 @@ def sweep(
 ) -> None:
     """Make a family of recipes in one run folder, each shared step once, and compare them.
 
-    `macpo sweep --grid dpo.beta=0.05,0.1 --seeds 3`, or `macpo sweep baselines`.
+    `macpo sweep --grid dpo.beta=0.05,0.1 --seeds 3`, or `macpo sweep baselines`. A study file may
+    name its `primary` contrast, {first: A, second: B}, which is tested alone; all others are
+    corrected for their number.
     """
     from macpo_run.sweep.study import parse_grid, parse_seeds
 

@@ -39,6 +39,37 @@ def between(values: Values) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def paired_p(differences: Values) -> float | None:
+    """Two-sided p of the paired t-test that the differences of runs have mean 0.
+
+    None of fewer than two runs, or where they do not vary: then there is no test.
+
+    Args:
+        differences: (n,) one for each run, such as the mean over its prompts.
+    """
+    from scipy import stats
+
+    if len(differences) < 2 or np.allclose(differences, differences[0], rtol=0, atol=1e-12):
+        return None
+    return float(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm (1979), in the same order.
+
+    Each is at or below a level where Holm's step-down procedure rejects at that level, so that the
+    chance of any false rejection is at most the level, however the tests depend on each other.
+
+    >>> holm([0.01, 0.04])
+    [0.02, 0.04]
+    """
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return [float(p) for p in adjusted]
+
+
 def length_controlled(wins: Values, longer: Values) -> Estimate:
     """A win rate as it would be were both sides equally long (Dubois et al. 2024, AlpacaEval 2).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from macpo_data.report.sample import inline_json
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.stats import Sides, gap_recovered
 from macpo_run.cleaning import unreachable
-from macpo_run.sweep.standings import Measured, Standings, cells, notes
+from macpo_run.sweep.standings import Measured, Standings
 from macpo_run.sweep.study import load_study, variants
 from macpo_run.sweep.sweep import Sweep
+from macpo_run.sweep.table import columns, details, notes
 
 CEILING = "eval.ceiling=true"
 
@@ -85,6 +87,26 @@ def test_seeds_are_pooled_and_resampled() -> None:
     """
     found = gap_recovered([sides([1.0] * 3, [1.0] * 3), sides([0.0] * 5, [3.0] * 5)])
     assert found.share == (0.25, 0, 1) and found.gap == (2, 1, 3)
+
+
+def test_seeds_are_drawn_and_then_prompts_within_them() -> None:
+    """Every draw of two seeds, and for each of two of its prompts, is counted out.
+
+    The gap is 1 everywhere. The first seed gained nothing, the second 0 and 1: the mean is 1 in 1
+    of 64 draws and 3/4 in 4, so that the upper end is 3/4; it would be 1/2 if seeds alone were
+    drawn, or prompts alone. The pooled ratio is 1/4, and the ratio over all draws from 0.
+    """
+    gains = [[0.0, 0.0], [0.0, 1.0]]
+    drawn = [
+        sum(gains[seed][prompt] for seed, of in zip(seeds, prompts, strict=True) for prompt in of)
+        / 4
+        for seeds in product(range(2), repeat=2)
+        for prompts in product(product(range(2), repeat=2), repeat=2)
+    ]
+    assert len(drawn) == 64 and sorted(drawn)[-5:] == [0.75] * 4 + [1.0]
+    found = gap_recovered([sides(gain, [1.0, 1.0]) for gain in gains])
+    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    assert found.share == (0.25, low, high) == (0.25, 0, 0.75)
 
 
 # ---------------------------------------------------------------------------- what it is between
@@ -323,10 +345,8 @@ def test_a_column_of_a_study(open_run: OpenRun) -> None:
         Measured("b", 1, run, "diverged", {}, {"gold": found}),
     ]
     standings = Standings(measured, ["student"])
-    head, one, other = cells(standings, [0, 1])
-    assert head[-2:] == ["ahead", "gap recovered"]
-    assert (one[-1], other[-1]) == (".500±.000", "")
-    text = "\n".join(notes(standings))
+    assert columns(standings, [0, 1])["gap recovered"] == [".500±.000", ""]
+    text = "\n".join([*notes(standings), *details(standings)])
     assert "bootstrap interval over seeds and prompts" in text
     assert "floor, the best teacher of round 0: teacher2-positive-0 (a)" in text
 
@@ -339,6 +359,6 @@ def test_a_study_measures_what_the_gap_is_between(recipe_file: Path, tmp_path: P
     sweep = Sweep(study, family, tmp_path / "runs", no_progress, lambda line: None)
     found = sweep.make()
     assert len(found.results) == 2 * 6
-    assert [line[-1] for line in cells(found, [0, 1])] == ["gap recovered"] + ["not defined"] * 2
+    assert columns(found, [0, 1])["gap recovered"] == ["not defined"] * 2
     assert {row.agent for row in found.rows} == {"student"}
     assert sweep.todo(sweep.steps + sweep.answers) == []

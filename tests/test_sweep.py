@@ -1,40 +1,40 @@
-"""Studies: what is shared is made once, a failure stops nobody else, and the table is right."""
+"""Studies: what is shared is made once, a failure stops nobody else, and what is told of them."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import polars as pl
 import pytest
 import yaml
 from conftest import Macpo, no_progress
-from hypothesis import given
-from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError
 from macpo_data.evaluation.evaluate import Evaluation
-from macpo_data.recipe import Sampling
-from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
+from macpo_data.plan import Policy
 from macpo_data.shipped import recipes_folder
+from macpo_data.versions import versions
+from macpo_data.world.world import VERSION
 from macpo_run.cleaning import unreachable
-from macpo_run.sweep.standings import Measured, Standings, apart, cells, markdown, notes, plot
+from macpo_run.sweep.budget import Budget, spent, words_in
+from macpo_run.sweep.provenance import commit, provenance
+from macpo_run.sweep.standings import Measured, Standings
 from macpo_run.sweep.study import load_study, parse_grid, parse_seeds, shipped, variants
-from macpo_run.sweep.sweep import Sweep, about, recorded, said, write
+from macpo_run.sweep.sweep import Sweep, about, recorded, said
+from macpo_run.sweep.table import columns, markdown, notes
 from macpo_run.terminal.sweeps import print_sweep
 
-GREEDY = Sampling(temperature=0, top_p=1, top_k=0)
 OpenSweep = Callable[..., Sweep]
 GRID = {"dpo.beta": [0.05, 0.1], "select.by": ["perplexity", "random"]}
 IMPOSSIBLE = {"select.min_chars": 10_000, "select.on_filter": "drop"}
@@ -155,7 +155,7 @@ def test_who_is_measured(open_sweep: OpenSweep) -> None:
     assert [(row.variant, row.agent) for row in found.rows] == [
         ("three", "student"), ("two", "student"), ("three", "teacher3")
     ]  # fmt: skip
-    assert cells(found, [0, 1])[1][0] == "three, student"
+    assert columns(found, [0, 1])["variant"][0] == "three, student"
     assert open_sweep(agents=["student", "student"], seeds=2).agents == ["student"]
     with pytest.raises(
         MacpoError, match=r"no agent 'x' that is trained: measure student, teacher1"
@@ -181,7 +181,7 @@ def test_one_yardstick_for_all(open_sweep: OpenSweep) -> None:
     other = open_sweep(grid={"sft.epochs": [1, 2]}, set=human, rounds=1).make()
     assert other.is_fair  # the gold score needs none
     wins = [
-        Measured(m.variant, m.seed, m.found and only(m.found, "win"), None, m.yardsticks)
+        Measured(m.variant, m.seed, m.evaluation and only(m.evaluation, "win"), None, m.yardsticks)
         for m in other.measured
     ]
     (said,) = [n for n in notes(Standings(wins, ["student"])) if "yardstick" in n]
@@ -355,6 +355,9 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         ),
         (["baselinez"], "no study named 'baselinez'; shipped are .*noise"),
         (["./none.yaml"], "cannot read study ./none.yaml"),
+        (["./third.yaml"], "primary: no variant 'c'; choose among: a; b"),
+        (["./twice.yaml"], "primary: 'a' is both sides; name two variants"),
+        (["./half.yaml"], "study ./half.yaml: primary.second: "),
         (["./bad.yaml"], "study ./bad.yaml: grid.dpo.beta: list should have.*; grids: unknown"),
         ([], "nothing to compare: "),
     ],
@@ -366,6 +369,9 @@ def test_a_mistake_is_one_line(
 
     monkeypatch.chdir(tmp_path)
     Path("bell.yaml").write_text(r'variants: {"a\nb": {}, b: {}}')
+    for name, sides in {"third": "first: a, second: c", "twice": "first: a, second: a"}.items():
+        Path(f"{name}.yaml").write_text(f"variants: {{a: {{}}, b: {{}}}}\nprimary: {{{sides}}}")
+    Path("half.yaml").write_text("variants: {a: {}, b: {}}\nprimary: {first: a}")
     Path("bad.yaml").write_text("grid: {dpo.beta: []}\ngrids: {}\n")
     monkeypatch.setattr(sys, "argv", ["macpo", "sweep", *args])
     with pytest.raises(SystemExit) as ended:
@@ -397,127 +403,69 @@ def test_settings_have_an_order(recipe_file: Path) -> None:
     assert (recipe.dpo.loss, recipe.lora.alpha, recipe.dpo.epochs) == ("ipo", 9, 1)
 
 
-# ---------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------------------- what is told of it
 
 
-def evaluation(means: list[float], prompts: list[list[float | None]] | None = None) -> Evaluation:
-    """A student's rounds: their means, and where wanted the scores of single prompts."""
-    rows = [
-        {"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": mean,
-         "low": mean - 0.1, "high": mean + 0.1, "chars": 50.0 + t, "prompts": 3}
-        for t, mean in enumerate(means)
-    ]  # fmt: skip
-    scores = [
-        {"prompt_id": str(i), "agent": "student", "behavior": "positive", "round": t, "gold": gold}
-        for t, golds in enumerate(prompts or [])
-        for i, gold in enumerate(golds)
-    ]
-    table, responses = (
-        pl.DataFrame(each, schema=schema, orient="row")
-        for each, schema in ((rows, EVALUATION), (scores, RESPONSES))
-    )
-    return Evaluation(table, responses, empty(JUDGEMENTS), [], GREEDY)
+def test_what_training_took(open_sweep: OpenSweep) -> None:
+    """Pairs and steps of rounds 1 and 2 alone; words of all that was written to D2, each once.
 
-
-def test_the_table_between_seeds() -> None:
-    """t(0.975; 2 degrees of freedom) = 4.303, so half an interval of 3 seeds is 2.484 deviations.
-
-    Round 1 of a: .5 .6 .7, deviation .1: .6 ± .248. Its change: .1 .1 .4, mean .2, deviation
-    .1732: ± .430. b is ahead of a by .1 on the two seeds that both finished, with no deviation.
+    A placeholder takes no steps, so that those of a training are laid into its manifest.
     """
-    a = [evaluation(m) for m in ([0.4, 0.5], [0.5, 0.6], [0.3, 0.7])]
-    b = [evaluation(m) for m in ([0.4, 0.6], [0.5, 0.7], [0.9])]
-    measured = []
-    for seed in range(3):
-        measured += [Measured("a", seed, a[seed])]
-        measured += [Measured("b", seed, b[seed], "diverged" if seed == 2 else None)]
-    found = Standings(measured, ["student"])
-    assert cells(found, [0, 1]) == [
-        ["variant", "round 0", "round 1", "chars", "change", "ahead"],
-        ["a", ".400±.248", ".600±.248", "51", "+.200±.430", ""],
-        ["b", ".600±.657", ".650±.635", "51", "+.200±.000", "+.100±.000"],
-    ]
-    assert notes(found)[-1] == "failed: b, seed 2: diverged"
-    assert found.results.select("variant", "seed", "round").rows()[:4] == [
-        ("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1)
+    sweep = open_sweep(seeds=[0], rounds=2, set={"eval.against": "student-base"})
+    first = sweep.make()
+    run = sweep.runs[0]
+    rounds = {t: Policy("student", "positive", t) for t in range(3)}
+    steps = {t: step for t, policy in rounds.items() if (step := run.plan.maker(policy))}
+    pairs = {t: len(run.store.read(run.plan.name(run.plan.dataset(s)), "pairs.parquet"))
+             for t, s in steps.items()}  # fmt: skip
+    files = list(run.store.root.glob("samples/*-d2-*/shards/*.parquet"))
+    texts = [text for file in files for text in pl.read_parquet(file)["response"]]
+    words = sum(len(text.split()) for text in texts)
+    (row,) = first.rows
+    assert row.budget == Budget(pairs[1] + pairs[2], 0, words) and words > 0 < pairs[1]
+    for t, count in {0: 9, 1: 3, 2: 4}.items():
+        name = run.plan.name(steps[t])
+        manifest = run.store.manifest(name) or {}
+        run.store.finish(name, manifest | {"history": [{"step": n} for n in range(count)]})
+    (row,) = open_sweep(seeds=[0], rounds=2, set={"eval.against": "student-base"}).make().rows
+    assert row.budget == Budget(pairs[1] + pairs[2], 7, words)
+    shutil.rmtree(run.store.root / "samples")
+    assert spent(run.plan, run.store, rounds[2], partial(words_in, run.store)).words is None
+
+
+def test_the_table_says_where_it_comes_from(open_sweep: OpenSweep) -> None:
+    sweep = open_sweep(seeds=[4, 7], rounds=0)
+    text = markdown(sweep.make(), "x")
+    assert text.startswith("# x\n\n- seeds: 4, 7; digest of all recipes: " + sweep.digest)
+    versions_ = versions()
+    assert f"macpo {versions_['versions']['macpo']}" in text and "engine fake" in text
+    assert f"Python {versions_['python']}" in text
+    assert f"world, version {VERSION}: world:strong, world:weak-a, world:weak-b" in text
+    name = sweep.runs[0].plan.name(sweep.runs[0].plan.steps[0])
+    (sweep.home.store.path(name) / "manifest.json").write_text("{}")
+    damaged = sweep.make()
+    assert [bool(m.problem) for m in damaged.measured] == [True, False]
+    assert "Python" in markdown(damaged, "x")
+    hashes = re.findall(r"macpo at commit ([0-9a-f]{40})(?:-dirty)?\n", text)
+    assert hashes == ([] if commit() is None else [str(commit()).removesuffix("-dirty")])
+    two = provenance([], "d", [{"versions": {"torch": v}, "python": "3.11"} for v in ("2", "1")])
+    assert two.packages == {"torch": ["1", "2"], "Python": ["3.11"]}
+
+
+def test_the_last_lines_of_the_screen(macpo: Macpo, recipe_file: Path) -> None:
+    """The primary contrast, and where everything is."""
+    study = {
+        "recipe": str(recipe_file), "run": "one", "rounds": 0, "seeds": 2,
+        "variants": {"a": {}, "b": {"sft.epochs": 2}}, "primary": {"first": "a", "second": "b"},
+    }  # fmt: skip
+    recipe_file.with_name("study.yaml").write_text(yaml.dump(study))
+    made = macpo("sweep", "./study.yaml", fake=True)
+    assert made.returncode == 0, made.stderr
+    lines = made.stdout.splitlines()
+    assert lines[-4].startswith("primary: a minus b in the last round: ")
+    assert [Path(line.split()[-1]).name for line in lines[-3:]] == [
+        "results.parquet", "table.md", "plot.svg"
     ]  # fmt: skip
-
-
-def test_the_table_of_one_seed() -> None:
-    """Intervals over prompts: a's answers gain .3 each, so that the change has no spread."""
-    a = evaluation([0.2, 0.5], [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
-    b = evaluation([0.2, 0.6], [[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]])
-    found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
-    one, other = found.rows
-    assert one.ahead is None and other.ahead is not None
-    assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
-    assert one.rounds[0].low < 0.2 < one.rounds[0].high
-    assert "over the prompts of one seed" in notes(found)[0]
-    assert notes(found)[1] == "measured on greedy answers"
-    hot = replace(b, sampling=Sampling(temperature=0.7, top_p=1, top_k=0, n=4))
-    found = Standings([Measured("a", 3, a), Measured("b", 3, hot)], ["student"])
-    assert notes(found)[1] == "measured on greedy answers (a); 4 answers at temperature 0.7 (b)"
-
-
-def test_a_prompt_that_lacks_a_score_is_left_out() -> None:
-    """In the last round a has no score for the last prompt, which had gained .9 before.
-
-    Its change is over the other two: .4 - .1 and .5 - .2. b is ahead by .1 on these two; it has a
-    last round of its own, and the third prompt's .9 is compared with nothing.
-    """
-    a = evaluation([0.2] * 3, [[0.1, 0.2, 0.0], [0.1, 0.2, 0.9], [0.4, 0.5, None]])
-    b = evaluation([0.2] * 2, [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]])
-    found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
-    one, other = found.rows
-    assert other.ahead is not None
-    assert [round(v, 6) for v in (*one.change, *other.ahead)] == [0.3] * 3 + [0.1] * 3
-
-
-def test_nothing_was_measured(tmp_path: Path) -> None:
-    found = Standings([Measured("a|b", 0, None, "no luck")], ["student"])
-    written = write(found, tmp_path, "*title*")
-    assert [p.name for p in written] == ["results.parquet", "table.md"]
-    assert "- failed: a\\|b, seed 0: no luck" in written[1].read_text()
-
-
-def test_a_plot_that_fails_costs_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does that of an earlier table stay beside the new one. A bell in a title is fine."""
-    found = Standings([Measured("a", 0, evaluation([0.2], [[0.1, 0.3]]))], ["student"])
-    assert write(found, tmp_path, "a\x07bell")[2].is_file()
-    monkeypatch.setattr("macpo_run.sweep.standings.VEGA_LITE", "0.1")
-    with pytest.raises(MacpoError, match="no plot, its table is written: "):
-        write(found, tmp_path, "new")
-    assert "# new" in (tmp_path / "table.md").read_text()
-    assert not (tmp_path / "plot.svg").exists()
-
-
-def test_the_plot(tmp_path: Path) -> None:
-    """Every name is in it as text, whatever it holds; equal results give equal bytes."""
-    names = [f"<b>{n}&" for n in range(20)]
-    measured = [Measured(n, s, evaluation([0.1 * s, 0.2])) for s in (0, 1) for n in names]
-    found = Standings(measured, ["student"])
-    svg = plot(found, "title")
-    assert svg is not None and svg == plot(found, "title")
-    texts = [
-        "".join(e.itertext()) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("text")
-    ]
-    assert {*names, "title"} <= set(texts)
-    assert all(name in markdown(found, "x").replace("\\", "") for name in names)
-
-
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=30),
-)
-def test_labels_do_not_cover_each_other(at: list[float]) -> None:
-    named = {str(n): y for n, y in enumerate(at)}
-    placed = apart(named, 0, 1, 0.04)
-    ys = sorted(placed.values())
-    gap = min(0.04, 1 / len(at))
-    assert all(b - a >= gap - 1e-9 for a, b in pairwise(ys))
-    assert ys[-1] <= 1 and ys[0] >= min(*at, 1 - gap * (len(at) - 1)) - 1e-9
-    assert sorted(named, key=named.__getitem__) == sorted(named, key=placed.__getitem__) or (
-        len(set(at)) < len(at)
-    )
 
 
 # ---------------------------------------------------------------------------- shipped studies
@@ -548,12 +496,3 @@ def test_a_shipped_study(name: str, tmp_path: Path) -> None:
     assert [
         lines[i] for i in keys if not explained.match(lines[i - 1]) and alike[i] != alike[i - 1]
     ] == []
-
-
-def test_between_needs_two() -> None:
-    import numpy as np
-
-    from macpo_data.stats import between
-
-    assert math.isnan(between(np.array([])).mean)
-    assert between(np.array([0.5]))[0] == 0.5 and math.isnan(between(np.array([0.5])).low)

@@ -1,43 +1,43 @@
-"""How the variants of a study compare: one table and one plot."""
+"""How the variants of a study compare: every number of its table.
+
+All comparisons are of the same held-out prompts. Scores are paired prompt by prompt and averaged to
+one difference for each seed; seeds are the independent observations that intervals and tests are
+over. With one seed there is an interval over its prompts and no test.
+"""
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import polars as pl
 
 from macpo_data import stats
-from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluation import draws
 from macpo_data.evaluation.evaluate import Evaluation
-from macpo_data.evaluation.gap import FORMULA, Gap, pooled
+from macpo_data.evaluation.gap import Gap, pooled
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate, Recovered
+from macpo_run.sweep import budget
+from macpo_run.sweep.budget import WORD, Budget
+from macpo_run.sweep.provenance import Provenance
+from macpo_run.sweep.study import Primary
 
 MEASURES = {"gold": "responses", "reward": "responses", "win": "judgements"}  # the first there is
 RESULTS = {"variant": pl.String(), "seed": pl.Int64(), **EVALUATION}
-UNITS = {
+SCORES = {
     "variant": pl.String(),
     "agent": pl.String(),
     "round": pl.Int64(),
-    "unit": pl.String(),  # a seed, or with one seed a prompt
-    "score": pl.Float64(),
+    "seed": pl.Int64(),
+    "prompt_id": pl.String(),
+    "score": pl.Float64(),  # the mean over the answers to this prompt
     "whole": pl.Boolean(),  # whether this variant came to its end with this seed
 }
 # Not the baselines: the bare bases and negative twins.
 MADE = (pl.col("behavior") == "positive") & pl.col("round").is_not_null()
-SHOWN = 4  # rounds that have room in a terminal
-VEGA_LITE = "6.4"  # of those that vl-convert brings
-# Okabe and Ito's without the yellow: seven that the colour-blind tell apart; then with dashes.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-DASHES = ([1, 0], [6, 3], [2, 2])
-WIDTH, HEIGHT, LINE = 620, 380, 15  # of the plot and of a label in it, in pixels
-SIDE_BY_SIDE = 0.35  # of the way between two rounds, the most over which bars are spread
+TESTED_SEEDS = 3  # the fewest over which one of many comparisons is tested
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,38 @@ class Measured:
 
     variant: str
     seed: int
-    found: Evaluation | None
+    evaluation: Evaluation | None
     problem: str | None = None  # why it did not come to its end
     # Measure: what it depends on besides the answers that are measured.
     yardsticks: Mapping[str, str] = field(default_factory=dict)
     gaps: Mapping[str, Gap] = field(default_factory=dict)  # by measure, where there is a ceiling
+    budgets: Mapping[str, Budget] = field(default_factory=dict)  # by agent, where it ended
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One variant's lead over another in the last round of each."""
+
+    difference: Estimate
+    seeds: int  # with which both came to their end
+    p: float | None  # two-sided, of a paired t-test over seeds; None where there is none
 
 
 @dataclass(frozen=True)
 class Row:
-    """One agent of one variant in the table."""
+    """One agent of one variant in the table. The last round is that of seeds that were finished."""
 
     variant: str
     agent: str
     rounds: dict[int, Estimate]
-    chars: float | None  # mean length of the answers in the last round
+    last: Estimate  # in the last round
+    words: float | None  # mean length of the last round's answers
+    cut: float | None  # share of them that the token limit cut
+    budget: Budget | None  # mean over seeds
     change: Estimate  # from the first round to the last
-    ahead: Estimate | None  # of the first variant, in the last round; None for that one itself
+    ahead: Contrast | None  # of the first variant, in the last round; None for that one itself
+    adjusted: float | None  # its p after Holm's correction; None where it is not corrected
+    is_primary: bool  # whether `ahead` is the primary contrast, either way round
     recovered: Recovered | None  # of the gap, in the last round; None where there is no ceiling
     problems: list[str]
 
@@ -70,10 +85,18 @@ class Row:
 class Standings:
     """What was measured of a study."""
 
-    def __init__(self, measured: Sequence[Measured], agents: Sequence[str]) -> None:
+    def __init__(
+        self,
+        measured: Sequence[Measured],
+        agents: Sequence[str],
+        primary: Primary | None = None,
+        provenance: Provenance | None = None,
+    ) -> None:
         """Take it in the study's order: seed by seed, variant by variant."""
         self.measured = measured
         self.agents = list(agents)
+        self.primary = primary
+        self.provenance = provenance
         self.variants = list(dict.fromkeys(m.variant for m in measured))
         self.seeds = list(dict.fromkeys(m.seed for m in measured))
 
@@ -81,9 +104,11 @@ class Standings:
     def results(self) -> pl.DataFrame:
         """One row per variant, seed, policy and measure, as RESULTS."""
         tables = [
-            m.found.table.with_columns(variant=pl.lit(m.variant), seed=pl.lit(m.seed, pl.Int64))
+            m.evaluation.table.with_columns(
+                variant=pl.lit(m.variant), seed=pl.lit(m.seed, pl.Int64)
+            )
             for m in self.measured
-            if m.found
+            if m.evaluation
         ]
         return pl.concat([pl.DataFrame(schema=RESULTS), *(t.select(*RESULTS) for t in tables)])
 
@@ -105,8 +130,8 @@ class Standings:
         """How the answers were sampled; where the variants differ in it, each with its names."""
         names: dict[str, dict[str, None]] = {}
         for m in self.measured:
-            if m.found:
-                names.setdefault(draws.described(m.found.sampling), {})[m.variant] = None
+            if m.evaluation:
+                names.setdefault(draws.described(m.evaluation.sampling), {})[m.variant] = None
         if len(names) < 2:
             return "".join(names)
         return "; ".join(f"{how} ({', '.join(who)})" for how, who in names.items())
@@ -121,63 +146,47 @@ class Standings:
     @cached_property
     def rows(self) -> list[Row]:
         """The table: agent by agent, variant by variant."""
-        found = (self._row(v, agent) for agent in self.agents for v in self.variants)
-        return [row for row in found if row.rounds or row.problems]
+        rows = (self._row(v, agent) for agent in self.agents for v in self.variants)
+        return [row for row in rows if row.rounds or row.problems]
 
     @cached_property
-    def _units(self) -> pl.DataFrame:
-        """The values that intervals are taken over, as UNITS."""
-        frames = [self._units_of(m, m.found) for m in self.measured if m.found and self.measure]
-        return pl.concat([pl.DataFrame(schema=UNITS), *frames])
+    def primary_contrast(self) -> Contrast | None:
+        """The primary contrast, of the first agent; None where the study names none."""
+        if self.primary is None:
+            return None
+        return self._contrast(self.primary.first, self.primary.second, self.agents[0], 2)
 
-    def _units_of(self, m: Measured, found: Evaluation) -> pl.DataFrame:
-        assert self.measure is not None
-        if len(self.seeds) > 1:
-            rows = found.table.filter(measure=self.measure)
-            rows = rows.with_columns(unit=pl.lit(str(m.seed)), score="mean")
-        else:
-            rows = draws.by_prompt(getattr(found, MEASURES[self.measure]), self.measure)
-            rows = rows.drop_nulls(self.measure)
-            rows = rows.with_columns(unit="prompt_id", score=self.measure)
-        rows = rows.filter(MADE)
-        rows = rows.with_columns(variant=pl.lit(m.variant), whole=pl.lit(m.problem is None))
-        return rows.select(*UNITS).sort("round", maintain_order=True)
+    @cached_property
+    def contrasts(self) -> dict[tuple[str, str], Contrast]:
+        """The lead over the first variant, by variant and agent."""
+        first, *others = self.variants
+        fewest = {True: 2, False: TESTED_SEEDS}
+        return {
+            (variant, agent): self._contrast(
+                variant, first, agent, fewest[self._is_primary(variant, agent)]
+            )
+            for agent in self.agents
+            for variant in others
+        }
 
-    def _estimate(self, values: pl.Series) -> Estimate:
-        of = stats.between if len(self.seeds) > 1 else stats.mean
-        return of(values.to_numpy())
+    @cached_property
+    def adjusted(self) -> dict[tuple[str, str], float]:
+        """Of `contrasts`, without the primary one, p after Holm's correction for their number.
 
-    def _row(self, variant: str, agent: str) -> Row:
-        own = self._units.filter(variant=variant, agent=agent).sort("round", maintain_order=True)
-        ends = self._ends(variant, agent)
-        moved = ends.filter(pl.col("begin") < pl.col("end")).drop_nulls(["first", "last"])
-        first = self._ends(self.variants[0], agent)
-        beside = ends.join(first, on="unit", suffix="_first", maintain_order="left")
-        beside = beside.drop_nulls(["last", "last_first"])
-        ahead = self._estimate(beside["last"] - beside["last_first"])
-        last = self.results.filter(variant=variant, agent=agent, measure=self.measure or "")
-        last = last.filter(MADE).filter(pl.col("round") == pl.col("round").max().over("seed"))
-        return Row(
-            variant,
-            agent,
-            {
-                int(str(round_)): self._estimate(rows["score"])
-                for (round_,), rows in own.group_by("round", maintain_order=True)
-            },
-            last.select(pl.col("chars").mean()).item(),
-            self._estimate(moved["last"] - moved["first"]),
-            None if variant == self.variants[0] else ahead,
-            pooled([gap for gap in self._gaps(variant) if gap.ceiling.agent == agent]),
-            list(dict.fromkeys(
-                f"seed {m.seed}: {m.problem}"
-                for m in self.measured if m.variant == variant and m.problem
-            )),
-        )  # fmt: skip
+        One that could not be tested counts with p = 1, so that a variant which fails makes no other
+        one significant. Empty with fewer seeds than TESTED_SEEDS.
+        """
+        if len(self.seeds) < TESTED_SEEDS:
+            return {}
+        family = {k: c for k, c in self.contrasts.items() if not self._is_primary(*k)}
+        p_values = [1.0 if contrast.p is None else contrast.p for contrast in family.values()]
+        return dict(zip(family, stats.holm(p_values), strict=True))
 
-    def _gaps(self, variant: str) -> list[Gap]:
-        """The gap of each seed that came to its end."""
-        own = [m for m in self.measured if m.variant == variant and m.problem is None]
-        return [gap for m in own if (gap := m.gaps.get(self.measure or ""))]
+    def _is_primary(self, variant: str, agent: str) -> bool:
+        """Whether a variant's lead over the first one is the primary contrast."""
+        if self.primary is None or agent != self.agents[0]:
+            return False
+        return {self.primary.first, self.primary.second} == {variant, self.variants[0]}
 
     @property
     def floors(self) -> dict[str, list[str]]:
@@ -188,218 +197,119 @@ class Standings:
                 names.setdefault(str(gap.floor), {})[variant] = None
         return {floor: [*of] for floor, of in names.items()}
 
-    def _ends(self, variant: str, agent: str) -> pl.DataFrame:
-        """The first and last round of those that came to their end, and each unit's scores there.
+    @cached_property
+    def _scores(self) -> pl.DataFrame:
+        """The score of every held-out prompt, as SCORES."""
+        frames = [self._scores_of(m, m.evaluation) for m in self.measured if m.evaluation]
+        return pl.concat([pl.DataFrame(schema=SCORES), *frames])
 
-        All prompts of a seed have the same rounds; a prompt has no score where it lacks that round.
+    def _scores_of(self, m: Measured, evaluation: Evaluation) -> pl.DataFrame:
+        if self.measure is None:
+            return pl.DataFrame(schema=SCORES)
+        rows = draws.by_prompt(getattr(evaluation, MEASURES[self.measure]), self.measure)
+        rows = rows.filter(MADE).drop_nulls(self.measure).rename({self.measure: "score"})
+        seed, whole = pl.lit(m.seed, pl.Int64), pl.lit(m.problem is None)
+        rows = rows.with_columns(variant=pl.lit(m.variant), seed=seed, whole=whole)
+        return rows.select(*SCORES).sort("round", maintain_order=True)
+
+    def _estimate(self, rows: pl.DataFrame, column: str) -> Estimate:
+        """The mean of a column of prompts, with an interval over seeds, or prompts of one seed."""
+        rows = rows.drop_nulls(column)
+        if len(self.seeds) == 1:
+            return stats.mean(rows[column].to_numpy())
+        return stats.between(_by_seed(rows, column).to_numpy())
+
+    def _ends(self, variant: str, agent: str) -> pl.DataFrame:
+        """What each prompt scored in the first and last round of the seeds that were finished.
+
+        A row for each seed and prompt; no score where a prompt lacks one in that round.
         """
-        own = self._units.filter(pl.col("whole"), variant=variant, agent=agent)
-        round_ = pl.col("round")
-        begin, end = round_.min(), round_.max()
-        if len(self.seeds) > 1:
-            begin, end = begin.over("unit"), end.over("unit")
-        score, own = pl.col("score"), own.with_columns(begin=begin, end=end)
-        return own.group_by("unit", maintain_order=True).agg(
+        own = self._scores.filter(pl.col("whole"), variant=variant, agent=agent)
+        round_, score = pl.col("round"), pl.col("score")
+        own = own.with_columns(begin=round_.min().over("seed"), end=round_.max().over("seed"))
+        return own.group_by("seed", "prompt_id", maintain_order=True).agg(
             pl.col("begin", "end").first(),
             first=score.filter(round_ == pl.col("begin")).first(),
             last=score.filter(round_ == pl.col("end")).first(),
         )
 
+    def _contrast(self, first: str, second: str, agent: str, fewest: int) -> Contrast:
+        """One variant's lead over another, on the prompts that both have a score for.
 
-def cells(found: Standings, rounds: Sequence[int]) -> list[list[str]]:
-    """The table as text, its head first.
+        It is tested where so many seeds have both.
+        """
+        other = self._ends(second, agent)
+        pairs = self._ends(first, agent).join(
+            other, on=["seed", "prompt_id"], suffix="_other", maintain_order="left"
+        )
+        pairs = pairs.with_columns(ahead=pl.col("last") - pl.col("last_other")).drop_nulls("ahead")
+        seeds = _by_seed(pairs, "ahead").to_numpy()
+        p = stats.paired_p(seeds) if len(seeds) >= fewest else None
+        return Contrast(self._estimate(pairs, "ahead"), len(seeds), p)
 
-    Args:
-        found: what was measured.
-        rounds: that get a column.
-    """
-    several = len(found.agents) > 1
-    compared, gap = len(found.variants) > 1, any(row.recovered for row in found.rows)
-    head = ["variant", *(f"round {r}" for r in rounds), "chars", "change"]
-    lines = [head + ["ahead"] * compared + ["gap recovered"] * gap]
-    for row in found.rows:
-        who = f"{row.variant}, {row.agent}" if several else row.variant
-        scores = [_said(row.rounds.get(r)) for r in rounds]
-        chars = "" if row.chars is None else f"{row.chars:.0f}"
-        line = [who, *scores, chars, _said(row.change, "+")]
-        line += [_said(row.ahead, "+")] * compared
-        lines.append(line + [_of_gap(row.recovered)] * gap)
-    return lines
+    def _row(self, variant: str, agent: str) -> Row:
+        own = self._scores.filter(variant=variant, agent=agent).sort("round", maintain_order=True)
+        ends = self._ends(variant, agent)
+        moved = ends.filter(pl.col("begin") < pl.col("end"))
+        texts = self._last_answers(variant, agent)
+        key = variant, agent
+        return Row(
+            variant,
+            agent,
+            {
+                int(str(round_)): self._estimate(rows, "score")
+                for (round_,), rows in own.group_by("round", maintain_order=True)
+            },
+            self._estimate(ends, "last"),
+            _number(_by_seed(texts, "words").mean()),
+            _number(_by_seed(texts, "cut").mean()),
+            budget.mean([m.budgets[agent] for m in self._whole(variant) if agent in m.budgets]),
+            self._estimate(moved.with_columns(gained=pl.col("last") - pl.col("first")), "gained"),
+            self.contrasts.get(key),
+            self.adjusted.get(key),
+            self._is_primary(*key),
+            pooled([gap for gap in self._gaps(variant) if gap.ceiling.agent == agent]),
+            list(dict.fromkeys(
+                f"seed {m.seed}: {m.problem}"
+                for m in self.measured if m.variant == variant and m.problem
+            )),
+        )  # fmt: skip
+
+    def _last_answers(self, variant: str, agent: str) -> pl.DataFrame:
+        """The answers of the last round: seed, words, cut."""
+        frames = [
+            m.evaluation.responses.filter(MADE, agent=agent)
+            .filter(pl.col("round") == pl.col("round").max())
+            .select(
+                seed=pl.lit(m.seed, pl.Int64),
+                words=pl.col("response").fill_null("").str.count_matches(WORD).cast(pl.Int64),
+                cut=pl.col("finish_reason") == "length",
+            )
+            for m in self._whole(variant)
+            if m.evaluation
+        ]
+        schema = {"seed": pl.Int64(), "words": pl.Int64(), "cut": pl.Boolean()}
+        return pl.concat([pl.DataFrame(schema=schema), *frames])
+
+    def _whole(self, variant: str) -> list[Measured]:
+        """The seeds of a variant that came to their end."""
+        return [m for m in self.measured if m.variant == variant and m.problem is None]
+
+    def _gaps(self, variant: str) -> list[Gap]:
+        """The gap of each seed that came to its end."""
+        return [gap for m in self._whole(variant) if (gap := m.gaps.get(self.measure or ""))]
 
 
-def known_rounds(found: Standings, most: int | None = None) -> list[int]:
+def _by_seed(rows: pl.DataFrame, column: str) -> pl.Series:
+    """The mean of a column for each seed."""
+    return rows.group_by("seed", maintain_order=True).agg(pl.col(column).mean())[column]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, float) else None
+
+
+def known_rounds(standings: Standings, most: int | None = None) -> list[int]:
     """The rounds that were measured; at most so many, evenly spread from the first to the last."""
-    rounds = sorted({r for row in found.rows for r in row.rounds})
+    rounds = sorted({r for row in standings.rows for r in row.rounds})
     return rounds if most is None else stats.evenly(rounds, most)
-
-
-def notes(found: Standings) -> list[str]:
-    """What stands below the table: what is shown, and what failed."""
-    failed: dict[str, list[str]] = {}
-    for row in found.rows:
-        for problem in row.problems:
-            failed.setdefault(problem, []).append(row.variant)
-    below = [f"failed: {', '.join(dict.fromkeys(v))}, {p}" for p, v in failed.items()]
-    if found.measure is None:
-        return ["nothing was measured", *below]
-    paired = "seed by seed" if len(found.seeds) > 1 else "prompt by prompt"
-    said = [
-        f"{found.measure}: mean over held-out prompts ± half the {found.interval}; chars: mean "
-        "length of the last round's answers",
-        f"measured on {found.answers}",
-        f"change: from the first round to the last, {paired}",
-    ]
-    if len(found.variants) > 1:
-        said.append(f"ahead: of {found.variants[0]} in the last round, {paired}")
-    if floors := found.floors:
-        over = "seeds and prompts" if len(found.seeds) > 1 else "prompts"
-        said.append(
-            f"gap recovered: {FORMULA}, in the last round, with a bootstrap interval over {over}; "
-            "not defined where that of ceiling - floor meets 0"
-        )
-        best = (f"{floor} ({', '.join(of)})" for floor, of in floors.items())
-        said.append("floor, the best teacher of round 0: " + "; ".join(best))
-    if not found.is_fair:
-        said.append(
-            f"not one yardstick: what {found.measure} depends on, a reward model, how answers "
-            "are sampled or the answers compared with, differs between the variants"
-        )
-    return said + below
-
-
-def _of_gap(value: Recovered | None) -> str:
-    return "" if value is None else _said(value.share) or "not defined"
-
-
-def markdown(found: Standings, title: str) -> str:
-    """The table of all rounds for a file."""
-    head, *lines = ([_escaped(c) for c in line] for line in cells(found, known_rounds(found)))
-    rows = [head, ["---"] * len(head), *lines]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    below = "\n".join(f"- {_escaped(note)}" for note in notes(found))
-    return f"# {_escaped(title)}\n\n{table}\n\n{below}\n"
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", text)
-
-
-def _said(value: Estimate | None, sign: str = "") -> str:
-    """An estimate with half its interval, where there is one."""
-    if value is None or math.isnan(value.mean):
-        return ""
-    mean, half = f"{value.mean:{sign}.3f}", (value.high - value.low) / 2
-    text = mean if math.isnan(half) else f"{mean}±{half:.3f}"
-    return re.sub(r"(?<!\d)0\.", ".", text)
-
-
-def plot(found: Standings, title: str) -> str | None:
-    """The measure over the rounds as SVG, a line per variant; None where nothing was measured.
-
-    Raises:
-        MacpoError: it cannot be drawn.
-    """
-    import vl_convert
-
-    try:
-        # The library ends the whole process over a control character.
-        spec = _spec(found, "".join(c if c.isprintable() else " " for c in title))
-        return None if spec is None else str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
-    except (RuntimeError, ValueError) as error:
-        raise MacpoError(f"no plot, its table is written: {first_line(error)}") from None
-
-
-def _spec(found: Standings, title: str) -> dict[str, Any] | None:
-    """In Vega-Lite: lines, bars side by side so that all are seen, and names at the right end."""
-    agent = found.agents[0]
-    rows = [row for row in found.rows if row.agent == agent and row.rounds]
-    if not rows:
-        return None
-    step = min(SIDE_BY_SIDE / len(rows), 0.05)
-    points: list[dict[str, Any]] = [
-        {"variant": row.variant, "round": t + step * (n - (len(rows) - 1) / 2), "mean": e.mean}
-        | {k: None if math.isnan(v) else v for k, v in (("low", e.low), ("high", e.high))}
-        for n, row in enumerate(rows)
-        for t, e in row.rounds.items()
-    ]
-    values = [v for p in points for v in (p["mean"], p["low"], p["high"]) if v is not None]
-    margin = 0.04 * (max(values) - min(values)) or 0.05
-    bottom, top = min(values) - margin, max(values) + margin
-    scale = {"domain": [bottom, top], "nice": False, "zero": False}
-    last = {p["variant"]: p for p in points}
-    ends = {name: p["mean"] for name, p in last.items()}
-    right = max(t for row in rows for t in row.rounds) + 0.3
-    room = (top - bottom) * LINE / HEIGHT
-    labels = [last[v] | {"x": right, "y": y} for v, y in apart(ends, bottom, top, room).items()]
-    names = list(ends)
-    colour = {
-        "field": "variant", "type": "nominal", "legend": None,
-        "scale": {"domain": names, "range": [COLOURS[n % len(COLOURS)] for n in range(len(names))]},
-    }  # fmt: skip
-    dash = {
-        "field": "variant", "type": "nominal", "legend": None,
-        "scale": {
-            "domain": names,
-            "range": [DASHES[n // len(COLOURS) % len(DASHES)] for n in range(len(names))],
-        },
-    }  # fmt: skip
-    axis = {"values": known_rounds(found), "format": "d", "grid": False, "title": "round"}
-    x = {
-        "field": "round", "type": "quantitative", "axis": axis,
-        "scale": {"domain": [-0.3, right], "nice": False},
-    }  # fmt: skip
-    y = {"field": "mean", "type": "quantitative", "title": found.measure, "scale": scale}
-    bars = {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": colour}
-    lines = {"x": x, "y": y, "color": colour, "strokeDash": dash}
-    lead = {"x": x, "x2": {"field": "x"}, "y": y, "y2": {"field": "y"}, "color": colour}
-    text = {"x": x | {"field": "x"}, "y": y | {"field": "y"}, "text": {"field": "variant"}}
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": WIDTH,
-        "height": HEIGHT,
-        # Names are measured in a font that not everybody has; others are wider.
-        "padding": {"left": 5, "top": 5, "right": 40, "bottom": 5},
-        "background": "white",
-        "title": {
-            "text": title, "anchor": "start", "fontSize": 15, "subtitleColor": "#555",
-            "subtitle": f"{agent}: {found.measure}, mean over held-out prompts, {found.answers}; "
-            f"{found.interval}",
-        },
-        "data": {"values": points},
-        "layer": [
-            {"mark": {"type": "rule", "strokeWidth": 1.5, "opacity": 0.45}, "encoding": bars},
-            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": lines},
-            {"mark": {"type": "point", "filled": True, "size": 40, "opacity": 1},
-             "encoding": {"x": x, "y": y, "color": colour}},
-            {"data": {"values": labels},
-             "mark": {"type": "rule", "strokeWidth": 0.7, "opacity": 0.5}, "encoding": lead},
-            {"data": {"values": labels},
-             "mark": {"type": "text", "align": "left", "dx": 4, "fontSize": 12},
-             "encoding": text | {"color": colour}},
-        ],
-        "config": {
-            "font": "Helvetica, Arial, sans-serif",
-            "view": {"stroke": None},
-            "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-                     "gridColor": "#eee", "domainColor": "#888", "tickColor": "#888"},
-        },
-    }  # fmt: skip
-
-
-def apart(at: dict[str, float], low: float, high: float, height: float) -> dict[str, float]:
-    """Move labels up and down until none covers another.
-
-    Args:
-        at: name and place of each.
-        low: the least that the axis shows.
-        high: the most.
-        height: of a label; less where they would not find room.
-    """
-    gap = min(height, (high - low) / len(at))
-    names = sorted(at, key=lambda name: at[name])
-    places = [at[name] for name in names]
-    for n in range(1, len(places)):
-        places[n] = max(places[n], places[n - 1] + gap)
-    for n in reversed(range(len(places))):
-        places[n] = min(places[n], high if n == len(places) - 1 else places[n + 1] - gap)
-    return dict(zip(names, places, strict=True))

@@ -25,6 +25,13 @@ SHARED = {"run": "--run", "rounds": "--until", "seed": "--seeds"}  # by all vari
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
 
 
+class Primary(Section):
+    """The one comparison that a study is made for, named before its results are seen."""
+
+    first: str  # a variant; its lead over the second one is tested without correction
+    second: str  # another variant
+
+
 class Study(Section):
     """What is compared. Each variant is combined with each point of the grid."""
 
@@ -39,6 +46,7 @@ class Study(Section):
     variants: dict[str, Settings] = Field(default={})
     # Dotted key of the recipe: its values.
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
+    primary: Primary | None = None  # null: every comparison is one of many
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,8 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
         sets: settings from the command line, which have the last word.
 
     Raises:
-        MacpoError: a variant is no valid recipe, or sets what all share.
+        MacpoError: a variant is no valid recipe, or sets what all share, or the primary contrast
+            is not between two variants.
     """
     if not study.variants and not study.grid and study.seeds == 1:
         raise MacpoError(
@@ -145,6 +154,8 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
             recipes[name] = load_recipe(study.recipe, sets, over)
         except RecipeError as error:
             raise RecipeError(f"{error.source}, {name}", error.problems) from None
+    if study.primary is not None:
+        _check_primary(study.primary, list(recipes))
     first = next(iter(recipes.values())).seed
     seeds = study.seeds if isinstance(study.seeds, list) else range(first, first + study.seeds)
     if seeds[-1] >= 2**32:
@@ -154,6 +165,14 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
         for seed in dict.fromkeys(seeds)
         for name, recipe in recipes.items()
     ]
+
+
+def _check_primary(primary: Primary, names: list[str]) -> None:
+    for side in (primary.first, primary.second):
+        if side not in names:
+            raise MacpoError(f"primary: no variant {side!r}; choose among: {'; '.join(names)}")
+    if primary.first == primary.second:
+        raise MacpoError(f"primary: {primary.first!r} is both sides; name two variants")
 
 
 def _points(study: Study) -> list[tuple[str, Settings]]:

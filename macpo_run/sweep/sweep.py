@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from macpo_data.errors import Interrupted, MacpoError, first_line, plain
+from macpo_data.errors import Interrupted, MacpoError, StoreError, first_line, plain
 from macpo_data.evaluation import evaluate, gap
 from macpo_data.evaluation.evaluate import Evaluation
 from macpo_data.models.worker import Progress
@@ -21,8 +22,13 @@ from macpo_data.recipe import TRAINED, Recipe, digest
 from macpo_data.store.store import MANIFEST, atomic, write_json, write_parquet
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
-from macpo_run.sweep.standings import MADE, Measured, Standings, markdown, plot
+from macpo_run.sweep import budget
+from macpo_run.sweep.budget import Budget
+from macpo_run.sweep.plot import plot
+from macpo_run.sweep.provenance import Provenance, provenance
+from macpo_run.sweep.standings import MADE, Measured, Standings
 from macpo_run.sweep.study import Study, Variant
+from macpo_run.sweep.table import markdown
 
 FOLDER = "sweep"  # inside the run
 T = TypeVar("T")
@@ -76,6 +82,7 @@ class Sweep:
         self.agents = list(dict.fromkeys(study.agents or self.home.recipe.students))
         self.recipes = [[v.name, v.recipe.model_dump(mode="json")] for v in variants]
         self.digest = digest(self.recipes)
+        self._words_in = cache(partial(budget.words_in, self.home.store))  # variants share many
         # Two studies may share a run's folder.
         self.folder = self.home.store.root / FOLDER / re.sub(r"[^\w-]", "_", name or self.digest)
         known = set[str]()
@@ -106,12 +113,7 @@ class Sweep:
         policies = self._measured(run, [p for s in steps if (p := s.makes)])
         if run.recipe.eval.against not in (None, evaluate.CHOSEN):
             policies.append(evaluate.find_policy(run.plan, str(run.recipe.eval.against)))
-        todo = [step for policy in policies if (step := run.plan.maker(policy))]
-        needed = set[Step]()
-        while todo:
-            if (step := todo.pop()) not in needed:
-                needed.add(step)
-                todo += run.plan.parents(step)
+        needed = budget.ancestors(run.plan, policies)
         return [step for step in steps if step in needed]
 
     def twins(self) -> list[tuple[str, str]]:
@@ -198,7 +200,15 @@ class Sweep:
                 # Processes of its own would stay until the end, beside those of all others.
                 with nullcontext() if run.recipe.engine == self.home.recipe.engine else run:
                     found.append(self._make(n))
-        return Standings(found, self.agents)
+        return Standings(found, self.agents, self.study.primary, self._provenance())
+
+    def _provenance(self) -> Provenance:
+        """Where the results come from, as the manifests of all finished steps tell."""
+        manifests = []
+        for task in self.steps:
+            with suppress(StoreError):  # one that was edited is its variant's problem
+                manifests.append(self.home.store.manifest(task.name) or {})
+        return provenance([v.recipe for v in self.variants], self.digest, manifests)
 
     def _make(self, n: int) -> Measured:
         variant, run = self.variants[n], self.runs[n]
@@ -218,7 +228,17 @@ class Sweep:
         yardsticks = _yardsticks(run, found) if found else {}
         gaps = gap.measured(run.plan, found.responses) if found else []
         by_measure = {each.measure: each for each in gaps}
-        return Measured(variant.name, seed, found, problem, yardsticks, by_measure)
+        budgets = {} if problem else self._budgets(run)
+        return Measured(variant.name, seed, found, problem, yardsticks, by_measure, budgets)
+
+    def _budgets(self, run: Run) -> dict[str, Budget]:
+        """What each measured agent's last policy took."""
+        policies = self._measured(run, [p for s in _steps(run) if (p := s.makes)])
+        last = {p.agent: p for p in policies if p.agent in self.agents and p.behavior == "positive"}
+        return {
+            agent: budget.spent(run.plan, run.store, policy, self._words_in)
+            for agent, policy in last.items()
+        }
 
     def _measure(self, run: Run) -> Evaluation | None:
         made = evaluate.trained(run.plan, run.store, run.ended_after())
@@ -293,17 +313,17 @@ def finish(run: Run, needed: list[Step]) -> None:
             return
 
 
-def write(found: Standings, folder: Path, title: str) -> list[Path]:
+def write(standings: Standings, folder: Path, title: str) -> list[Path]:
     """Write the table, what it was made of, and the plot where there is something to show.
 
     Raises:
         MacpoError: there is no plot; the table is written.
     """
     written = [folder / "results.parquet"]
-    write_parquet(written[0], found.results)
+    write_parquet(written[0], standings.results)
     (folder / "plot.svg").unlink(missing_ok=True)  # it may be that of another table
     for name, make in (("table.md", markdown), ("plot.svg", plot)):
-        if (text := make(found, title)) is not None:
+        if (text := make(standings, title)) is not None:
             written.append(folder / name)
             with atomic(written[-1]) as temporary:
                 temporary.write_text(text, "utf-8")

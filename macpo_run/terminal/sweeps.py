@@ -9,6 +9,8 @@ from rich.table import Column
 
 from macpo_run.terminal.text import make_table, plain
 
+WIDE = 110  # columns of a terminal in which there is room for three rounds
+
 if TYPE_CHECKING:
     from macpo_run.sweep.standings import Standings
     from macpo_run.sweep.sweep import Outline
@@ -28,17 +30,18 @@ def print_sweep(outline: Outline) -> None:
     print(outline.left)
 
 
-def print_standings(found: Standings) -> None:
-    """The table of a sweep, and below it what it shows and what failed."""
-    from macpo_run.sweep.standings import SHOWN, cells, known_rounds, notes
+def print_standings(standings: Standings) -> None:
+    """The table of a sweep, what it shows and what failed, and last its primary contrast."""
+    from macpo_run.sweep.table import in_terminal, notes, primary
 
-    columns = sum(any(getattr(r, name) for r in found.rows) for name in ("ahead", "recovered"))
-    head, *rows = cells(found, known_rounds(found, SHOWN - (columns > 1)))
-    numbers = (Column(name, justify="right", overflow="fold") for name in head[1:])
-    table = make_table(Column(head[0], overflow="fold"), *numbers)
-    for row in rows:
-        table.add_row(*map(plain, row))
     console = Console()
+    cells = in_terminal(standings, 3 if console.width >= WIDE else 2)
+    name, *others = cells
+    numbers = (Column(title, justify="right", no_wrap=True) for title in others)
+    table = make_table(Column(name, overflow="fold", min_width=12), *numbers)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(plain, row))
     console.print(table)
-    for note in notes(found):
-        console.print(plain(note), soft_wrap=True)
+    sentence = primary(standings)
+    for line in [*notes(standings), *([sentence] if sentence else [])]:
+        console.print(plain(line), soft_wrap=True)
