@@ -126,6 +126,25 @@ def test_a_full_recipe_keeps_what_the_recipe_says() -> None:
     assert text.count("Round 0, the negative agents") == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# Mine.\nrun: x\n\nseed: 1\n", "may share it. Mine.\nrun: x\n"),
+        ("# Mine.\n\nrun: x\n", "# Mine.\n\n# Folder under"),
+        ("run: x  # mine\n", "may share it. Here: mine.\nrun: x\n"),
+        ("run: x\nlora: # mine\n  r: 8 # too\n", "# Rank. Here: too.\n  r: 8\n"),
+        ("run: x\nlora: # mine\n  r: 8\n", "that of the round before. Here: mine.\nlora:\n"),
+        ("run: 'x # y'\n", "may share it.\nrun: x\n"),
+    ],
+)
+def test_where_a_recipe_may_say_something(text: str, expected: str) -> None:
+    """Above a key, behind its value or its colon; a header is a paragraph of comments alone."""
+    recipe = load_recipe("quickstart", ["run=x"])
+    full = full_text(recipe, text)
+    assert expected in full
+    assert Recipe.model_validate(yaml.safe_load(full)) == recipe
+
+
 awkward = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
     ["a\nb", "# no comment", "null", "1e-3", "yes", "- x", "a: b", "'", '"', "{", "\t", " "]
 )
