@@ -61,7 +61,7 @@ def test_help_is_quick_and_loads_no_torch(macpo: Macpo) -> None:
 
 def test_init_status_and_dry_run_need_no_model(macpo: Macpo, tmp_path: Path) -> None:
     assert macpo("init", "quickstart").returncode == 0
-    assert (tmp_path / "macpo.yaml").exists()
+    assert (tmp_path / "macpo.yaml").exists() and (tmp_path / "macpo.schema.json").exists()
     again = macpo("init")
     assert again.returncode == 1 and again.stderr.startswith("error: macpo.yaml exists")
     status = json.loads(macpo("status", "--json").stdout)
@@ -231,7 +231,7 @@ def test_the_next_command_carries_the_options(macpo: Macpo, tmp_path: Path) -> N
         "next: macpo train --round 0 --recipe ./mine.yaml --runs 'else where' "
         "--set engine.name=fake --set run=b-c"
     )
-    assert "--recipe ./other.yaml" in macpo("init", "--to", "other.yaml").stdout
+    assert "--recipe ./other.yaml" in macpo("init", "--full", "--to", "other.yaml").stdout
 
 
 def test_a_command_off_the_path_is_named_by_its_own(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def full_text(recipe: Recipe, text: str) -> str:
     Returns:
         YAML that loads to the same recipe.
     """
-    header, _, body = text.partition("\n\n") if text.startswith("#") else ("", "", text)
+    header, _, body = text.partition("\n\n")
+    if not all(line.startswith("#") for line in header.splitlines()):
+        header, body = "", text
     paragraphs = [p for p in header.split("\n#\n") if "--full" not in p]  # that is what this is
     lines = ["\n#\n".join(paragraphs), *_lines(recipe, _comments(body), (), set())]
     return "\n".join(lines).lstrip("\n") + "\n"
