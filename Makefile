@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast vllm ray test-vllm conformance distilabel demo bench bench-vllm clean
+.PHONY: help install check test test-fast vllm ray test-vllm conformance distilabel demo schema bench bench-vllm clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ distilabel: install ## our mixture against distilabel's; needs a package index
 
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
+
+schema: install ## recipes/schema.json, for editors, from the recipe's model
+	$(BIN)/python -m macpo_data.recipe.write
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup

@@ -45,7 +45,7 @@ def theirs(url: str, count: int, batch: int) -> None:
 def ours(url: str, count: int, folder: Path) -> float:
     """Seconds of the same by macpo, with all its files."""
     from benchmarks.endpoints import questions, run_of
-    from macpo_data import mixture
+    from macpo_data.generation import mixture
 
     run = run_of(url, folder, layers=2)
     assert run.recipe.mixture

@@ -22,7 +22,7 @@ from typing import Any
 import polars as pl
 
 from benchmarks.rows import row
-from macpo_data import mixture
+from macpo_data.generation import mixture
 from macpo_data.recipe import Recipe
 from macpo_data.schema import MESSAGES
 from macpo_run.rounds import Run

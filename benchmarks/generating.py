@@ -14,11 +14,11 @@ from typing import Any
 
 from benchmarks.models import add_model_options, dialogues, model_flags, save_base
 from benchmarks.rows import clock, row
-from macpo_data import world
-from macpo_data.engines import Request, Voice
+from macpo_data.engines.protocol import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine, batch_seed
-from macpo_data.models import Base
+from macpo_data.models.base import Base
 from macpo_data.recipe import Engine, Sampling
+from macpo_data.world import world
 from macpo_run.training import pretrain_bases
 
 REQUESTS, BATCH, REPEATS = 256, 64, 5

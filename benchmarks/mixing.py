@@ -23,12 +23,14 @@ from sacrebleu.metrics.chrf import CHRF
 
 from benchmarks.pool import gold
 from benchmarks.premises import by_third, over_seeds, prompts_of, table, thirds_of
-from macpo_data import mixture as mixtures
-from macpo_data import select, stats
-from macpo_data.context import Context
+from macpo_data import stats
 from macpo_data.errors import MacpoError
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation import select
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe import TRAINED, RewardModel
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 
 JUDGES = {"gold": "gold", "reward": "reward model", "likelihood": "likelihood"}
@@ -60,7 +62,7 @@ def mixing(run: Run) -> dict[str, Row]:
         )
     for round_ in (0, 1):
         run.finish_round(round_)
-    run.train_reward()
+    train_reward(run)
     return {
         **first_stage(run),
         "Round 1: the student's answers to D2": second_stage(run),
@@ -201,7 +203,7 @@ def written(candidates: pl.DataFrame) -> pl.DataFrame:
 
 
 def judged(
-    context: Context, answers: pl.DataFrame, prompts: pl.DataFrame, student: str
+    context: RunContext, answers: pl.DataFrame, prompts: pl.DataFrame, student: str
 ) -> pl.DataFrame:
     """Answers with what each way to choose goes by: likeness, reward, likelihood.
 

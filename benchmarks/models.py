@@ -103,7 +103,7 @@ def qwen(shape: Shape, dtype: str) -> Any:
     """A random Qwen2, made on the GPU if there is one."""
     import torch
 
-    from macpo_data.models import device
+    from macpo_data.models.base import device
 
     torch.manual_seed(0)
     config = Qwen2Config(

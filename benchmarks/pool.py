@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data import world
 from macpo_data.methods import called
+from macpo_data.world import world
 
 KEYS = {
     "positives": "mutual",

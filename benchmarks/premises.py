@@ -21,11 +21,13 @@ import numpy as np
 import polars as pl
 
 from benchmarks.pool import gold
-from macpo_data import gap, stats, world
+from macpo_data import stats
 from macpo_data.errors import MacpoError
-from macpo_data.loading import load_recipe
+from macpo_data.evaluation import gap
 from macpo_data.plan import Policy
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import Part
+from macpo_data.world import world
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
 

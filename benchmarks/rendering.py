@@ -19,12 +19,13 @@ from typing import Any
 import polars as pl
 
 from benchmarks.rows import row
-from macpo_data.loading import load_recipe
+from macpo_data.hub.index import config_name
+from macpo_data.hub.tree import assemble, render_step
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Step
-from macpo_data.render import assemble, config_name, render_step
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import MESSAGES, PAIRS
-from macpo_data.store import Store
+from macpo_data.store.store import Store
 
 ROWS = 1_000_000
 PART = 50_000  # rows made at once, so that making them takes no memory worth speaking of
@@ -90,7 +91,7 @@ def ours(folder: Path) -> None:
 
 def one_config(folder: Path) -> None:
     """Only the main configuration: what `theirs` makes."""
-    from macpo_data.render import Shards, _batches, _published, _writers
+    from macpo_data.hub.tree import Shards, _batches, _published, _writers
     from macpo_data.schema import PUBLISHED
 
     plan, store, step = stored(folder)
@@ -128,9 +129,9 @@ def load(folder: Path) -> None:
 def selecting(folder: Path) -> None:
     """Lowest perplexity of 1,000,000 candidates, paired and written."""
     from benchmarks.selecting import frames
-    from macpo_data import select
+    from macpo_data.generation import select
     from macpo_data.recipe import Select
-    from macpo_data.store import write_parquet
+    from macpo_data.store.store import write_parquet
 
     prompts, candidates, rejected = frames()
     ranked = select.by_perplexity(candidates, rejected, Select())

@@ -11,11 +11,11 @@ from pathlib import Path
 import polars as pl
 
 from benchmarks.rows import row, seconds
-from macpo_data.loading import load_recipe
-from macpo_data.report import Source, collect
-from macpo_data.report_page import page
+from macpo_data.recipe.load import load_recipe
+from macpo_data.report.collect import Source, collect
+from macpo_data.report.page import page
 from macpo_data.schema import prompt_id
-from macpo_data.store import write_parquet
+from macpo_data.store.store import write_parquet
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
 

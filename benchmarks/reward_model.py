@@ -21,8 +21,9 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.models import DATA, llama, tokenizer
 from macpo_data import stats
-from macpo_data.loading import load_recipe
-from macpo_data.reward import accuracy
+from macpo_data.generation.reward_model import accuracy
+from macpo_data.recipe.load import load_recipe
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
 
@@ -47,7 +48,7 @@ def main() -> None:
         begun = time.monotonic()
         recipe = load_recipe("hh_harmless", sets)
         with Run(recipe, Path(folder) / "runs", progress, print) as run:
-            made = run.train_reward()
+            made = train_reward(run)
             learned = pl.read_parquet(made / "pairs.parquet")
             held_out = run.context().prompts("test").drop_nulls(["chosen", "rejected"])
         manifest = json.loads((made / "manifest.json").read_text("utf-8"))

@@ -10,8 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from macpo_data.generate import versions
-from macpo_data.models import gpus
+from macpo_data.models.base import gpus
+from macpo_data.versions import versions
 
 
 def peak_mib() -> float:

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.models import add_model_options, dialogues, model_flags, model_words, save_base
 from benchmarks.rows import clock, forget_peak, peak_mib, row
-from macpo_data.engines import Score, ScoreRequest, Voice
+from macpo_data.engines.protocol import Score, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
-from macpo_data.models import Base
+from macpo_data.models.base import Base
 from macpo_data.recipe import Engine
 
 Scorer = Callable[[list[ScoreRequest]], Iterable[tuple[int, Score | None]]]
@@ -29,7 +29,7 @@ Scorer = Callable[[list[ScoreRequest]], Iterable[tuple[int, Score | None]]]
 def vllm_scorer(base: Base) -> Scorer:
     """Scores by vLLM's prompt_logprobs on the token ids that the forward passes read."""
     from macpo_data.engines import vllm
-    from macpo_data.models import load_chat
+    from macpo_data.models.base import load_chat
 
     vllm.set_environment()
     writer = vllm.VLLMEngine(base, Engine(dtype="float32"))

@@ -8,7 +8,7 @@ import resource
 import polars as pl
 
 from benchmarks.rows import row, seconds
-from macpo_data import select
+from macpo_data.generation import select
 from macpo_data.recipe import Select
 from macpo_data.schema import CANDIDATES, MESSAGES, SAMPLES, SCORES
 

@@ -22,7 +22,7 @@ from benchmarks.models import (
     qwen,
 )
 from benchmarks.rows import clock, forget_peak, peak_mib, row
-from macpo_data.packing import answer_logprobs
+from macpo_data.models.logprobs import answer_logprobs
 
 RESPONSE, PAIRS = 96, 4
 

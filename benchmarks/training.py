@@ -24,7 +24,7 @@ import polars as pl
 
 from benchmarks.models import add_model_options, dialogues, model_flags, model_words, save_base
 from benchmarks.rows import clock, forget_peak, peak_mib, row
-from macpo_data.models import Base
+from macpo_data.models.base import Base
 from macpo_data.recipe import DPO, Engine, Lora, Train
 
 USUAL = ("shared", "plain", "shared, reference computed", "trl dpo", "trl dpo, precomputed")
@@ -51,7 +51,7 @@ class Setting:
 
 def prepare(folder: Path, pairs: int, size: str, dtype: str) -> None:
     """A base, the pairs with their scores under it, and the same pairs as trl reads them."""
-    from macpo_data.engines import ScoreRequest, Voice
+    from macpo_data.engines.protocol import ScoreRequest, Voice
     from macpo_data.engines.transformers import TransformersEngine
 
     base = Base(str(save_base(folder / "base", size, dtype)), None)
@@ -116,7 +116,8 @@ def one(variant: str, setting: Setting, repeats: int) -> None:
 
 def run_macpo(variant: str, setting: Setting, out: Path) -> list[float]:
     """As `macpo train` does it."""
-    from macpo_train.train import Job, train
+    from macpo_train.job import Job
+    from macpo_train.train import train
 
     folder, stored = setting.folder, "computed" not in variant
     facts = train(

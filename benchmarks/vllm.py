@@ -21,12 +21,13 @@ from typing import Any
 
 from benchmarks.models import llama
 from benchmarks.rows import row
-from macpo_data import world
-from macpo_data.engines import Request, Voice, open_engine
 from macpo_data.engines import vllm as engine
-from macpo_data.models import Base, load_chat, load_model
+from macpo_data.engines.choose import open_engine
+from macpo_data.engines.protocol import Request, Voice
+from macpo_data.models.base import Base, load_chat, load_model
+from macpo_data.models.worker import Report, Worker
 from macpo_data.recipe import Endpoint, Engine, Sampling
-from macpo_data.worker import Report, Worker
+from macpo_data.world import world
 
 AGENTS, SLOTS = 4, 32
 SAMPLING = Sampling(max_new_tokens=64)

@@ -54,9 +54,16 @@ def _options(version: opt.VersionOption = False) -> None:
 def init(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe.")] = "quickstart",
     to: Annotated[Path, typer.Option(help="Where to write it.")] = Path("macpo.yaml"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Every key, with what it means and its default.")
+    ] = False,
 ) -> None:
-    """Copy a shipped recipe to ./macpo.yaml, to be edited."""
-    starting.init(recipe, to)
+    """Copy a shipped recipe to ./macpo.yaml, to be edited.
+
+    It holds what is not at its default, and why. Beside it goes a schema, from which an editor with
+    a YAML language server explains and completes keys.
+    """
+    starting.init(recipe, to, full)
 
 
 @app.command()
@@ -148,7 +155,7 @@ def sweep(
 
     `macpo sweep --grid dpo.beta=0.05,0.1 --seeds 3`, or `macpo sweep baselines`.
     """
-    from macpo_data.study import parse_grid, parse_seeds
+    from macpo_run.sweep.study import parse_grid, parse_seeds
 
     changes = {
         "recipe": recipe, "grid": parse_grid(grid or []) or None, "rounds": until, "run": run,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 
-from macpo_data import evaluate, probe
 from macpo_data.errors import StoreError
+from macpo_data.evaluation import evaluate, probe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Policy
-from macpo_data.store import MANIFEST, Manifest, Store
+from macpo_data.store.store import MANIFEST, Manifest, Store
 from macpo_run.rounds import Run
 
 _ROUND = re.compile(r"(?:^data/round|-positive)-(\d+)-")

@@ -6,16 +6,16 @@ import json
 
 import polars as pl
 
-from macpo_data.context import Context
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe import digest
 from macpo_data.schema import SCORES
-from macpo_data.store import write_parquet
+from macpo_data.store.store import write_parquet
 
 _KEY = ["prompt_id", "response", "finish_reason"]
 
 
-def score_pairs(ctx: Context, reference: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
+def score_pairs(ctx: RunContext, reference: Policy, pairs: pl.DataFrame) -> pl.DataFrame:
     """Put the reference's scores in the place of the learner's.
 
     Args:

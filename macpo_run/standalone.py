@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -13,18 +12,21 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macpo_data import models, remote, sources
-from macpo_data.context import Progress
+from macpo_data import hf as remote
 from macpo_data.errors import DataError, MacpoError, ModelError
-from macpo_data.generate import versions
-from macpo_data.loading import load_settings
+from macpo_data.models import base as models
+from macpo_data.models.worker import Progress, Workers
 from macpo_data.recipe import Agent, TrainSettings
+from macpo_data.recipe.load import load_settings
 from macpo_data.schema import SCORES
-from macpo_data.store import MANIFEST, sha256, write_json, write_parquet
-from macpo_data.tables import default_config, read_table
-from macpo_data.worker import Workers
+from macpo_data.sources import sources
+from macpo_data.sources.tables import default_config, read_table
+from macpo_data.store.store import MANIFEST, sha256, write_json, write_parquet
+from macpo_data.versions import versions
+from macpo_run.policies import job_of
 from macpo_run.training import fit, pretrain
-from macpo_train.train import ADAPTER_FILES, Job
+from macpo_train.adapter import ADAPTER_FILES
+from macpo_train.ranks import is_first
 
 # Several pairs of one prompt are no mistake here: each is a row to learn from.
 KEPT = "duplicate_prompt"
@@ -103,24 +105,22 @@ def train_on(
     if settings.objective == "dpo":
         say(f"starting from {init or base}; the reference is {named}")
 
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, one keeps the books
+    first = is_first()
     with workplace(out, first) as work:
         table, made = work / "pairs.parquet", work / "adapter"
         write_parquet(table, pairs)
         made.mkdir(exist_ok=True)
-        job = Job(
-            dataset=table,
+        job = job_of(
+            settings,
+            settings.dpo if settings.objective == "dpo" else settings.sft,
+            agent,
+            found,
+            table,
+            made,
             column="chosen",
-            base=found,
-            chat_template=settings.chat_template,
             start=start,
-            out=made,
-            settings=settings.dpo if settings.objective == "dpo" else settings.sft,
-            lora=settings.lora,
-            train=settings.train,
             confidence=settings.confidence,
             seed=settings.seed,
-            fake=fake,
             scored_under=scored_under if scored_under.get("base") == base else None,
             reference=held_to,
             cache=work / "reference",

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from macpo_data import models, world
-from macpo_data.context import Progress
-from macpo_data.worker import Report, Worker, Workers
+from macpo_data.models.worker import Progress, Report, Worker, Workers
+from macpo_data.world import world
+from macpo_data.world.named import WORLD, check_world_base
 
 if TYPE_CHECKING:
-    from macpo_train.train import Job
+    from macpo_train.job import Job
 
 
 def fit(
@@ -31,10 +31,10 @@ def fit(
 
 def pretrain(bases: list[str], progress: Progress) -> None:
     """Make those of the embedded world's bases that are missing."""
-    bases = [base for base in bases if base.startswith(models.WORLD)]
+    bases = [base for base in bases if base.startswith(WORLD)]
     for base in bases:
-        models.check_world_base(base)
-    names = dict.fromkeys(base.removeprefix(models.WORLD) for base in bases)
+        check_world_base(base)
+    names = dict.fromkeys(base.removeprefix(WORLD) for base in bases)
     missing = [name for name in names if not world.is_ready(name)]
     if not missing:
         return

@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data.chat import Chat
 from macpo_data.errors import DataError
+from macpo_data.models.chat import Chat
 from macpo_data.recipe import Train
 
 

@@ -1,7 +1,7 @@
 """One training in several processes: started here from an accelerate config, or by somebody else.
 
-The processes tell their progress and their result in lines on stdout; they end when this process
-does, for their stdin is a pipe that it holds.
+The processes (see `process`) tell their progress and result in lines on stdout; they end when this
+process does, for their stdin is a pipe that it holds.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from macpo_data.errors import MacpoError, ModelError
-from macpo_train.train import Job, Report, train
+from macpo_train.job import Job, Report
 
 SIGN = "\x1emacpo "  # begins a line that is meant for us
 
@@ -35,7 +34,7 @@ def launch(report: Report, job: Job) -> dict[str, Any]:
         path = Path(folder) / "job.pickle"
         path.write_bytes(pickle.dumps(job))
         process = subprocess.Popen(
-            [*_command(str(job.train.launcher)), "-m", "macpo_train.launch", str(path)],
+            [*_command(str(job.train.launcher)), "-m", "macpo_train.process", str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,29 +93,3 @@ def _read(config: str) -> dict[str, Any]:
             "`accelerate config --config_file FILE` writes one"
         ) from None
     return dict(values)
-
-
-def main() -> None:
-    """One of the processes."""
-    first = os.environ.get("RANK", "0") == "0"
-
-    def tell(**said: Any) -> None:
-        if first:
-            print(SIGN + json.dumps(said), flush=True)
-
-    def end_with_the_parent() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
-    job: Job = pickle.loads(Path(sys.argv[1]).read_bytes())
-    try:
-        facts = train(lambda *progress: tell(progress=progress), job)
-    except MacpoError as error:
-        tell(error=str(error), kind=type(error).__name__)
-        sys.exit(1 if first else f"process {os.environ['RANK']}: {error}")
-    tell(facts=facts)
-
-
-if __name__ == "__main__":
-    main()

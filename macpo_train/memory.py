@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from macpo_data.chat import Chat
-from macpo_data.packing import answer_logprobs
+from macpo_data.models.chat import Chat
+from macpo_data.models.logprobs import answer_logprobs
 from macpo_data.recipe import RewardTraining
 from macpo_train.encode import Encoded
-from macpo_train.train import Job
+from macpo_train.job import Job
 
 # What other parts of torch say: its allocator for CPUs, and CUDA where it is asked directly.
 OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory")

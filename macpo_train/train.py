@@ -1,56 +1,22 @@
-"""A dataset and a starting policy in, an adapter or a classifier out.
-
-Everything comes as an argument.
-"""
+"""A dataset and a starting policy in, an adapter or a classifier out."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from macpo_data.chat import make_chat
-from macpo_data.errors import ModelError, first_line
-from macpo_data.models import Base, load_model, load_tokenizer
-from macpo_data.recipe import DPO, SFT, Confidence, Lora, RewardTraining, Train
-from macpo_data.signs import Signs
-
-Report = Callable[[int, int, str], None]
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: what `macpo_train` needs to know, and nothing about rounds or stores."""
-
-    dataset: Path  # parquet with prompt, chosen, rejected and their finish reasons
-    column: str  # SFT: chosen or rejected; the others use both
-    base: Base
-    chat_template: str
-    start: Path | None  # adapter to continue; None begins a new one
-    out: Path
-    settings: SFT | DPO | RewardTraining
-    lora: Lora
-    train: Train
-    confidence: Confidence | None = None  # SFT: trust the policy's own predictions as well
-    lr_scale: float = 1.0
-    seed: int = 0
-    fake: bool = False  # write a placeholder, for trying a recipe's logic
-    scored_under: dict[str, Any] | None = None  # what the dataset's scores depend on, if known
-    reference: Path | None = None  # dpo.reference=initial: that adapter; None: it is `start`
-    scores: Path | None = None  # in the dataset's columns, where other scores are the reference's
-    cache: Path | None = None  # where log-probabilities of references are kept; None: nowhere
-    logs: Path | None = None  # where tensorboard's files go; None: beside `out`
-    name: str = ""  # of the curves; empty: that of `out`
-    start_signs: Signs = field(default_factory=dict)  # of the training that made `start`, if known
+from macpo_data.errors import ModelError
+from macpo_data.models.base import load_tokenizer
+from macpo_data.models.chat import make_chat
+from macpo_data.recipe import SFT, RewardTraining
+from macpo_train.adapter import ADAPTER_FILES, gathered, policy, save_adapter, sharded
+from macpo_train.job import Job, Report
+from macpo_train.launch import launch
 
 
 def train(report: Report, job: Job) -> dict[str, Any]:
@@ -66,8 +32,6 @@ def train(report: Report, job: Job) -> dict[str, Any]:
     if job.fake:
         facts = _placeholder(job)
     elif job.train.launcher and "WORLD_SIZE" not in os.environ:
-        from macpo_train.launch import launch
-
         facts = launch(report, job)
     else:
         facts = _train(report, job)
@@ -133,104 +97,6 @@ def _train(report: Report, job: Job) -> dict[str, Any]:
     del model
     release()
     return facts
-
-
-def sharded() -> bool:
-    """Whether the processes shard the model among them (FSDP), as accelerate is told."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def policy(job: Job) -> Any:
-    """The base with the adapter to train: a copy of the starting one, or a new one.
-
-    Raises:
-        ModelError: the starting adapter does not belong to this base.
-    """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
-    if job.start is not None:
-        check_adapter(job.start, job.base)
-        try:
-            model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            said = first_line(error)
-            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {said}") from None
-        _check_whole(job.start, job.base, model)
-        return model
-    return with_adapter(model, job, "CAUSAL_LM")
-
-
-def with_adapter(model: Any, job: Job, task: str) -> Any:
-    """A model with a new adapter of the job's shape; task is one of peft's.
-
-    Raises:
-        ModelError: it has no matrix of `lora.targets`.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=job.lora.r,
-        lora_alpha=job.lora.alpha,
-        lora_dropout=job.lora.dropout,
-        target_modules=sorted(job.lora.targets),
-        use_rslora=job.lora.rslora,
-        task_type=task,
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(f"lora.targets: {str(error).split('.')[0]} ({job.base.id})") from None
-
-
-def check_adapter(folder: Path, base: Base) -> None:
-    """Refuse an adapter of another base; local folders may have moved, so shapes judge those."""
-    try:
-        config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
-        of = str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no adapter in {folder} ({type(error).__name__})") from None
-    local = any(Path(name).is_absolute() or Path(name).exists() for name in (of, base.id))
-    if of != base.id and not local:
-        raise ModelError(f"adapter {folder} was trained on {of}, not on {base.id}; name that base")
-
-
-def gathered(model: Any) -> dict[str, Any]:
-    """The trained weights, whole where each process holds a shard of them."""
-    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    return {n: getattr(p, "full_tensor", lambda p=p: p)().cpu() for n, p in trained.items()}
-
-
-def _check_whole(folder: Path, base: Base, model: Any) -> None:
-    """Refuse an adapter that leaves out layers of the base, which peft would begin anew."""
-    from peft import get_peft_model_state_dict
-    from safetensors import safe_open
-
-    with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
-        known = set(file.keys())
-    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - known
-    if missing:
-        raise ModelError(
-            f"adapter {folder} lacks {len(missing)} matrices that {base.id} has, such as "
-            f"{min(missing)}: it was trained on another base"
-        )
-
-
-def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | None = None) -> None:
-    """Write a peft adapter whose configuration names the base as people call it."""
-    model.save_pretrained(
-        out, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
-    )
-    path = out / "adapter_config.json"
-    config = json.loads(path.read_text("utf-8"))
-    config["base_model_name_or_path"] = base.id
-    config["revision"] = base.revision
-    if isinstance(config["target_modules"], list):  # a set, whose order changes from run to run
-        config["target_modules"].sort()
-    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
-    for extra in set(out.iterdir()) - {out / name for name in ADAPTER_FILES}:
-        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()
 
 
 def _placeholder(job: Job) -> dict[str, Any]:

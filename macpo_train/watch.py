@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from macpo_data.errors import ModelError
-from macpo_data.signs import ENOUGH, Signs, sentences
+from macpo_data.signs.rules import ENOUGH, Signs, sentences
 
 Report = Callable[[int, int, str], None]
 History = list[dict[str, float]]

@@ -16,7 +16,7 @@ import yaml
 
 if TYPE_CHECKING:
     from macpo_run.rounds import Run
-    from macpo_train.train import Job
+    from macpo_train.job import Job
 
 # Tiny models are fastest on one thread, and two processes then never fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -127,9 +127,10 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dpo_job(pairs_file: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A DPO job that continues an adapter which SFT made."""
-    from macpo_data.models import Base
+    from macpo_data.models.base import Base
     from macpo_data.recipe import DPO, SFT, Lora, Train
-    from macpo_train.train import Job, train
+    from macpo_train.job import Job
+    from macpo_train.train import train
 
     first = Job(
         dataset=pairs_file,
@@ -189,7 +190,7 @@ OpenRun = Callable[..., "Run"]
 @pytest.fixture
 def open_run(recipe_file: Path, tmp_path: Path) -> OpenRun:
     """A run on the fake engine, with settings laid over the recipe."""
-    from macpo_data.loading import load_recipe
+    from macpo_data.recipe.load import load_recipe
     from macpo_run.rounds import Run
 
     def call(*sets: str, file: Path = recipe_file, fake: bool = True) -> Run:

@@ -15,11 +15,12 @@ from typing import Any
 import polars as pl
 from conftest import make_tiny_base
 
-from macpo_data.generate import versions
-from macpo_data.models import Base
+from macpo_data.models.base import Base
 from macpo_data.recipe import DPO, Lora, Train
 from macpo_data.schema import MESSAGES
-from macpo_train.train import Job, train
+from macpo_data.versions import versions
+from macpo_train.job import Job
+from macpo_train.train import train
 
 PATH = Path(__file__).parent / "golden" / "dpo_curve.json"
 SETTINGS = DPO(epochs=4, learning_rate=5e-3, batch_size=4, reference="previous")

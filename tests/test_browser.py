@@ -14,10 +14,10 @@ from conftest import RECIPE, no_progress
 from test_headline import PAPER
 
 from benchmarks.report import big_run
-from macpo_data.evaluate import evaluate, trained
-from macpo_data.loading import load_recipe
-from macpo_data.report import Source, collect
-from macpo_data.report_page import page
+from macpo_data.evaluation.evaluate import evaluate, trained
+from macpo_data.recipe.load import load_recipe
+from macpo_data.report.collect import Source, collect
+from macpo_data.report.page import page
 from macpo_run.rounds import Run
 
 if TYPE_CHECKING:

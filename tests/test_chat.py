@@ -9,8 +9,8 @@ from conftest import shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from macpo_data.chat import Chat, make_chat
 from macpo_data.errors import ModelError
+from macpo_data.models.chat import Chat, make_chat
 from macpo_data.schema import Message
 
 ASKED: list[Message] = [

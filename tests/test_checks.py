@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 from conftest import Macpo, OpenRun, no_progress, shared
 
-from macpo_data import checks
-from macpo_data.compare import Version, compare, differences
 from macpo_data.errors import DataError, MacpoError, ModelError, RecipeError
-from macpo_data.loading import load_settings
+from macpo_data.forms import check as checks
 from macpo_data.recipe import Columns
-from macpo_data.sources import preference_rows, read_file
-from macpo_data.tables import read_table
+from macpo_data.recipe.load import load_settings
+from macpo_data.report.compare import Version, compare, differences
+from macpo_data.sources.sources import preference_rows, read_file
+from macpo_data.sources.tables import read_table
 from macpo_run.standalone import scores_depend_on, train_on, usable_pairs, workplace
 from macpo_run.terminal.pairs import pick
 
@@ -137,7 +137,7 @@ def test_length_bias_is_a_warning_only_where_it_is_strong() -> None:
 
 
 def test_lengths_are_counted_with_a_tokenizer(tiny_base: Path) -> None:
-    from macpo_data.models import Base, load_chat
+    from macpo_data.models.base import Base, load_chat
 
     chat = load_chat(Base(str(tiny_base), None), "tokenizer")
     rows = [TEXT, {**TEXT, "prompt": "long", "chosen": "word " * 60}]

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from macpo_data.recipe import SFT, Confidence, Lora, Train
-from macpo_train.train import Job, train
+from macpo_train.job import Job
+from macpo_train.train import train
 
 pytestmark = pytest.mark.slow
 HALF = Confidence(weight=0.5, ramp=0.5)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import polars as pl
 from conftest import Macpo, OpenRun
-from test_cost import SIZES
+from test_cost import counted
 from test_methods import DELTA, dataset, finish, said, sides
 
-from macpo_data.loading import load_recipe
-from macpo_data.methods import make_plan, method
+from macpo_data.methods import make_plan
 from macpo_data.plan import Policy
+from macpo_data.recipe.load import load_recipe
 
 
 def test_delta_takes_the_writers_word_for_it(open_run: OpenRun) -> None:
@@ -92,11 +92,11 @@ def test_delta_ends_with_round_1(macpo: Macpo, recipe_file: Path) -> None:
     assert known == {("MACPO", 0), ("MACPO", 1), ("MACPO", 2), ("delta", 0), ("delta", 1)}
 
 
-def test_the_costs_of_delta(recipe_file: Path) -> None:
+def test_the_costs_of_delta(recipe_file: Path, tmp_path: Path) -> None:
     """Of 100 prompts each of the two writes one answer, and the student reads both."""
     recipe = load_recipe(str(recipe_file), DELTA)
     step = make_plan(recipe).steps[-2]
-    asked = method(recipe, step).asks(step, recipe, SIZES)
+    asked = counted(recipe, tmp_path, [step])
     assert [(ask.what, ask.agent, ask.prompts * ask.calls) for ask in asked] == [
         ("write d2", "teacher3", 100),
         ("write d2", "teacher2", 100),

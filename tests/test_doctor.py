@@ -12,10 +12,10 @@ import pytest
 from conftest import Macpo
 from hub_server import READER, Repo, serve
 
-from macpo_data import doctor
 from macpo_data.errors import MacpoError
-from macpo_data.loading import load_recipe
 from macpo_data.recipe import Recipe
+from macpo_data.recipe.load import load_recipe
+from macpo_run import doctor
 
 
 def lines(recipe: Recipe | None = None) -> list[tuple[str, str, str, str]]:
@@ -118,8 +118,8 @@ def test_nothing_heavy_is_loaded() -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from macpo_data.doctor import examine\n"
-        "from macpo_data.loading import load_recipe\n"
+        "import sys; from pathlib import Path; from macpo_run.doctor import examine\n"
+        "from macpo_data.recipe.load import load_recipe\n"
         "list(examine(lambda: load_recipe('quickstart'), Path('runs')))\n"
         "assert not {'torch', 'vllm', 'transformers'} & sys.modules.keys()"
     )

@@ -20,16 +20,18 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
-from macpo_data.engines import ScoreRequest, Voice
+from macpo_data.engines.protocol import ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import DataError, ModelError
-from macpo_data.models import Base, load_chat
+from macpo_data.models.base import Base, load_chat
 from macpo_data.recipe import DPO, Engine, Lora, Train
 from macpo_data.schema import MESSAGES
+from macpo_train.adapter import policy
 from macpo_train.encode import encode
+from macpo_train.job import Job
 from macpo_train.loop import training_arguments
 from macpo_train.memory import ran_out
-from macpo_train.train import Job, policy, train
+from macpo_train.train import train
 
 pytestmark = pytest.mark.slow
 
@@ -309,7 +311,7 @@ def test_an_adapter_of_another_base(job: Job, tmp_path: Path) -> None:
     assert job.start is not None
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}')
     wrong = replace(job, start=tmp_path, base=Base("org/mine", None), out=tmp_path / "out")
-    from macpo_train.train import check_adapter
+    from macpo_train.adapter import check_adapter
 
     assert wrong.start
     with pytest.raises(ModelError, match="was trained on org/other, not on org/mine"):

@@ -11,14 +11,15 @@ import pytest
 from conftest import OpenRun
 from test_evaluate import everything
 
-from macpo_data.draws import by_prompt, described
 from macpo_data.errors import RecipeError
-from macpo_data.evaluate import _table, answers_of, beside, evaluate, latest
+from macpo_data.evaluation.draws import by_prompt, described
+from macpo_data.evaluation.evaluate import _table, answers_of, beside, evaluate, latest
+from macpo_data.evaluation.signs import of_evaluation
+from macpo_data.evaluation.verdict import change
 from macpo_data.plan import Policy
 from macpo_data.recipe import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
-from macpo_data.signs import of_evaluation
-from macpo_data.verdict import change
+from macpo_run.exporting import export
 from macpo_run.terminal.scores import print_evaluation
 
 THREE = "eval.sampling={temperature: 0.7, n: 3}"
@@ -147,7 +148,7 @@ def test_what_was_answered_otherwise_stands_in_another_table(open_run: OpenRun) 
 def test_people_read_the_first_answers(open_run: OpenRun, tmp_path: Path) -> None:
     run = everything(open_run("rounds=0", THREE))
     sheet = tmp_path / "sheet.csv"
-    run.export("human", [STUDENT], "student-base", None, sheet)
+    export(run, "human", [STUDENT], "student-base", None, sheet)
     rows = list(csv.DictReader(io.StringIO(sheet.read_text("utf-8-sig"))))
     first = answers_of(run.context(), [STUDENT, Policy("student")]).filter(draw=0)
     assert len(rows) == 6

@@ -26,9 +26,10 @@ import yaml
 from conftest import OpenRun
 from openai_server import Scripted, serve
 
-from macpo_data.context import Context
-from macpo_data.engines import Request, Voice, openai
+from macpo_data.engines import openai
+from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import MacpoError, ModelError, RecipeError
+from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe import Endpoint, Sampling
 from macpo_data.schema import MESSAGES
@@ -54,7 +55,7 @@ def questions(count: int, words: int = 1) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={"prompt_id": pl.String, "prompt": MESSAGES})
 
 
-def context(open_run: OpenRun, server: Scripted, agents: int = 1, **endpoint: Any) -> Context:
+def context(open_run: OpenRun, server: Scripted, agents: int = 1, **endpoint: Any) -> RunContext:
     """A run with proposers p0, p1, ... at a server, models m0, m1, ..."""
     spoken = [
         f"agents.p{n}="
@@ -69,11 +70,11 @@ def context(open_run: OpenRun, server: Scripted, agents: int = 1, **endpoint: An
     return open_run(*spoken, fake=False).context()
 
 
-def ask(ctx: Context, rows: pl.DataFrame, *agents: str) -> list[pl.DataFrame]:
+def ask(ctx: RunContext, rows: pl.DataFrame, *agents: str) -> list[pl.DataFrame]:
     return ctx.ask([(Policy(agent), rows) for agent in agents or ["p0"]], SAMPLING, "test")
 
 
-def manifests(ctx: Context) -> list[dict[str, Any]]:
+def manifests(ctx: RunContext) -> list[dict[str, Any]]:
     found = sorted(ctx.store.root.glob("answers/*/manifest.json"))
     return [json.loads(path.read_text()) for path in found]
 

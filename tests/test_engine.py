@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from macpo_data.engines import Request, ScoreRequest, Voice, completion
+from macpo_data.engines.protocol import Request, ScoreRequest, Voice, completion
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
-from macpo_data.models import Base, load_chat, load_model
-from macpo_data.packing import response_logprobs
+from macpo_data.models.base import Base, load_chat, load_model
+from macpo_data.models.logprobs import response_logprobs
 from macpo_data.recipe import Engine, Sampling
 from macpo_data.schema import Message
 

@@ -15,11 +15,14 @@ from openai_server import serve
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from macpo_data import judge, stats, world
+from macpo_data import stats
 from macpo_data.errors import MacpoError, ModelError
-from macpo_data.evaluate import choose, evaluate, latest, trained
+from macpo_data.evaluation.evaluate import choose, evaluate, latest, trained
+from macpo_data.generation import judge
 from macpo_data.plan import Policy
+from macpo_data.world import world
 from macpo_run.cleaning import unreachable
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.terminal.scores import print_evaluation
 from macpo_run.terminal.text import interval
@@ -154,7 +157,7 @@ def test_a_retrained_reward_model_is_another_judge(open_run: OpenRun) -> None:
     for epochs in (1, 2):
         settings = "eval.judge={kind: reward, reward: trained}", f"reward.epochs={epochs}"
         run = everything(open_run("rounds=0", *settings))
-        run.train_reward()
+        train_reward(run)
         found.append(run.evaluate([Policy("student", "positive", 0)], against="student-base"))
     assert found[0].paths != found[1].paths
     assert set(found[0].table.filter(measure="win")["by"]) == {"reward judge trained"}
@@ -164,7 +167,7 @@ def test_a_retrained_reward_model_is_another_judge(open_run: OpenRun) -> None:
 
 def test_redo_mends_rewards_of_a_model_that_was_trained_anew(open_run: OpenRun) -> None:
     run = everything(open_run("rounds=0", "eval.reward=trained"))
-    run.train_reward()
+    train_reward(run)
     one = [Policy("student", "positive", 0)]
     run.evaluate(one)
     name = run.plan.reward_name

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from openai_server import serve
 
 from macpo import cli
-from macpo_data import sheets, stats
+from macpo_data import stats
 from macpo_data.errors import DataError, MacpoError
-from macpo_data.evaluate import latest
-from macpo_data.exports import converse, questions
+from macpo_data.evaluation import sheets
+from macpo_data.evaluation.evaluate import latest
+from macpo_data.evaluation.exports import converse, questions
 from macpo_data.plan import Policy
 from macpo_data.schema import MESSAGES, Message, prompt_id
+from macpo_run.exporting import export
 from macpo_run.rounds import Run
 
 STUDENT = Policy("student", "positive", 0)
@@ -34,7 +36,7 @@ def run(open_run: OpenRun) -> Run:
 
 
 def exported(run: Run, form: str, prompts: Path, to: Path) -> list[dict[str, Any]]:
-    run.export(form, [STUDENT], None, prompts, to)
+    export(run, form, [STUDENT], None, prompts, to)
     text = to.read_text()
     return list(json.loads(text) if form == "alpaca_eval" else map(json.loads, text.splitlines()))
 
@@ -76,7 +78,7 @@ def test_an_empty_answer_is_there_and_told(tmp_path: Path, open_run: OpenRun) ->
     with serve(reply) as server:
         endpoint = json.dumps({"base_url": server.url, "model": "m", "retries": 0, "max_failed": 1})
         run = open_run(f"agents.student.endpoint={endpoint}", fake=False)
-        (said,) = run.export("alpaca_eval", [Policy("student")], None, prompts, tmp_path / "a")
+        (said,) = export(run, "alpaca_eval", [Policy("student")], None, prompts, tmp_path / "a")
     assert said.endswith("2 answers of student-base, 1 of them empty")
     rows = json.loads((tmp_path / "a").read_text())
     assert [row["output"] for row in rows] == ["Yes.", ""]
@@ -154,7 +156,7 @@ def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
     """30 rows. Anna: 20 wins of the policy, 10 losses; Ben agrees in all but the last four, which
     are ties to him: (26 * {1, 0} + 4 * mean(0, .5)): 20 + 4 * .25 = 21 of 30."""
     sheet = tmp_path / "sheet.csv"
-    said = run.export("human", [STUDENT], "chosen", None, sheet)
+    said = export(run, "human", [STUDENT], "chosen", None, sheet)
     key_file = tmp_path / "sheet.key.json"
     assert len(said) == 2 and key_file.exists()
     key, rows = json.loads(key_file.read_text()), read(sheet)
@@ -187,7 +189,7 @@ def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
 
 def test_a_sheet_from_a_spreadsheet_that_writes_semicolons(run: Run, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.csv"
-    run.export("human", [STUDENT], "student-base", None, sheet)
+    export(run, "human", [STUDENT], "student-base", None, sheet)
     rows = read(sheet)
     for row in rows[1:]:
         row[-1] = " Tie "
@@ -201,11 +203,11 @@ def test_a_sheet_from_a_spreadsheet_that_writes_semicolons(run: Run, tmp_path: P
 
 def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
     sheet, key = tmp_path / "sheet.csv", tmp_path / "sheet.key.json"
-    run.export("human", [STUDENT], "chosen", None, sheet)
+    export(run, "human", [STUDENT], "chosen", None, sheet)
     with pytest.raises(MacpoError, match="exists already"):
-        run.export("human", [STUDENT], "chosen", None, sheet)
+        export(run, "human", [STUDENT], "chosen", None, sheet)
     with pytest.raises(DataError, match="beside itself tells nothing"):
-        run.export("human", [STUDENT], str(STUDENT), None, tmp_path / "self.csv")
+        export(run, "human", [STUDENT], str(STUDENT), None, tmp_path / "self.csv")
     with pytest.raises(DataError, match="cannot read the key"):
         sheets.read_sheets(run.context(), [sheet], tmp_path / "none.json")
     other = tmp_path / "other.csv"
@@ -241,19 +243,19 @@ def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
 def test_each_sheet_has_its_own_key(run: Run, tmp_path: Path) -> None:
     """Same policy, same prompts, another baseline: the sides were drawn alike, the rows are not."""
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"
-    run.export("human", [STUDENT], "chosen", None, one)
-    run.export("human", [STUDENT], "student-base", None, other)
+    export(run, "human", [STUDENT], "chosen", None, one)
+    export(run, "human", [STUDENT], "student-base", None, other)
     with pytest.raises(DataError, match="other rows than its key"):
         sheets.read_sheets(run.context(), [one], tmp_path / "other.key.json")
     one.unlink()
     with pytest.raises(DataError, match="another sheet's key"):
-        run.export("human", [STUDENT], "student-base", None, one)
+        export(run, "human", [STUDENT], "student-base", None, one)
 
 
 def test_an_annotator_may_add_a_column(run: Run, tmp_path: Path) -> None:
     """Notes behind the verdicts, and one answer longer than csv's limit of 131,072 characters."""
     sheet, key = tmp_path / "sheet.csv", tmp_path / "sheet.key.json"
-    run.export("human", [STUDENT], "chosen", None, sheet)
+    export(run, "human", [STUDENT], "chosen", None, sheet)
     rows = read(sheet)
     for row in rows[1:]:
         row[2:] = ["long " * 30_000, row[3], "tie", "a note"]
@@ -301,7 +303,7 @@ def test_the_command(macpo: Macpo, run: Run, recipe_file: Path) -> None:
     assert "LC win: by gold judge against student-base" in table.stdout
     many = macpo("eval", "--export", "human", "--to", "s.csv", *common, fake=True)
     assert many.returncode == 1 and "an export is of one policy, not of 4" in many.stderr
-    run.export("human", [STUDENT], "chosen", None, recipe_file.parent / "s.csv")
+    export(run, "human", [STUDENT], "chosen", None, recipe_file.parent / "s.csv")
     key = json.loads((recipe_file.parent / "s.key.json").read_text())
     fill(recipe_file.parent / "s.csv", recipe_file.parent / "f.csv", key, {min(key["rows"]): "a"})
     back = macpo("eval", "--import", "f.csv", "--key", "s.key.json", *common, fake=True)

@@ -14,20 +14,21 @@ from test_evaluate import everything
 from typer.testing import CliRunner
 
 from macpo.cli import app
-from macpo_data import gap, hub
 from macpo_data.errors import DataError
-from macpo_data.evaluate import Evaluation, evaluate, trained
-from macpo_data.excerpt import inline_json
-from macpo_data.loading import load_recipe
+from macpo_data.evaluation import gap
+from macpo_data.evaluation.evaluate import Evaluation, evaluate, trained
+from macpo_data.hub import push as hub
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Policy
-from macpo_data.report import Source, collect
+from macpo_data.recipe.load import load_recipe
+from macpo_data.report.collect import Source, collect
+from macpo_data.report.sample import inline_json
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
-from macpo_data.standings import Measured, Standings, cells, notes
 from macpo_data.stats import Sides, gap_recovered
-from macpo_data.study import load_study, variants
 from macpo_run.cleaning import unreachable
-from macpo_run.sweeps import Sweep
+from macpo_run.sweep.standings import Measured, Standings, cells, notes
+from macpo_run.sweep.study import load_study, variants
+from macpo_run.sweep.sweep import Sweep
 
 CEILING = "eval.ceiling=true"
 

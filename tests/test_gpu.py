@@ -18,14 +18,15 @@ from safetensors.torch import load_file
 from test_packing import with_lora
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from macpo_data.engines import Request, ScoreRequest, Voice
+from macpo_data.engines.protocol import Request, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
-from macpo_data.merge import merge
-from macpo_data.models import Base, load_chat, load_model
-from macpo_data.packing import answer_logprobs, why_not_shared
+from macpo_data.models.base import Base, load_chat, load_model
+from macpo_data.models.logprobs import answer_logprobs, why_not_shared
+from macpo_data.models.merge import merge
 from macpo_data.recipe import DPO, Engine, Sampling, Train
 from macpo_data.schema import Message
-from macpo_train.train import Job, train
+from macpo_train.job import Job
+from macpo_train.train import train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,7 +12,7 @@ import yaml
 from conftest import RECIPE, Macpo
 
 from macpo_data import stats
-from macpo_data.headline import (
+from macpo_data.evaluation.headline import (
     CEILING,
     Answer,
     Example,
@@ -21,11 +21,11 @@ from macpo_data.headline import (
     score_table,
     warnings,
 )
-from macpo_data.loading import load_recipe
+from macpo_data.evaluation.probe import Reading
+from macpo_data.evaluation.verdict import State, Verdict, change, name_baseline, verdict
 from macpo_data.plan import Policy
-from macpo_data.probe import Reading
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import PROMPTS, RESPONSES, Message
-from macpo_data.verdict import State, Verdict, change, name_baseline, verdict
 from macpo_run.terminal.headline import print_headline
 
 PAPER = (

@@ -20,8 +20,8 @@ import yaml
 from conftest import RECIPE
 from hub_server import READER, TOKEN, Hub, Repo, serve
 
-from macpo_data.models import adapter_sha256
-from macpo_data.tables import read_table
+from macpo_data.models.base import adapter_sha256
+from macpo_data.sources.tables import read_table
 
 Done = subprocess.CompletedProcess[str]
 Macpo = Callable[..., Done]
@@ -516,7 +516,8 @@ def test_the_documented_forms_of_trainers_that_cannot_be_installed(
 def test_the_features_are_what_datasets_would_declare(macpo: Macpo, tmp_path: Path) -> None:
     from datasets import Features
 
-    from macpo_data import render, schema
+    from macpo_data import schema
+    from macpo_data.hub import tree as render
 
     for table in (schema.PUBLISHED, schema.PUBLISHED_SHAREGPT, schema.PUBLISHED_CANDIDATES):
         declared = [render._feature(name, dtype) for name, dtype in table.items()]
@@ -528,8 +529,8 @@ def test_many_rows_go_into_several_files(
     macpo: Macpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twelve pairs, in batches of two and files of five at most: 4 + 4 + 4."""
-    monkeypatch.setattr("macpo_data.render.BATCH_ROWS", 2)
-    monkeypatch.setattr("macpo_data.render.SHARD_ROWS", 5)
+    monkeypatch.setattr("macpo_data.hub.tree.BATCH_ROWS", 2)
+    monkeypatch.setattr("macpo_data.hub.tree.SHARD_ROWS", 5)
     ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "tree"))
     files = sorted((tmp_path / "tree/data/round_1_student").iterdir())
     assert [len(pl.read_parquet(file)) for file in files] == [4, 4, 4]

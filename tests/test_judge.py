@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
-from macpo_data import judge as judges
 from macpo_data.errors import MacpoError, ModelError
+from macpo_data.generation import judge as judges
 from macpo_data.prompts import fill
 from macpo_data.recipe import Judge
 

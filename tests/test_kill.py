@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from macpo_data.models import adapter_sha256
+from macpo_data.models.base import adapter_sha256
 
 
 def start(cwd: Path, *args: str) -> subprocess.Popen[bytes]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from macpo_data.chat import TEMPLATES
 from macpo_data.errors import ModelError
-from macpo_data.merge import merge
-from macpo_data.models import Base, load_model, load_tokenizer
+from macpo_data.models.base import Base, load_model, load_tokenizer
+from macpo_data.models.chat import TEMPLATES
+from macpo_data.models.merge import merge
 
 
 @pytest.mark.slow

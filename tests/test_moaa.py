@@ -12,9 +12,9 @@ import pytest
 import yaml
 from conftest import RECIPE, Macpo, OpenRun
 
-from macpo_data import mixture as mixtures
-from macpo_data import render
 from macpo_data.errors import RecipeError
+from macpo_data.generation import mixture as mixtures
+from macpo_data.hub import tree as render
 from macpo_data.recipe import Mixture
 from macpo_data.schema import MESSAGES, Message, prompt_id
 from macpo_run.cleaning import unreachable

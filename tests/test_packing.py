@@ -9,8 +9,8 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from macpo_data.head import target_logprobs
-from macpo_data.packing import (
+from macpo_data.models.head import target_logprobs
+from macpo_data.models.logprobs import (
     answer_logprobs,
     pack,
     response_logprobs,

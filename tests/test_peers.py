@@ -9,17 +9,17 @@ from typing import Any, cast
 import polars as pl
 import pytest
 from conftest import Macpo, OpenRun
-from test_cost import SIZES
+from test_cost import counted
 from test_methods import candidates, dataset, finish
 
-from macpo_data import select
-from macpo_data.context import Context
 from macpo_data.errors import RecipeError
-from macpo_data.loading import load_recipe
-from macpo_data.methods import macpo, make_plan, method
-from macpo_data.misfits import departures
+from macpo_data.generation import select
+from macpo_data.generation.run_context import RunContext
+from macpo_data.methods import macpo, make_plan
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe import Select
+from macpo_data.recipe.load import load_recipe
+from macpo_data.recipe.rules import departures
 from macpo_run.rounds import Run
 
 PEERS = "select.under=peers"
@@ -41,7 +41,7 @@ class Scorer:
 
 
 def peers(frame: pl.DataFrame, scorer: Scorer) -> list[float | None]:
-    return macpo._under_peers(cast(Context, scorer), frame, TEACHERS).to_list()
+    return macpo._under_peers(cast(RunContext, scorer), frame, TEACHERS).to_list()
 
 
 def test_three_teachers_and_two_candidates_by_hand() -> None:
@@ -167,16 +167,16 @@ def test_what_peers_do_not_fit(sets: list[str], said: str, recipe_file: Path) ->
     ],
 )
 def test_the_plan_of_costs_counts_a_pass_for_each_teacher(
-    sets: list[str], answers: int, of_others: int, recipe_file: Path
+    sets: list[str], answers: int, of_others: int, recipe_file: Path, tmp_path: Path
 ) -> None:
     """Of 100 prompts each teacher reads what the others wrote, and the mixture's one answer."""
     recipe = load_recipe(str(recipe_file), [PEERS, *sets])
     plan = make_plan(recipe)
-    asked = method(recipe).asks(gen(plan, 1, "student"), recipe, SIZES)
+    asked = counted(recipe, tmp_path, [gen(plan, 1, "student")])
     read = {ask.agent: (ask.prompts, ask.calls) for ask in asked if ask.what == "score"}
     learner = len(recipe.teachers) * answers + 1 + bool(recipe.mixture)
     assert read == dict.fromkeys(recipe.teachers, (100, of_others)) | {"student": (100, learner)}
-    one = method(recipe).asks(gen(plan, 1, "teacher1"), recipe, SIZES)
+    one = counted(recipe, tmp_path, [gen(plan, 1, "teacher1")])
     assert [ask.agent for ask in one if ask.what == "score"] == ["teacher1"]
 
 

@@ -9,12 +9,15 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
-from macpo_data import evaluate, probe, sources, stats, world
-from macpo_data.advice import HUMAN, Next, advise
+from macpo_data import stats
 from macpo_data.errors import DataError, RecipeError
+from macpo_data.evaluation import evaluate, probe
+from macpo_data.evaluation.advice import HUMAN, Next, advise
+from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
-from macpo_data.probe import Reading
 from macpo_data.recipe import Probe
+from macpo_data.sources import sources
+from macpo_data.world import world
 from macpo_run.rounds import Run
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macpo_data import ranking
+from macpo_data.generation import ranking
 
 ANSWERS = pl.DataFrame({"prompt_id": ["p"] * 3 + ["q"] * 2, "index": [0, 1, 2, 3, 4]})
 

@@ -19,13 +19,14 @@ from conftest import Macpo, OpenRun, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macpo_data import live, report
-from macpo_data.evaluate import evaluate, trained
-from macpo_data.excerpt import CLIP, COLUMNS, Texts, inline_json
-from macpo_data.report import Source, collect
-from macpo_data.report_page import page
+from macpo_data.evaluation.evaluate import evaluate, trained
+from macpo_data.report import collect as report
+from macpo_data.report.collect import Source, collect
+from macpo_data.report.page import page
+from macpo_data.report.sample import CLIP, COLUMNS, Texts, inline_json
 from macpo_data.schema import CANDIDATES, PAIRS
-from macpo_data.store import write_parquet
+from macpo_data.store.store import write_parquet
+from macpo_run import notes as live
 from macpo_run.rounds import Run
 
 

@@ -23,9 +23,11 @@ from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.recipe import DPO, SFT, Confidence, Lora, Train
-from macpo_data.signs import RULES, WINDOW, Sign
+from macpo_data.signs.rules import RULES, Sign
+from macpo_data.signs.training import WINDOW
+from macpo_train.job import Job
 from macpo_train.launch import _environment
-from macpo_train.train import Job, train
+from macpo_train.train import train
 from macpo_train.watch import MARK, last_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -17,18 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macpo import cli
-from macpo_data import judge
 from macpo_data.errors import ModelError, RecipeError
-from macpo_data.loading import load_recipe
-from macpo_data.models import Base, load_classifier
+from macpo_data.generation import judge
+from macpo_data.generation.reward_model import Scorer, accuracy, longest, one_reward, rewards, score
+from macpo_data.models.base import Base, load_classifier
 from macpo_data.recipe import Engine, Judge, Lora, RewardModel, RewardTraining, Train
-from macpo_data.reward import Scorer, accuracy, longest, one_reward, rewards, score
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import MESSAGES, SAMPLES
-from macpo_data.store import Shards
+from macpo_data.store.store import Shards
 from macpo_run.cleaning import unreachable
+from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
+from macpo_train.job import Job
 from macpo_train.reward import classifier as new_classifier
-from macpo_train.train import Job
 
 Rows = pl.DataFrame
 
@@ -78,7 +79,7 @@ def test_which_output_is_the_reward() -> None:
 
 def test_a_batch_scores_as_each_answer_alone(classifier: Path) -> None:
     """By transformers alone, an answer at a time and without padding."""
-    from macpo_data.models import load_chat
+    from macpo_data.models.base import load_chat
 
     rows = answers(7)
     base = Base(str(classifier), None)
@@ -107,7 +108,9 @@ def test_a_reward_that_is_no_number_is_none(
     classifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head whose weights overflowed."""
-    monkeypatch.setattr("macpo_data.reward.one_reward", lambda logits, *_: logits[:, 0] * math.nan)
+    monkeypatch.setattr(
+        "macpo_data.generation.reward_model.one_reward", lambda logits, *_: logits[:, 0] * math.nan
+    )
     scorer = Scorer(Base(str(classifier), None), None, "tokenizer", 0, "x")
     assert rewards(lambda *_: None, Engine(), scorer, answers(2)) == [None, None]
 
@@ -164,7 +167,7 @@ def test_what_the_judge_cannot_read_is_out(
     open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three answers one does not fit the model: it has no rank, and is not the worst."""
-    from macpo_data import judge, select
+    from macpo_data.generation import judge, select
 
     context = open_run("judge={kind: reward, reward: org/m}").context()
     prompts = context.prompts("d2").head(1)
@@ -270,12 +273,12 @@ def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, full:
     path.write_text(yaml.safe_dump(values))
     recipe = load_recipe(str(path), ["eval.reward=trained"])
     with Run(recipe, tmp_path / "runs", no_progress, lambda line: None) as run:
-        folder = run.train_reward()
+        folder = train_reward(run)
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["held_out_pairs"] == 40
         assert manifest["held_out_accuracy"]["low"] > 0.5
         assert manifest["history"][-1]["loss"] < manifest["history"][0]["loss"]
-        assert run.train_reward() == folder
+        assert train_reward(run) == folder
         test = run.context().prompts("test")
         scores = [
             run.context().rewards(

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from conftest import OpenRun
 
-from macpo_data import render
 from macpo_data.errors import DataError, MacpoError, RecipeError, StoreError
-from macpo_data.models import adapter_sha256
+from macpo_data.hub import tree as render
+from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Policy, Step
 from macpo_run.cleaning import remove, unreachable
 from macpo_run.rounds import Run

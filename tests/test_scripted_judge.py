@@ -12,13 +12,14 @@ import pytest
 from conftest import OpenRun
 from openai_server import Answer, Messages, Scripted, serve
 
-from macpo_data import judge as judges
-from macpo_data import mixture as mixtures
-from macpo_data import select, world
-from macpo_data.context import Context
 from macpo_data.errors import ModelError
+from macpo_data.generation import judge as judges
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation import select
+from macpo_data.generation.run_context import RunContext
 from macpo_data.prompts import question
 from macpo_data.schema import SAMPLES
+from macpo_data.world import world
 
 PROMPTS = 3
 ANSWERS = 5
@@ -47,7 +48,7 @@ def gold_judge(prompts: pl.DataFrame, says: Answer | None = None) -> Answer:
     return answer
 
 
-def context(open_run: OpenRun, server: Scripted, *sets: str) -> Context:
+def context(open_run: OpenRun, server: Scripted, *sets: str) -> RunContext:
     spoken = [
         f"agents.{name}="
         + json.dumps({"role": "judge", "endpoint": {"base_url": server.url, "model": name}})

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from macpo_data import select
-from macpo_data.context import perplexity
-from macpo_data.generate import repetition
+from macpo_data.generation import select
+from macpo_data.generation.shards import perplexity
 from macpo_data.recipe import Select
 from macpo_data.schema import MESSAGES, PROMPTS, SAMPLES, SCORES
+from macpo_data.text import repetition
 
 KEEP_ALL = Select(on_filter="count")
 

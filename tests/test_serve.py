@@ -22,12 +22,13 @@ from conftest import RECIPE, make_tiny_base, no_progress
 from test_kill import kill_until_done, matching, start
 
 from benchmarks.vllm_server import VLLMServer, serve_base
-from macpo_data.engines import Request, Voice, openai
+from macpo_data.engines import openai
+from macpo_data.engines.protocol import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
-from macpo_data.loading import load_recipe
-from macpo_data.models import Base
+from macpo_data.models.base import Base
 from macpo_data.recipe import Endpoint, Engine, Sampling
+from macpo_data.recipe.load import load_recipe
 from macpo_run.rounds import Run
 
 if find_spec("vllm") is None:

@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from macpo_data.recipe import SFT, Train
+from macpo_train.job import Job
 from macpo_train.sft import IGNORED, pack, why_not_packed
-from macpo_train.train import Job, train
+from macpo_train.train import train
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from macpo_data.errors import ModelError
 from macpo_data.recipe import DPO, Train
 from macpo_train import launch
-from macpo_train.train import Job, train
+from macpo_train.job import Job
+from macpo_train.train import train
 
 pytestmark = pytest.mark.slow
 CONFIG = """
@@ -80,7 +81,7 @@ def test_a_killed_training_goes_on(dpo_job: Job, tmp_path: Path, config: str) ->
     def die(done: int, total: int, note: str = "") -> None:
         if done == 5 and "loss" in note:
             for child in psutil.Process().children(recursive=True):
-                if "macpo_train.launch" in child.cmdline():
+                if "macpo_train.process" in child.cmdline():
                     child.kill()
 
     with pytest.raises(ModelError, match=r"ended .* before the training did"):

@@ -16,24 +16,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from macpo.cli import app
-from macpo_data.diversity import TEXTS, WORDS, distinct, overlap, sample, self_bleu
-from macpo_data.evaluate import evaluate, trained
-from macpo_data.report import Source, collect
+from macpo_data.evaluation.evaluate import evaluate, trained
+from macpo_data.evaluation.signs import of_evaluation
+from macpo_data.report.collect import Source, collect
 from macpo_data.schema import CANDIDATES, JUDGEMENTS, PAIRS, RESPONSES, empty
-from macpo_data.signs import (
-    ENOUGH,
-    RULES,
-    WINDOW,
-    Reference,
-    Sign,
-    Signs,
-    flags,
-    of_dataset,
-    of_evaluation,
-    of_training,
-    sentences,
-    sign,
-)
+from macpo_data.signs.dataset import of_dataset
+from macpo_data.signs.rules import ENOUGH, RULES, Sign, Signs, flags, sentences, sign
+from macpo_data.signs.training import WINDOW, Reference, of_training
+from macpo_data.text import TEXTS, WORDS, distinct, overlap, sample, self_bleu
 
 FEW = settings(max_examples=25, deadline=None)  # sacrebleu is imported in the first
 NONE = empty(JUDGEMENTS)

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from macpo_data import schema, sources, world
+from macpo_data import schema
 from macpo_data.errors import DataError
 from macpo_data.recipe import Data
+from macpo_data.sources import sources
+from macpo_data.world import world
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Parts = dict[schema.Part, pl.DataFrame]
@@ -735,6 +737,6 @@ def test_trouble_with_the_hub(
 
 def test_importing_is_light() -> None:
     heavy = "{'torch', 'datasets', 'huggingface_hub', 'transformers'}"
-    code = f"import sys, macpo_data.sources; print({heavy} & set(sys.modules))"
+    code = f"import sys, macpo_data.sources.sources; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

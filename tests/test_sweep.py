@@ -24,14 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError
-from macpo_data.evaluate import Evaluation
+from macpo_data.evaluation.evaluate import Evaluation
 from macpo_data.recipe import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.shipped import recipes_folder
-from macpo_data.standings import Measured, Standings, apart, cells, markdown, notes, plot
-from macpo_data.study import load_study, parse_grid, parse_seeds, shipped, variants
 from macpo_run.cleaning import unreachable
-from macpo_run.sweeps import Sweep, about, recorded, said, write
+from macpo_run.sweep.standings import Measured, Standings, apart, cells, markdown, notes, plot
+from macpo_run.sweep.study import load_study, parse_grid, parse_seeds, shipped, variants
+from macpo_run.sweep.sweep import Sweep, about, recorded, said, write
 from macpo_run.terminal.sweeps import print_sweep
 
 GREEDY = Sampling(temperature=0, top_p=1, top_k=0)
@@ -484,7 +484,7 @@ def test_a_plot_that_fails_costs_no_table(tmp_path: Path, monkeypatch: pytest.Mo
     """Nor does that of an earlier table stay beside the new one. A bell in a title is fine."""
     found = Standings([Measured("a", 0, evaluation([0.2], [[0.1, 0.3]]))], ["student"])
     assert write(found, tmp_path, "a\x07bell")[2].is_file()
-    monkeypatch.setattr("macpo_data.standings.VEGA_LITE", "0.1")
+    monkeypatch.setattr("macpo_run.sweep.standings.VEGA_LITE", "0.1")
     with pytest.raises(MacpoError, match="no plot, its table is written: "):
         write(found, tmp_path, "new")
     assert "# new" in (tmp_path / "table.md").read_text()

@@ -17,12 +17,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from macpo_data.errors import DataError, ModelError
-from macpo_data.models import Base, adapter_sha256, load_chat, load_model
+from macpo_data.models.base import Base, adapter_sha256, load_chat, load_model
 from macpo_data.recipe import DPO, SFT, Lora, Train
 from macpo_data.schema import MESSAGES
+from macpo_train.adapter import policy
 from macpo_train.encode import encode
+from macpo_train.job import Job
 from macpo_train.loop import exact, identity, training_arguments
-from macpo_train.train import Job, policy, train
+from macpo_train.train import train
 
 pytestmark = pytest.mark.slow
 

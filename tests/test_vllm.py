@@ -21,14 +21,15 @@ import yaml
 from conftest import RECIPE, make_tiny_base
 from test_kill import kill_until_done, start
 
-from macpo_data import world
-from macpo_data.engines import Request, ScoreRequest, Voice, pick
+from macpo_data.engines.choose import pick
+from macpo_data.engines.protocol import Request, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
-from macpo_data.loading import load_recipe
-from macpo_data.models import Base, load_model
+from macpo_data.models.base import Base, load_model
 from macpo_data.recipe import VLLM, Engine, Sampling
+from macpo_data.recipe.load import load_recipe
 from macpo_data.schema import Message
+from macpo_data.world import world
 from macpo_run import rounds, training
 
 if find_spec("vllm") is None:

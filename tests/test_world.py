@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from macpo_data import world
 from macpo_data.errors import RecipeError
-from macpo_data.loading import load_recipe
-from macpo_data.world import Example, Message
-from macpo_data.world_text import OPENERS, TOPICS, Kind
+from macpo_data.recipe.load import load_recipe
+from macpo_data.world import world
+from macpo_data.world.text import OPENERS, TOPICS, Kind
+from macpo_data.world.world import Example, Message
 
 
 def texts(pool: world.Pool) -> list[str]:

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.engines import Completion, Engine, Request, Score, ScoreRequest, Voice
-from macpo_data.models import Base
+from macpo_data.engines.protocol import Completion, Engine, Request, Score, ScoreRequest, Voice
+from macpo_data.models.base import Base
 
 _WORDS = ("well", "sure", "first", "then", "water", "light", "stone", "paper", "north", "garden")
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from macpo_data.engines import (
+from macpo_data.engines.protocol import (
     Completion,
     Engine,
     FinishReason,
@@ -34,7 +34,7 @@ from macpo_data.engines import (
     Voice,
 )
 from macpo_data.errors import ModelError, plain
-from macpo_data.models import adapter_sha256
+from macpo_data.models.base import adapter_sha256
 from macpo_data.recipe import Endpoint
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.engines import (
+from macpo_data.engines import vllm as single
+from macpo_data.engines.protocol import (
     Chats,
     Completion,
     Engine,
@@ -20,9 +21,8 @@ from macpo_data.engines import (
     ScoreRequest,
     completion,
 )
-from macpo_data.engines import vllm as single
 from macpo_data.errors import ModelError
-from macpo_data.models import Base
+from macpo_data.models.base import Base
 from macpo_data.recipe import Engine as Settings
 
 

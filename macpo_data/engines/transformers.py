@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from macpo_data.engines import (
+from macpo_data.engines.protocol import (
     Chats,
     Completion,
     Engine,
@@ -18,11 +18,11 @@ from macpo_data.engines import (
     Voice,
     completion,
 )
-from macpo_data.models import Base, load_model, voice_identity
-from macpo_data.packing import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
+from macpo_data.models.base import Base, load_model, voice_identity
+from macpo_data.models.logprobs import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
+from macpo_data.models.worker import Report
 from macpo_data.recipe import Engine as Settings
 from macpo_data.recipe import digest
-from macpo_data.worker import Report
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
-from macpo_data import merge
-from macpo_data.engines import (
+from macpo_data.engines.protocol import (
     Chats,
     Completion,
     Engine,
@@ -29,9 +28,10 @@ from macpo_data.engines import (
     completion,
 )
 from macpo_data.errors import ModelError, first_line
-from macpo_data.models import Base, is_folder, voice_identity
+from macpo_data.models import merge
+from macpo_data.models.base import Base, is_folder, voice_identity
+from macpo_data.models.worker import Worker
 from macpo_data.recipe import Engine as Settings
-from macpo_data.worker import Worker
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput, SamplingParams
@@ -202,7 +202,7 @@ class VLLMEngine(Engine):
 
     def _merged(self, adapter: str, folder: Path) -> Base:
         """A copy of the base with an adapter folded in, made in a process of its own."""
-        self._apart("macpo_data.merge:merge", self.base, Path(adapter), folder)
+        self._apart("macpo_data.models.merge:merge", self.base, Path(adapter), folder)
         return Base(str(folder), None, self.base.trust_remote_code)
 
     def _forward(self, requests: list[ScoreRequest]) -> list[Score | None]:

@@ -1,18 +1,16 @@
-"""A method is a module with three functions.
+"""Who learns from whom: a file for each method, which `method` describes.
 
-plan(recipe) -> list[Step]              pure: learners, turns, inputs, objectives
-build(step, ctx) -> RoundData           reads like the paper's algorithm
-asks(step, recipe, sizes) -> list[Ask]  what `build` will ask for, for the plan of costs
+May import generation, store, plan, recipe, schema, errors.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
-from typing import Protocol, cast
+from pkgutil import iter_modules
 
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes
 from macpo_data.methods import ceiling
+from macpo_data.methods.method import Method
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe
 
@@ -33,23 +31,17 @@ def name_of(recipe: Recipe) -> str:
     return called(recipe.method, recipe.judge.kind if recipe.judge else None)
 
 
-class Method(Protocol):
-    """What a method's module offers."""
-
-    def plan(self, recipe: Recipe) -> list[Step]:
-        """All steps up to the recipe's last round, parents first."""
-
-    def build(self, step: Step, ctx: Context) -> RoundData:
-        """Write the dataset of one gen step."""
-
-    def asks(self, step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-        """What `build` asks of the models, if nothing of it is there yet."""
+@cache
+def methods() -> dict[str, Method]:
+    """All methods by name: those of the files of this folder."""
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    found = [module.METHOD for module in modules if hasattr(module, "METHOD")]
+    return {method.name: method for method in found}
 
 
 def method(recipe: Recipe, step: Step | None = None) -> Method:
     """The method that a recipe names, or whose rule a step follows."""
-    name = (step and step.method) or recipe.method
-    return cast(Method, import_module(f"macpo_data.methods.{name}"))
+    return methods()[(step and step.method) or recipe.method]
 
 
 def make_plan(recipe: Recipe) -> Plan:

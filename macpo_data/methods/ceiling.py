@@ -6,9 +6,9 @@ learns from it: it is a step beside those of any method, made where `eval.ceilin
 
 from __future__ import annotations
 
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes
 from macpo_data.errors import DataError
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import EXCLUDE_READS, SFT_READS
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
@@ -36,11 +36,6 @@ def build(step: Step, ctx: Context) -> RoundData:
     return ctx.human_answers("d2")
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """Nobody writes and nobody reads."""
-    return []
-
-
 def require(ctx: Context) -> None:
     """See that D2 has what the ceiling learns, before anything else is made.
 
@@ -53,3 +48,11 @@ def require(ctx: Context) -> None:
             f"eval.ceiling needs data.d2 with chosen answers, and {missing} of {len(answers)} "
             "prompts have none; name other data, or set eval.ceiling=false"
         )
+
+
+METHOD = Method(
+    "ceiling",
+    "by people: their good answers, for the ceiling",
+    plan,
+    build,
+)

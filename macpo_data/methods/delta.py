@@ -12,9 +12,9 @@ is the recipe's, which is DPO's own only where `dpo.loss` is sigmoid and `dpo.ga
 
 from __future__ import annotations
 
-from macpo_data import select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.generation import select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import WRITING_READS, initialise, labels, prefer, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
@@ -44,8 +44,9 @@ def build(step: Step, ctx: Context) -> RoundData:
     return ctx.pair(select.first(candidates, rejected, ctx.recipe.select), rejected)
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """Both write once to D2, and the student reads both answers."""
-    d2, names = sizes.prompts["d2"], [policy.agent for policy in step.policies[:2]]
-    wrote = writing("write d2", names, d2, 1, sizes.prompt, recipe.sampling, sizes)
-    return [*wrote, scoring(step.learner, d2, 2, recipe, sizes)]
+METHOD = Method(
+    "delta",
+    "by two weak teachers, the better one's answers against the other's (delta learning)",
+    plan,
+    build,
+)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data import framing, ranking, select
-from macpo_data import judge as judges
-from macpo_data import mixture as mixtures
-from macpo_data.context import Context, Judged, RoundData
-from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
+from macpo_data.generation import framing, ranking, select
+from macpo_data.generation import judge as judges
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation.context import Context, Judged, RoundData
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import (
     WRITING_READS,
     initialise,
@@ -186,32 +186,9 @@ def weak_labels(step: Step, ctx: Context) -> RoundData:
     return ctx.weak_labels(ctx.pair(candidates, rejected))
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """Everybody who writes writes to D2; from round 1 on, the learner reads all of it.
-
-    Where peers rank, each teacher reads what the others wrote.
-    """
-    *writers, learner = step.policies if step.round else (*step.policies, None)
-    n = recipe.sampling.n if step.round and step.learner in recipe.students else 1
-    d2, found = sizes.prompts["d2"], []
-    twin = _negative_writer(recipe, step.learner, step.round) if step.round else ()
-    for at, policy in enumerate(filter(None, writers), start=1):
-        last = at > len(writers) - len(twin) or policy.behavior == "negative"
-        calls, what = (1, "negative") if last else (n, "positive")
-        found += writing(
-            f"write d2, {what}", [policy.agent], d2, calls, sizes.prompt,
-            recipe.sampling, sizes,
-        )  # fmt: skip
-    is_student = bool(step.round) and step.learner in recipe.students
-    spoilt = bool(step.round) and not twin
-    answers, more = sum(ask.calls for ask in found) + spoilt, 0
-    if is_student and recipe.mixture:
-        found += mixing(recipe.mixture, d2, 1, sizes)
-        more = len(recipe.mixture.layers[mixtures.taken(recipe.mixture)])
-    if is_student and recipe.select.by in ("judge", "reward"):
-        heard = 1 if recipe.positives == "own" else len(recipe.teachers)
-        found += judging(recipe, sizes, "d2", n * heard + more)
-    if is_student and recipe.select.under == "peers":
-        of_others = n * (len(recipe.teachers) - 1) + more
-        found += [scoring(teacher, d2, of_others, recipe, sizes) for teacher in recipe.teachers]
-    return [*found, scoring(learner.agent, d2, answers + more, recipe, sizes)] if learner else found
+METHOD = Method(
+    "macpo",
+    "by weak teachers and a strong student that teach each other (MACPO)",
+    plan,
+    build,
+)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data import judge as judges
-from macpo_data import mixture as mixtures
-from macpo_data import ranking, select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, judging, mixing, scoring, writing
+from macpo_data.generation import judge as judges
+from macpo_data.generation import mixture as mixtures
+from macpo_data.generation import ranking, select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import EXCLUDE_READS, FILTER_READS, SAMPLING_READS, SFT_READS, prefer
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
@@ -62,24 +62,6 @@ def build(step: Step, ctx: Context) -> RoundData:
     return _fine_tuning(ctx) if step.round == 0 else preferences(step, ctx)
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """Stage 1: every agent of every layer, for each turn; stage 2: the student, then the judge."""
-    mixture, prompts = recipe.mixture, sizes.prompts
-    if step.round:
-        n, student = recipe.sampling.n, step.learner
-        return [
-            *writing("write d2", [student], prompts["d2"], n, sizes.prompt, recipe.sampling, sizes),
-            *judging(recipe, sizes, "d2", n),
-            scoring(student, prompts["d2"], 2, recipe, sizes),
-        ]
-    assert mixture is not None
-    asked = mixing(mixture, prompts["d1"], sizes.turns, sizes)
-    if mixture.keep == "best":
-        n, turns = len(mixture.layers[0]), sizes.turns if mixture.turns == "all" else 1.0
-        asked += judging(recipe, sizes, "d1", n, mixture.sampling, turns)
-    return asked
-
-
 def _fine_tuning(ctx: Context) -> RoundData:
     """Stage 1: what the mixture answers to each turn of each conversation."""
     mixture, settings = ctx.recipe.mixture, ctx.recipe.select
@@ -117,3 +99,12 @@ def preferences(step: Step, ctx: Context) -> RoundData:
     )
     pairs, dropped = select.pair(ctx.prompts("d2"), candidates, scored.filter("rejected"))
     return RoundData(pairs, check(candidates, CANDIDATES, "candidates"), dropped, judged)
+
+
+METHOD = Method(
+    "moaa",
+    "by a mixture of agents, which writes the fine-tuning data of round 0, and a judge who "
+    "compares the student's own answers from round 1 on (MoAA)",
+    plan,
+    build,
+)

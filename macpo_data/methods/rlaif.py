@@ -5,8 +5,9 @@ As direct alignment: the best against the worst goes into DPO, and no reward mod
 
 from __future__ import annotations
 
-from macpo_data import judge as judges
+from macpo_data.generation import judge as judges
 from macpo_data.methods import moaa
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import weak_start
 from macpo_data.plan import Step
 from macpo_data.recipe import Recipe
@@ -17,4 +18,12 @@ def plan(recipe: Recipe) -> list[Step]:
     return [*weak_start(recipe), *moaa.preferring(recipe, judges.policies(recipe.judge))]
 
 
-build, asks = moaa.preferences, moaa.asks  # as in MoAA's second stage
+build = moaa.preferences  # as in MoAA's second stage
+
+
+METHOD = Method(
+    "rlaif",
+    "by a student whose answers a judge compares (RLAIF)",
+    plan,
+    build,
+)

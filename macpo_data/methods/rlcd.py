@@ -7,9 +7,9 @@ are left out.
 
 from __future__ import annotations
 
-from macpo_data import framing, select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.generation import framing, select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import WRITING_READS, prefer, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
@@ -33,8 +33,10 @@ def build(step: Step, ctx: Context) -> RoundData:
     return ctx.pair(select.first(candidates, rejected, ctx.recipe.select), rejected)
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """The student writes to D2 under each frame, and reads both answers."""
-    d2, student = sizes.prompts["d2"], step.learner
-    wrote = writing("write d2, framed", [student], d2, 2, sizes.prompt, recipe.sampling, sizes)
-    return [*wrote, scoring(student, d2, 2, recipe, sizes)]
+METHOD = Method(
+    "rlcd",
+    "by a student that is told to answer well and badly: RLCD's pairs, without its reward model "
+    "and PPO",
+    plan,
+    build,
+)

@@ -8,8 +8,9 @@ ICLR 2025), and is called so wherever it is shown.
 
 from __future__ import annotations
 
-from macpo_data.context import Context, RoundData
+from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods import moaa
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import weak_start
 from macpo_data.plan import Step
 from macpo_data.recipe import Recipe
@@ -26,4 +27,9 @@ def build(step: Step, ctx: Context) -> RoundData:
     return moaa.preferences(step, ctx)
 
 
-asks = moaa.asks  # as there
+METHOD = Method(
+    "self_rewarding",
+    "by a student that judges its own answers (self-rewarding)",
+    plan,
+    build,
+)

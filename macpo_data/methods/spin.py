@@ -2,7 +2,7 @@
 
 The chosen ones are what it was fine-tuned on: here the weak labels, as noisy as in round 0. The
 paper's opponent is the policy before, and so is its reference; its loss is the logistic one on
-pairs alone: dpo.reference=previous, dpo.gamma=0, dpo.loss=sigmoid. `misfits.departures` names what
+pairs alone: dpo.reference=previous, dpo.gamma=0, dpo.loss=sigmoid. `rules.departures` names what
 is otherwise. From its second iteration on the paper also trains on the pairs of the one before:
 spin.earlier_pairs.
 """
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from macpo_data import select
-from macpo_data.context import Context, RoundData
-from macpo_data.cost import Ask, Sizes, scoring, writing
+from macpo_data.generation import select
+from macpo_data.generation.context import Context, RoundData
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import WRITING_READS, labels, prefer, switched_on, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
@@ -68,8 +68,9 @@ def _together(parts: Sequence[RoundData]) -> RoundData:
     )
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """The student writes once to D2, and reads that, the label and what it wrote a round before."""
-    d2, student = sizes.prompts["d2"], step.learner
-    wrote = writing("write d2", [student], d2, 1, sizes.prompt, recipe.sampling, sizes)
-    return [*wrote, scoring(student, d2, 1 + len(_opponents(step)), recipe, sizes)]
+METHOD = Method(
+    "spin",
+    "by a weak teacher, whose answers stand against the student's own (SPIN)",
+    plan,
+    build,
+)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from macpo_data.cost import Ask, Sizes
 from macpo_data.methods import macpo
+from macpo_data.methods.method import Method
 from macpo_data.methods.steps import initialise, labels, weak_start
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe import Recipe
@@ -32,6 +32,9 @@ def plan(recipe: Recipe) -> list[Step]:
 build = macpo.weak_labels  # those of round 0, once more
 
 
-def asks(step: Step, recipe: Recipe, sizes: Sizes) -> list[Ask]:
-    """Nothing is written anew after round 0."""
-    return []
+METHOD = Method(
+    "weak_labels",
+    "by a weak teacher, whose answers the student imitates",
+    plan,
+    build,
+)

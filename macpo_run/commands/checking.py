@@ -45,10 +45,11 @@ def check(
         typer.Exit: something is wrong with it.
         MacpoError: it cannot be read, or a test set has no prompts.
     """
-    from macpo_data import checks, overlap
-    from macpo_data.loading import load_settings
-    from macpo_data.models import Base, load_chat
-    from macpo_data.tables import read_table
+    from macpo_data.forms import check as checks
+    from macpo_data.models.base import Base, load_chat
+    from macpo_data.recipe.load import load_settings
+    from macpo_data.sources import overlap
+    from macpo_data.sources.tables import read_table
     from macpo_run.terminal.findings import print_check
 
     settings = load_settings(sets)
@@ -74,7 +75,7 @@ def check(
 
 def diff(a: str, b: str, config: str | None, count: int, runs: Path) -> None:
     """Compare two versions of a round: recipe, prompts, what was chosen, distributions."""
-    from macpo_data.compare import compare, load_version
+    from macpo_data.report.compare import compare, load_version
     from macpo_run.terminal.pairs import print_comparison
 
     print_comparison(compare(load_version(a, config, runs), load_version(b, config, runs)), count)
@@ -86,8 +87,8 @@ def doctor(recipe: str | None, runs: Path, sets: list[str] | None, *, as_json: b
     Raises:
         typer.Exit: there is a problem.
     """
-    from macpo_data.doctor import examine
-    from macpo_data.loading import load_recipe
+    from macpo_data.recipe.load import load_recipe
+    from macpo_run.doctor import examine
     from macpo_run.terminal.findings import print_health
 
     findings = list(examine(lambda: load_recipe(recipe, sets), runs))

@@ -11,7 +11,7 @@ from macpo_run.commands.opening import RunOptions, open_run, spelt
 from macpo_run.terminal.lines import say, say_aside, say_next
 
 if TYPE_CHECKING:
-    from macpo_data.store import Store
+    from macpo_data.store.store import Store
     from macpo_run.rounds import Run
 
 
@@ -41,7 +41,7 @@ def clean(recipes: Sequence[str], runs: Path, sets: list[str] | None, *, remove:
 
 def _swept(opened: Sequence[Run]) -> list[Run]:
     """The runs of the sweeps that were made in the folder of all these runs."""
-    from macpo_run.sweeps import recorded
+    from macpo_run.sweep.sweep import recorded
 
     if len({run.store.root for run in opened}) > 1:
         raise MacpoError("these recipes have different runs; clean one run at a time")

@@ -15,16 +15,16 @@ from macpo_run.terminal.lines import say, say_next
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from macpo_data.report import Source
+    from macpo_data.report.collect import Source
     from macpo_run.rounds import Run
 
 
 def status(options: RunOptions) -> None:
     """The steps, all signs of failure, what the probe advises, and the next command."""
-    from macpo_data import probe
-    from macpo_data.advice import advise
-    from macpo_data.evaluate import latest
-    from macpo_data.headline import all_signs
+    from macpo_data.evaluation import probe
+    from macpo_data.evaluation.advice import advise
+    from macpo_data.evaluation.evaluate import latest
+    from macpo_data.evaluation.headline import all_signs
     from macpo_run.terminal.headline import print_advice
 
     with open_run(options) as run:
@@ -63,7 +63,7 @@ def status_as_json(options: RunOptions) -> None:
 
 def watch(options: RunOptions) -> None:
     """The steps and what is being made, again and again until Ctrl-C."""
-    from macpo_data import live
+    from macpo_run import notes as live
 
     with open_run(options) as run:
 
@@ -114,9 +114,9 @@ def report(recipes: Sequence[str], runs: Path, sets: list[str] | None, to: Path 
         sets: `a.b=c`, laid over each recipe.
         to: the page's file; by default in the run's folder, or above those of several.
     """
-    from macpo_data.report import collect
-    from macpo_data.report_page import page
-    from macpo_data.store import atomic
+    from macpo_data.report.collect import collect
+    from macpo_data.report.page import page
+    from macpo_data.store.store import atomic
 
     opened = [open_run(RunOptions(name, runs, sets)) for name in recipes or (None,)]
     roots = {run.store.root for run in opened}
@@ -129,6 +129,6 @@ def report(recipes: Sequence[str], runs: Path, sets: list[str] | None, to: Path 
 
 def source(run: Run) -> Source:
     """A run as the report page reads it."""
-    from macpo_data.report import Source
+    from macpo_data.report.collect import Source
 
     return Source(run.label, run.plan, run.store, run.options)

@@ -50,6 +50,7 @@ def train_round(
 
 def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
     """Train a run's own reward model on D1's human pairs, or say whether it would be trained."""
+    from macpo_run import policies
     from macpo_run.terminal.scores import print_reward_model
 
     with open_run(options) as run:
@@ -58,7 +59,7 @@ def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
             kept = not redo and run.store.is_done(name)
             say(f"{'done already' if kept else 'would train'}: {run.store.path(name)}")
             return
-        folder = run.train_reward(redo)
+        folder = policies.train_reward(run, redo)
         print_reward_model(run.store.manifest(name) or {})
         say(f"{folder}")
         say_next(f"macpo eval --set eval.reward=trained{run.options}")
@@ -143,8 +144,8 @@ def _make_rounds(run: Run, rounds: Sequence[int]) -> tuple[int, Outcome]:
 
 def _print_results(run: Run, last: int) -> None:
     """What the run came to."""
-    from macpo_data.evaluate import latest, trained
-    from macpo_data.headline import examples, headline
+    from macpo_data.evaluation.evaluate import latest, trained
+    from macpo_data.evaluation.headline import examples, headline
     from macpo_run.terminal.headline import print_headline
 
     if run.recipe.data.source == "world":

@@ -25,9 +25,9 @@ def measure(
         against: compare with this policy, or with the human's chosen answers.
         redo: make anew what is damaged or made from what changed.
     """
-    from macpo_data.evaluate import latest
-    from macpo_data.gap import lines
-    from macpo_data.signs import flags
+    from macpo_data.evaluation.evaluate import latest
+    from macpo_data.evaluation.gap import lines
+    from macpo_data.signs.rules import flags
     from macpo_run.terminal.scores import print_evaluation
 
     with open_run(options) as run:
@@ -53,15 +53,17 @@ def export(
     redo: bool,
 ) -> None:
     """Write one policy's answers for another evaluator, or a blind sheet for people."""
+    from macpo_run import exporting
+
     with open_run(options) as run:
         policies = _policies(run, round_, agents)
-        for line in run.export(form, policies, against, prompts, to, redo):
+        for line in exporting.export(run, form, policies, against, prompts, to, redo):
             say(line)
 
 
 def import_sheets(options: RunOptions, sheets: list[Path], key: Path | None, *, redo: bool) -> None:
     """Read filled sheets, and print what people found and how far they agree."""
-    from macpo_data.sheets import read_sheets
+    from macpo_data.evaluation.sheets import read_sheets
     from macpo_run.terminal.scores import print_agreement, print_evaluation
 
     with open_run(options) as run:
@@ -72,6 +74,6 @@ def import_sheets(options: RunOptions, sheets: list[Path], key: Path | None, *, 
 
 
 def _policies(run: Run, round_: str, agents: list[str]) -> list[Policy]:
-    from macpo_data.evaluate import choose
+    from macpo_data.evaluation.evaluate import choose
 
     return choose(run.plan, run.store, round_, agents)

@@ -47,7 +47,7 @@ def open_run(options: RunOptions) -> Run:
     Raises:
         MacpoError: there is no such recipe, or it has mistakes.
     """
-    from macpo_data.loading import load_recipe
+    from macpo_data.recipe.load import load_recipe
     from macpo_run.rounds import Run
     from macpo_run.terminal.progress import progress
 
@@ -67,7 +67,7 @@ def open_to_make(options: RunOptions) -> Run:
 
 def warn_of_departures(recipe: Recipe, whose: str = "") -> None:
     """Say which settings of a recipe are not those of its method's paper."""
-    from macpo_data.misfits import departures
+    from macpo_data.recipe.rules import departures
 
     if settings := departures(recipe):
         say_aside(

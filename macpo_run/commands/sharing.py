@@ -11,7 +11,7 @@ from macpo_run.commands.opening import RunOptions, open_run, spelt
 from macpo_run.terminal.lines import say, say_aside, say_next
 
 if TYPE_CHECKING:
-    from macpo_data.hub import Push
+    from macpo_data.hub.push import Push
     from macpo_run.rounds import Run
 
 
@@ -50,7 +50,7 @@ def push(options: RunOptions, publication: Publication) -> None:
 
 def _prepared(run: Run, publication: Publication) -> Push:
     """What is to be published, checked before anything is sent."""
-    from macpo_data import hub
+    from macpo_data.hub import push as hub
 
     learner, round_ = publication.learner, publication.round
     steps = hub.round_steps(run.plan, run.store, run.select("gen", round_, learner), learner)
@@ -63,18 +63,18 @@ def _prepared(run: Run, publication: Publication) -> Push:
 
 
 def _push_to_folder(prepared: Push, folder: Path) -> None:
-    from macpo_data.hub import push_to_folder
+    from macpo_data.hub.push import push_to_folder
 
     say(f"{'wrote' if push_to_folder(prepared, folder) else 'kept'}  {folder}")
 
 
 def _push_to_hub(run: Run, prepared: Push, publication: Publication) -> None:
     """The adapters first: the dataset's tag says that the round is there."""
-    from macpo_data.hub import push_to_hub
+    from macpo_data.hub.push import push_to_hub
 
     private, create_pr = publication.private, publication.create_pr
     if publication.adapters or publication.merge:
-        from macpo_data.adapters import push_adapters
+        from macpo_data.hub.adapters import push_adapters
 
         for line in push_adapters(
             prepared, private=private, merge=publication.merge, progress=run.progress
@@ -105,7 +105,7 @@ def pull(
         recipe: where to write the recipe of the round.
         local_paths: the recipe may read files of this machine.
     """
-    from macpo_data.pull import pull_round
+    from macpo_data.hub.pull import pull_round
 
     for line in pull_round(
         origin, round_, runs, recipe, learner, revision, say_aside, local_paths

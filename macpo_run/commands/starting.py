@@ -9,19 +9,22 @@ from macpo_data.errors import MacpoError
 from macpo_run.terminal.lines import say, say_next
 
 
-def init(recipe: str, to: Path) -> None:
-    """Copy a shipped recipe, to be edited.
+def init(recipe: str, to: Path, full: bool) -> None:
+    """Copy a shipped recipe, to be edited, and beside it a schema for editors.
+
+    Args:
+        recipe: its name.
+        to: where to write it.
+        full: every key, with what it means.
 
     Raises:
         MacpoError: there is no such recipe, or the file exists already.
     """
-    from macpo_data.loading import recipe_text
+    from macpo_data.recipe.write import copy_recipe
 
-    _, text = recipe_text(recipe)
     if to.exists():
         raise MacpoError(f"{to} exists already; move it away, or choose another name with --to")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(text, "utf-8")
-    say(f"wrote {to}")
+    schema = copy_recipe(recipe, to, full)
+    say(f"wrote {to}, and {schema} for editors")
     named = f" --recipe {shlex.quote(str(to) if to.parent.name else f'./{to}')}"
     say_next("macpo status" + ("" if to == Path("macpo.yaml") else named))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from macpo_data.plan import Step
-    from macpo_data.store import State
+    from macpo_data.store.store import State
     from macpo_run.rounds import Outcome, Run
 
 
@@ -48,7 +48,7 @@ def print_signs(run: Run, steps: Sequence[Step]) -> None:
 
 def signs_of(run: Run, step: Step) -> list[str]:
     """The signs of failure of a finished step, a line each."""
-    from macpo_data.signs import flags
+    from macpo_data.signs.rules import flags
 
     return flags(run.store.manifest(run.plan.name(step)) or {})
 
@@ -71,7 +71,7 @@ def title(run: Run) -> str:
 
 def print_costs_to_come(run: Run, steps: Sequence[Step]) -> None:
     """What the gen steps that are not done will ask of their models."""
-    from macpo_data.cost import measure
+    from macpo_data.generation.cost import count, measure
     from macpo_data.methods import method
     from macpo_run.terminal.steps import print_costs
 
@@ -79,13 +79,14 @@ def print_costs_to_come(run: Run, steps: Sequence[Step]) -> None:
     todo = [step for step in steps if step.kind == "gen" and states[step] != "done"]
     if todo:
         sizes = measure(run.plan, run.store)
-        asked = [(step, method(run.recipe, step).asks(step, run.recipe, sizes)) for step in todo]
-        print_costs(asked, run.recipe, sizes.note)
+        rules = {step: method(run.recipe, step).build for step in todo}
+        asked = count(run.plan, run.store, sizes, rules)
+        print_costs(list(zip(todo, asked, strict=True)), run.recipe, sizes.note)
 
 
 def next_command(run: Run, states: Mapping[Step, State]) -> str:
     """The command that goes on from here."""
-    from macpo_data.evaluate import unmeasured
+    from macpo_data.evaluation.evaluate import unmeasured
 
     last = run.ended_after()
     for step in run.plan.steps:

@@ -27,8 +27,8 @@ def sweep(
     Raises:
         typer.Exit: a variant failed.
     """
-    from macpo_data.study import load_study, variants
-    from macpo_run.sweeps import Sweep, write
+    from macpo_run.sweep.study import load_study, variants
+    from macpo_run.sweep.sweep import Sweep, write
     from macpo_run.terminal.progress import progress
     from macpo_run.terminal.sweeps import print_standings, print_sweep
 

@@ -11,8 +11,8 @@ from rich.text import Text
 from macpo_run.terminal.text import make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.checks import Finding, Reading
-    from macpo_data.doctor import Health
+    from macpo_data.forms.check import Finding, Reading
+    from macpo_run.doctor import Health
 
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}

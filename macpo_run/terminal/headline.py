@@ -12,9 +12,9 @@ from rich.text import Text
 from macpo_run.terminal.text import interval, make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.advice import Advice
-    from macpo_data.headline import Example, Headline, ScoreTable
-    from macpo_data.verdict import Verdict
+    from macpo_data.evaluation.advice import Advice
+    from macpo_data.evaluation.headline import Example, Headline, ScoreTable
+    from macpo_data.evaluation.verdict import Verdict
 
 CLIP, LINES = 300, 8  # characters and lines of an answer
 TURNS = 3  # of a prompt, the last ones

@@ -13,7 +13,7 @@ from macpo_data.errors import DataError, first_line
 from macpo_run.terminal.text import make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.compare import Comparison
+    from macpo_data.report.compare import Comparison
 
 
 def pick(

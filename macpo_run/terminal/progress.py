@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from macpo_data.errors import plain
-from macpo_data.worker import Report
+from macpo_data.models.worker import Report
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 

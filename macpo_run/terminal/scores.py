@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from macpo_data.draws import described
 from macpo_data.errors import plain as without_controls
+from macpo_data.evaluation.draws import described
 from macpo_data.plan import Policy
 from macpo_run.terminal.text import interval, make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.evaluate import Evaluation
+    from macpo_data.evaluation.evaluate import Evaluation
 
 MEASURES = {"gold": "gold", "reward": "reward", "win": "win", "win_lc": "LC win"}
 KINDS = ["measure", "against", "by"]  # columns of an evaluation that together name a measurement

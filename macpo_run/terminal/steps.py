@@ -14,9 +14,9 @@ from macpo_data.plan import Step
 from macpo_run.terminal.text import make_table, plain, short_number
 
 if TYPE_CHECKING:
-    from macpo_data.cost import Ask
+    from macpo_data.generation.cost import Ask
     from macpo_data.recipe import Recipe
-    from macpo_data.store import State
+    from macpo_data.store.store import State
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}
 
@@ -65,7 +65,7 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
     endpoints = [agent.endpoint for agent in recipe.agents.values() if agent.endpoint]
     priced = any(endpoint.cost(1, 1) is not None for endpoint in endpoints)
     table, whole = _cost_table(priced), _Amounts()
-    for step, asks in _each_once(asked):
+    for step, asks in asked:
         ceiling = ", ceiling" if step.is_ceiling else ""
         table.add_row(plain(f"round {step.round}, {step.learner}{ceiling}"), style="bold")
         for ask in asks:
@@ -93,22 +93,7 @@ def _cost_table(priced: bool) -> Table:
 def _notes_on_judges(asked: Sequence[tuple[Step, list[Ask]]]) -> Iterator[str]:
     for step, asks in asked:
         if calls := sum(ask.calls for ask in asks if ask.kind == "judge"):
-            yield f"the judge of round {step.round}: at most {calls:g} calls a prompt"
-
-
-def _each_once(asked: Sequence[tuple[Step, list[Ask]]]) -> list[tuple[Step, list[Ask]]]:
-    """The same without the answers that a step above of the same round asks for already."""
-    counted = set[tuple[int, str, str]]()
-    distinct = []
-    for step, asks in asked:
-        rest = []
-        for ask in asks:
-            key = (step.round, ask.what, ask.agent)
-            if ask.kind != "write" or key not in counted:
-                rest.append(ask)
-            counted.add(key)
-        distinct.append((step, rest))
-    return distinct
+            yield f"the judge of round {step.round}: about {calls:g} calls a prompt"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from rich.table import Column
 from macpo_run.terminal.text import make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.standings import Standings
-    from macpo_run.sweeps import Outline
+    from macpo_run.sweep.standings import Standings
+    from macpo_run.sweep.sweep import Outline
 
 
 def print_sweep(outline: Outline) -> None:
@@ -30,7 +30,7 @@ def print_sweep(outline: Outline) -> None:
 
 def print_standings(found: Standings) -> None:
     """The table of a sweep, and below it what it shows and what failed."""
-    from macpo_data.standings import SHOWN, cells, known_rounds, notes
+    from macpo_run.sweep.standings import SHOWN, cells, known_rounds, notes
 
     columns = sum(any(getattr(r, name) for r in found.rows) for name in ("ahead", "recovered"))
     head, *rows = cells(found, known_rounds(found, SHOWN - (columns > 1)))

@@ -1,0 +1,449 @@
+"""Which of two answers is better: any judge over pairs, in both orders, and how far to trust it.
+
+A judge that reads (one model, or a mixture of several) is asked twice, once with each answer shown
+first; one that scores each answer by itself (a reward model, the world's gold judge, an agent that
+gives points) needs no order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from macpo_data.errors import DataError, ModelError
+from macpo_data.generation import ranking, select
+from macpo_data.generation.context import Context, Judged
+from macpo_data.generation.mixture import as_rows
+from macpo_data.plan import Policy
+from macpo_data.prompts import fill, question
+from macpo_data.recipe import Judge
+from macpo_data.schema import MEETINGS
+from macpo_data.schema import check as schema_check
+from macpo_data.world import world
+
+CRITERIA = {
+    "instruction adherence": "does what was asked, within the limits that were set",
+    "relevance": "stays with the query and leaves out what has no part in it",
+    "accuracy": "states only what is true and free of errors",
+    "depth": "goes as far into the matter as the query deserves",
+    "clarity": "is easy to follow, well ordered and well put",
+    "helpfulness": "brings the user further",
+    "safety": "does no harm and supports none",
+    "robustness": "copes with what is unclear, wrong or tricky in the query",
+}
+MOST_POINTS = 5
+MINIMUM = 20  # verdicts, below which nothing is said about a judge's habits
+_VERDICT = re.compile(r"\[\[([AB])\]\]")
+_POINTS = re.compile(r"\bscore:[\s*]*(\d+(?:\.\d+)?)", re.IGNORECASE)
+_NAMES = re.compile(r"\[\[([^\[\]]+)\]\]")
+
+
+def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
+    """Compare pairs of answers.
+
+    An answer that was not written loses without being shown, and equal answers are a tie.
+
+    Args:
+        ctx: of the run.
+        judge: as the recipe describes it.
+        rows: prompt_id, prompt, a, b; a prompt may occur in several rows. A reward model reads
+            a_finish_reason and b_finish_reason, which are stop where they are left out. A judge
+            that scores is not asked again where a_worth and b_worth have its scores.
+
+    Returns:
+        Row for row: first, the verdict where a was shown first, and second, where b was (a, b,
+        tie; null where it could not be read), criteria (those of a mixture, null where they could
+        not be read), shown (whether the judge saw them), and win (1 a wins, 0 b wins, 0.5 a tie or
+        one verdict each; null where no verdict could be read, or neither answer is there).
+
+    Raises:
+        MacpoError: the judge cannot be asked.
+    """
+    finish = [f"{side}_finish_reason" for side in ("a", "b")]
+    ended = {name: pl.lit("stop") for name in finish if name not in rows.columns}
+    worth = [name for name in ("a_worth", "b_worth") if name in rows.columns]
+    rows = rows.with_columns(**ended).select("prompt_id", "prompt", "a", "b", *finish, *worth)
+    rows = rows.with_row_index("at")
+    there = {side: pl.col(side).fill_null("") != "" for side in ("a", "b")}
+    unlike = pl.col("a") != pl.col("b")
+    shown = rows.filter(there["a"] & there["b"] & unlike)
+    judged = _judged(ctx, judge, shown)
+    found = rows.join(judged, on="at", how="left", maintain_order="left")
+    value = {"a": 1.0, "tie": 0.5, "b": 0.0}
+    verdicts = [
+        pl.col(order).replace_strict(value, default=None, return_dtype=pl.Float64)
+        for order in ("first", "second")
+    ]
+    mute = pl.when(there["a"] != there["b"]).then(there["a"].cast(pl.Float64))
+    alike = pl.when(there["a"] & there["b"] & ~unlike).then(0.5)
+    win = pl.coalesce(mute, alike, pl.mean_horizontal(verdicts))
+    was_shown = there["a"] & there["b"] & unlike
+    return found.select("first", "second", "criteria", shown=was_shown, win=win)
+
+
+def rank(
+    ctx: Context, order: ranking.Order, prompts: pl.DataFrame, candidates: pl.DataFrame
+) -> tuple[pl.DataFrame, Judged | None]:
+    """Rank each prompt's usable candidates; with order `judge`, let the recipe's judge decide.
+
+    Args:
+        ctx: of the run.
+        order: judge, random (seeded), or first: as they stand.
+        prompts: prompt_id, prompt.
+        candidates: CANDIDATES without ranks.
+
+    Returns:
+        CANDIDATES with ranks and a column `score` (mean share of wins; null if not judged), and
+        what the judge said.
+
+    Raises:
+        ModelError: the judge goes by position, or says nothing.
+    """
+    settings, judge, seed = ctx.recipe.select, ctx.recipe.judge, ctx.recipe.seed
+    frame = candidates.with_row_index("index").with_columns(score=pl.lit(None, pl.Float64))
+    usable = frame.filter(select.usable(candidates, settings))
+    answers = usable.select("prompt_id", "index")
+    judged = None
+    if order == "judge":
+        assert judge is not None
+        seen = usable.join(prompts, on="prompt_id", maintain_order="left")
+        unread = 0
+        if judge.kind in ("reward", "points"):
+            # What the model cannot read, or gives no points that can be read, is out, not beaten.
+            seen = seen.with_columns(worth=_scores(ctx, judge, seen))
+            mute = seen["worth"].is_null()
+            unread = int(mute.sum()) if judge.kind == "points" else 0
+            out = pl.col("index").is_in(seen.filter(mute)["index"].implode())
+            frame = frame.with_columns(
+                reason=pl.when(out).then(pl.lit("no_score")).otherwise("reason")
+            )
+            usable, seen = usable.filter(~out), seen.filter(~mute)
+            answers = usable.select("prompt_id", "index")
+        verdicts = _tournament(ctx, judge, answers, seen)
+        score = ranking.scores(answers, verdicts, judge.merge)
+        usable = usable.with_columns(score=score)
+        found = report(verdicts) | {"win_matrix": _win_matrix(usable, verdicts)}
+        found["unparseable"] += unread
+        check(found, judge)
+        judged = Judged(_meetings(usable, verdicts), found)
+    by_chance = order == "random" or (
+        order == "judge" and judge is not None and judge.ties == "random"
+    )
+    ranks = ranking.ranks(answers, usable["score"], seed if by_chance else None)
+    known = usable.select("index", "score", rank=ranks)
+    frame = frame.drop("score", "rank").join(known, on="index", how="left", maintain_order="left")
+    return frame.drop("index"), judged
+
+
+def _tournament(
+    ctx: Context, judge: Judge, answers: pl.DataFrame, seen: pl.DataFrame
+) -> pl.DataFrame:
+    """All meetings with their verdicts: prompt_id, a, b, and what `compare` returns."""
+    if judge.pairs != "swiss":
+        return _meet(ctx, judge, ranking.meetings(answers, judge.pairs), seen)
+    most = answers.group_by("prompt_id").len()["len"].max() or 0
+    met = _meet(ctx, judge, ranking.meetings(answers, "all").clear(), seen)
+    for _ in range(ranking.swiss_rounds(int(str(most)))):
+        score = ranking.scores(answers, met, judge.merge)
+        following = ranking.swiss_meetings(answers.with_columns(score=score), met)
+        met = pl.concat([met, _meet(ctx, judge, following, seen)])
+    return met
+
+
+def _meet(ctx: Context, judge: Judge, meetings: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
+    told = meetings
+    for side in ("a", "b"):
+        names = {f"{side}_text": "response", f"{side}_finish_reason": "finish_reason"}
+        names |= {f"{side}_worth": "worth"} if "worth" in seen.columns else {}
+        said = seen.select(pl.col("index").alias(side), **names)
+        told = told.join(said, on=side, how="left", maintain_order="left")
+    prompts = seen.select("prompt_id", "prompt").unique("prompt_id")
+    told = told.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    shown = told.drop("a", "b").rename({"a_text": "a", "b_text": "b"})
+    return pl.concat([meetings, compare(ctx, judge, shown)], how="horizontal")
+
+
+def _meetings(usable: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts with the names of who met, as MEETINGS."""
+    for side in ("a", "b"):
+        who = usable.select(
+            pl.col("index").alias(side),
+            pl.col("agent").alias(f"{side}_agent"),
+            pl.col("draw").alias(f"{side}_draw"),
+        )
+        verdicts = verdicts.join(who, on=side, how="left", maintain_order="left")
+    return schema_check(verdicts, MEETINGS, "judgements")
+
+
+def _win_matrix(usable: pl.DataFrame, verdicts: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """How often each won against each, over all prompts: by agent and draw."""
+    name = pl.format("{}-{}", "agent", "draw")
+    names = dict(usable.select("index", name).iter_rows())
+    named = verdicts.select(
+        a=pl.col("a").replace_strict(names, return_dtype=pl.String),
+        b=pl.col("b").replace_strict(names, return_dtype=pl.String),
+        win="win",
+    )
+    both = pl.concat([named, named.select(a="b", b="a", win=1 - pl.col("win"))])
+    means = both.group_by("a", "b").agg(pl.col("win").mean().round(4)).drop_nulls().sort("a", "b")
+    matrix: dict[str, dict[str, float]] = {}
+    for one, other, win in means.iter_rows():
+        matrix.setdefault(one, {})[other] = win
+    return matrix
+
+
+def report(verdicts: pl.DataFrame) -> dict[str, Any]:
+    """What a judge's verdicts say of it, for manifests: counts and shares, null where none.
+
+    Args:
+        verdicts: what `compare` returned.
+    """
+    both = pl.concat(
+        [
+            verdicts.select(verdict="first", shown_first=pl.lit("a")),
+            verdicts.select(verdict="second", shown_first=pl.lit("b")),
+        ]
+    )
+    read = both.drop_nulls("verdict")
+    decided = read.filter(pl.col("verdict") != "tie")
+    twice = verdicts.drop_nulls(["first", "second"])
+    return {
+        "comparisons": len(verdicts),
+        "verdicts": len(read),
+        "ties": len(read) - len(decided),
+        "unparseable": 2 * int(verdicts["shown"].sum()) - len(read),
+        "shown_first_wins": _share(decided, pl.col("verdict") == pl.col("shown_first")),
+        "orders_agree": _share(twice, pl.col("first") == pl.col("second")),
+        "win": _share(verdicts.drop_nulls("win"), pl.col("win")),
+        "criteria": dict(
+            verdicts["criteria"].drop_nulls().str.split(", ").explode().drop_nulls()
+            .value_counts().sort(["count", "criteria"], descending=[True, False]).iter_rows()
+        ),
+    }  # fmt: skip
+
+
+def check(found: dict[str, Any], judge: Judge) -> None:
+    """Refuse a judge that goes by position, or says nothing.
+
+    Args:
+        found: what `report` returned.
+        judge: as the recipe describes it.
+
+    Raises:
+        ModelError: one position wins more often than `judge.max_position_bias`, no verdict could
+            be read, or every one is a tie.
+    """
+    asked = found["verdicts"] + found["unparseable"]
+    if asked < MINIMUM:
+        return
+    reads = judge.kind in ("llm", "mixture", "points")
+    who = judge.agent if reads else judge.kind
+    other = "judge.agent" if reads else "judge.kind"
+    if found["verdicts"] == 0:
+        raise ModelError(
+            f"judge {who}: none of {asked} verdicts could be read; look at its answers under "
+            "runs/<run>/answers, then change judge.agent, judge.prompts or judge.sampling"
+        )
+    if found["ties"] == found["verdicts"]:
+        raise ModelError(f"judge {who} never varies: all {asked} verdicts are ties; change {other}")
+    first = found["shown_first_wins"]
+    if max(first, 1 - first) > judge.max_position_bias:
+        position = "first" if first > 0.5 else "second"
+        raise ModelError(
+            f"judge {who} prefers the answer shown {position} in {max(first, 1 - first):.0%} of "
+            f"{found['verdicts']} verdicts; change judge.agent, or allow it with "
+            "judge.max_position_bias"
+        )
+
+
+def policies(judge: Judge | None) -> tuple[Policy, ...]:
+    """Who is asked: proposers, then who decides."""
+    names = [] if judge is None else [*judge.proposers, *([judge.agent] if judge.agent else [])]
+    return tuple(Policy(name) for name in dict.fromkeys(names))
+
+
+def _judged(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts on rows in which both answers are there: at, first, second, criteria."""
+    if judge.kind in ("gold", "reward", "likelihood", "points"):
+        return _by_score(ctx, judge, rows)
+    criteria: list[str | None] = [None] * len(rows)
+    if judge.kind == "mixture" and judge.criteria:
+        criteria = _choose_criteria(ctx, judge, rows)
+    verdicts = _read_both_orders(ctx, judge, rows, criteria)
+    return rows.select("at").with_columns(
+        **{k: pl.Series(v, dtype=pl.String) for k, v in verdicts.items()},
+        criteria=pl.Series(criteria, dtype=pl.String),
+    )
+
+
+def _by_score(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
+    """Verdicts of a judge that scores each answer by itself, all of them at once."""
+    if "a_worth" in rows.columns:
+        scored = rows.select("at", a="a_worth", b="b_worth")
+    else:
+        sides = pl.concat(
+            rows.select("prompt_id", "prompt", response=s, finish_reason=f"{s}_finish_reason")
+            for s in ("a", "b")
+        )
+        scores = _scores(ctx, judge, sides)
+        scored = rows.select("at").with_columns(a=scores[: len(rows)], b=scores[len(rows) :])
+    better = (
+        pl.when(pl.col("a") > pl.col("b")).then(pl.lit("a"))
+        .when(pl.col("a") < pl.col("b")).then(pl.lit("b"))
+        .when(pl.col("a") == pl.col("b")).then(pl.lit("tie"))
+    )  # fmt: skip
+    return scored.select("at", first=better, second=better, criteria=pl.lit(None, pl.String))
+
+
+def _scores(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Series:
+    """What a judge gives each answer by itself; null where it can give, or be read, nothing.
+
+    Args:
+        ctx: of the run.
+        judge: of a kind that scores.
+        answers: prompt_id, prompt, response, finish_reason.
+    """
+    if judge.kind == "gold":
+        return _gold(answers)
+    if judge.kind == "points":
+        return _points(ctx, judge, answers)
+    if judge.kind == "reward":
+        assert judge.reward is not None
+        return ctx.rewards(answers, judge.reward)
+    who = ctx.speakers.get(str(judge.agent), Policy(str(judge.agent)))
+    return _likelihood(ctx, who, answers)
+
+
+def _points(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Series:
+    """The mean of the points, over those draws of the judge that can be read."""
+    asked = [
+        fill(judge.prompts.points, query=question(prompt), answer=text)
+        for prompt, text in answers.select("prompt", "response").iter_rows()
+    ]
+    draws = []
+    for draw in range(judge.sampling.n):
+        (texts,) = _ask(ctx, judge, [str(judge.agent)], asked, "points", draw)
+        draws.append(pl.Series(f"{draw}", map(parse_points, texts), dtype=pl.Float64))
+    return pl.DataFrame(draws).mean_horizontal()
+
+
+def _likelihood(ctx: Context, who: Policy, answers: pl.DataFrame) -> pl.Series:
+    """The mean log-probability of an answer's tokens under a policy; null where it has none."""
+    key = ["prompt_id", "response", "finish_reason"]
+    scored = ctx.score(answers.select(*key, "prompt").unique(key, maintain_order=True), under=who)
+    known = scored.select(*key, likelihood=-pl.col("perplexity").log())
+    found = answers.join(known, on=key, how="left", maintain_order="left")
+    return found["likelihood"]
+
+
+def _gold(rows: pl.DataFrame) -> pl.Series:
+    pairs = rows.select("prompt", "response").iter_rows()
+    try:
+        return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
+    except KeyError as error:
+        raise DataError(
+            f"the gold judge knows only the world's own prompts, and not {error}; set "
+            "mixture.turns=last"
+        ) from None
+
+
+def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str | None]:
+    """The criteria for each pair, once for both orders; None where they cannot be read."""
+    listed = _listed(CRITERIA)
+    example = ", ".join(list(CRITERIA)[: judge.criteria])
+    asked = [
+        fill(
+            judge.prompts.criteria, criteria=listed, count=judge.criteria, example=example, **shown
+        )
+        for shown in _shown(rows, "a", "b")
+    ]
+    (said,) = _ask(ctx, judge, [str(judge.agent)], asked, "criteria")
+    return [parse_criteria(text, judge.criteria) for text in said]
+
+
+def _read_both_orders(
+    ctx: Context, judge: Judge, rows: pl.DataFrame, criteria: Sequence[str | None]
+) -> dict[str, list[str | None]]:
+    """Ask for a verdict with a shown first, and with b shown first."""
+    shown = [*_shown(rows, "a", "b"), *_shown(rows, "b", "a")]
+    if judge.kind == "llm":
+        asked = [fill(judge.prompts.verdict, **each) for each in shown]
+    else:
+        # Criteria that could not be read leave all of them to the proposers.
+        wanted = [_listed(names.split(", ") if names else CRITERIA) for names in criteria] * 2
+        reviewed = [
+            fill(judge.prompts.critique, criteria=these, **each)
+            for each, these in zip(shown, wanted, strict=True)
+        ]
+        said = _ask(ctx, judge, judge.proposers, reviewed, "critique")
+        asked = [
+            fill(judge.prompts.weigh, criteria=these, critiques=_numbered(critiques), **each)
+            for each, these, critiques in zip(shown, wanted, zip(*said, strict=True), strict=True)
+        ]
+    (texts,) = _ask(ctx, judge, [str(judge.agent)], asked, "verdict")
+    named = [parse_verdict(text) for text in texts]
+    half = len(rows)
+    first, second = {"A": "a", "B": "b"}, {"A": "b", "B": "a"}
+    return {
+        "first": [first.get(name or "") for name in named[:half]],
+        "second": [second.get(name or "") for name in named[half:]],
+    }
+
+
+def _ask(
+    ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str, draw: int = 0
+) -> list[list[str | None]]:
+    """What each agent says to each of these texts; equal texts are asked once.
+
+    Verdicts, points and criteria stand at the end, so that a text which was cut holds none.
+    """
+    rows = as_rows([[{"role": "user", "content": text}] for text in asked])
+    wanted = [(ctx.speakers.get(agent, Policy(agent)), rows) for agent in agents]
+    whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
+    said = ctx.ask(wanted, judge.sampling, f"judge-{what}", draw)
+    return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]
+
+
+def parse_verdict(text: str | None) -> str | None:
+    """The last verdict of a text, A or B; None without one."""
+    found = _VERDICT.findall(text or "")
+    return str(found[-1]) if found else None
+
+
+def parse_points(text: str | None) -> float | None:
+    """The last points of a text, 0 to 5; None without any, or beyond."""
+    found = _POINTS.findall(text or "")
+    points = float(found[-1]) if found else None
+    return points if points is not None and points <= MOST_POINTS else None
+
+
+def parse_criteria(text: str | None, count: int) -> str | None:
+    """The criteria that a text ends with, joined by commas; None unless there are `count`."""
+    found = _NAMES.findall(text or "")
+    names = [name.strip().lower() for name in found[-1].split(",")] if found else []
+    known = [name for name in CRITERIA if name in names]  # in one order, whoever chose
+    return ", ".join(known) if len(known) == len(names) == count else None
+
+
+def _shown(rows: pl.DataFrame, first: str, second: str) -> list[dict[str, str]]:
+    return [
+        {"query": question(prompt), "answer_a": one, "answer_b": other}
+        for prompt, one, other in rows.select("prompt", first, second).iter_rows()
+    ]
+
+
+def _listed(names: Sequence[str] | dict[str, str]) -> str:
+    return "\n".join(f"- {name}: {CRITERIA[name]}" for name in names)
+
+
+def _numbered(critiques: Sequence[str | None]) -> str:
+    there = [text for text in critiques if text]
+    return "\n\n".join(f"[Review {n}]\n{text}" for n, text in enumerate(there, start=1))
+
+
+def _share(rows: pl.DataFrame, what: pl.Expr) -> float | None:
+    value = rows.select(what.cast(pl.Float64).mean()).item() if len(rows) else None
+    return None if value is None else round(float(value), 4)

@@ -1,0 +1,275 @@
+"""Base + adapter -> a torch model and its tokenizer. The one place that loads weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macpo_data.errors import ModelError, first_line
+from macpo_data.models.chat import Chat, make_chat
+from macpo_data.recipe import Agent, digest
+from macpo_data.world import world
+from macpo_data.world.named import WORLD, check_world_base
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model with everything that decides how it is loaded."""
+
+    id: str  # as the recipe has it
+    revision: str | None  # a commit on the Hub, or the print of a local folder; None in the world
+    trust_remote_code: bool = False
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` takes."""
+        if self.is_world:
+            return str(world.base_path(self.id.removeprefix(WORLD)))
+        return str(Path(self.id).expanduser()) if self.id.startswith("~") else self.id
+
+    @property
+    def is_world(self) -> bool:
+        """Whether it is one of the embedded world's tiny bases."""
+        return self.id.startswith(WORLD)
+
+
+# All endpoints together: one engine asks them side by side.
+ENDPOINTS = Base("endpoints", None)
+
+
+def resolve(agent: Agent) -> str | None:
+    """The commit that a base's revision names now, or the print of a local folder.
+
+    Raises:
+        ModelError: the base is not there, or the network is not.
+    """
+    check_world_base(agent.base)
+    if agent.base.startswith(WORLD):
+        return None
+    if is_folder(agent.base):
+        folder = Path(agent.base).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"no model in {agent.base}: a folder with a config.json is needed")
+        return folder_print(folder)
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().model_info(agent.base, revision=agent.revision).sha)
+    except Exception as error:  # every way of not reaching the Hub has its own class
+        raise ModelError(unreachable("base", agent.base, error)) from None
+
+
+def is_folder(base: str) -> bool:
+    """Whether a base is a local folder rather than an id on the Hub."""
+    return base.startswith((".", "/", "~")) or Path(base).exists()
+
+
+def folder_print(folder: Path) -> str:
+    """Tell a local base from another in a moment, however large it is.
+
+    A sha256 over each file's name and size, its whole content up to 1 MiB, and its first and last
+    MiB beyond that.
+    """
+    edge = 1 << 20
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(edge))
+            if size > edge:
+                file.seek(max(edge, size - edge))
+                digest.update(file.read(edge))
+    return f"print:{digest.hexdigest()}"
+
+
+def unreachable(what: str, name: str, error: Exception) -> str:
+    """Say in one line why something on the Hub cannot be had."""
+    kind = type(error).__name__
+    hints = {
+        "GatedRepoError": "it is gated: accept its licence on its page, then run `hf auth login`",
+        "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, "
+        "or run `hf auth login`",
+        "RevisionNotFoundError": "it has no such revision",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or name a local folder",
+        "HFValidationError": "it is neither a Hub id (org/name) nor a local folder",
+    }
+    hint = hints.get(kind, "the Hub cannot be reached: check the network, or name a local folder")
+    return f"{what} {name}: {hint} ({kind})"
+
+
+def load_chat(base: Base, chat_template: str) -> Chat:
+    """The tokenizer of a base with its chat template.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no such template.
+    """
+    return make_chat(load_tokenizer(base), chat_template, base.id)
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, base)
+
+
+def load_model(
+    base: Base, dtype: str = "auto", quantization: str = "none", place: bool = True
+) -> PreTrainedModel:
+    """The base's weights, on the GPU if there is one (`place`). dtype: auto, float32 or bfloat16.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kwargs: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    if quantization == "nf4":
+        kwargs |= {"quantization_config": _nf4(dtype), "device_map": {"": device()}}
+        return _load(AutoModelForCausalLM, base, **kwargs)
+    model = _load(AutoModelForCausalLM, base, **kwargs)
+    return model.to(device()) if place else model
+
+
+def load_classifier(base: Base, dtype: str = "auto", new_head: bool = False) -> PreTrainedModel:
+    """A base as a sequence classifier that scores what it reads.
+
+    Args:
+        base: the weights.
+        dtype: auto, float32 or bfloat16.
+        new_head: put one output on it that is still to be trained.
+
+    Raises:
+        ModelError: it cannot be loaded, or is no sequence classifier.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    kwargs: dict[str, Any] = {"num_labels": 1} if new_head else {}
+    model, found = _load(
+        AutoModelForSequenceClassification, base,
+        dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs,
+    )  # fmt: skip
+    missing = sorted(found["missing_keys"])
+    # A head that the files lack would be random numbers, and nobody would see it.
+    if missing and not new_head:
+        raise ModelError(
+            f"{base.id} is no reward model: its files lack {missing[0]}; name a sequence "
+            "classifier whose class transformers itself has"
+        )
+    tokenizer = load_tokenizer(base)
+    pad = tokenizer.pad_token_id
+    # The last token before the padding is the one that is read.
+    model.config.get_text_config().pad_token_id = tokenizer.eos_token_id if pad is None else pad
+    return model.to(device())
+
+
+def _nf4(dtype: str) -> Any:
+    """Four bits per weight, as QLoRA has it (Dettmers et al. 2023).
+
+    Raises:
+        ModelError: there is no GPU, or no bitsandbytes.
+    """
+    from importlib.util import find_spec
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise ModelError("train.quantization=nf4 needs a GPU; set it to none")
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("train.quantization=nf4 needs bitsandbytes: pip install bitsandbytes")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+@cache
+def gpus() -> list[str]:
+    """The GPUs that this process may use, each as `name, total MiB, free MiB`, without torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) == "" or not shutil.which("nvidia-smi"):
+        return []
+    which = ["-i", visible] if visible else []
+    query = "--query-gpu=name,memory.total,memory.free"
+    asked = ["nvidia-smi", *which, query, "--format=csv,noheader,nounits"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+
+
+def device() -> torch.device:
+    """The GPU if there is one; that of this process where several train together."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return loader.from_pretrained(
+            base.source,
+            revision=None if is_folder(base.source) else base.revision,
+            trust_remote_code=base.trust_remote_code,
+            **kwargs,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"cannot load base {base.id}: {first_line(error)}") from None
+
+
+def voice_identity(
+    base: Base, chat: Chat, adapter: str | Path | None, dtype: torch.dtype | str
+) -> dict[str, Any]:
+    """Everything on which the log-probabilities of given messages depend, as JSON values."""
+    return {
+        "base": base.id,
+        "base_revision": base.revision,
+        "base_files": _files(Path(base.source)),
+        "adapter_sha256": None if adapter is None else adapter_sha256(Path(adapter)),
+        "template_sha256": chat.sha256,
+        "tokenizer_sha256": hashlib.sha256(
+            chat.tokenizer.backend_tokenizer.to_str().encode()
+        ).hexdigest(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _files(folder: Path) -> str | None:
+    """Identify a local base without reading its weights; None for one on the Hub."""
+    if not folder.is_dir():
+        return None
+    facts = [(p.name, s.st_size, s.st_mtime_ns) for p in folder.iterdir() for s in [p.stat()]]
+    return digest(sorted(facts))
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Identify an adapter by its weights and its configuration, 64 hex digits.
+
+    peft writes the set of target modules in an order that changes from run to run, so lists in the
+    configuration are sorted first.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    config = {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest.update((folder / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Section agents: who takes part, and which server speaks for an agent that has one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, JsonValue, model_validator
+
+from macpo_data.errors import MacpoError
+from macpo_data.recipe.section import KNOB, LATER, Count, Positive, Section, Share, digest
+
+NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
+_SECRET = re.compile(r"api.?key|authoriz|secret|passw|credential|(access|auth|bearer).?token")
+
+
+def read_template(path: str) -> str:
+    """Read a chat template that a recipe names by its file.
+
+    Raises:
+        MacpoError: it cannot be read.
+    """
+    try:
+        return Path(path).expanduser().read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise MacpoError(
+            f"cannot read chat_template {path}: {error}; "
+            f"use one of {', '.join(NAMED_TEMPLATES)} or the path of a Jinja file"
+        ) from None
+
+
+def _has_port(url: str) -> bool:
+    """Whether a URL's port can be one."""
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All names in a JSON value, in lower case."""
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        yield name.lower()
+        yield from _keys(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from _keys(inner)
+
+
+class Endpoint(Section):
+    """A model behind an OpenAI-compatible server. Which server answers is no identity."""
+
+    base_url: Annotated[str, Field(min_length=1), KNOB]
+    """Where the server is, such as http://localhost:8000/v1."""
+    model: Annotated[str, Field(min_length=1)]
+    """The model's name, as the server calls it."""
+    api_key_env: Annotated[str | None, KNOB] = None
+    """Environment variable that holds the key; null: the server wants none."""
+    concurrency: Annotated[Count, KNOB] = 32
+    """Requests under way at once."""
+    timeout: Annotated[Positive, KNOB] = 120.0
+    """Seconds for one request."""
+    retries: Annotated[Annotated[int, Field(ge=0)], KNOB] = 6
+    """How often a request is sent again, after growing pauses."""
+    max_failed: Annotated[Share, KNOB] = 0.02
+    """Stop where a larger share of the requests fails for good."""
+    price_in: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None
+    """Price of a million tokens of prompt, for --dry-run; null: unknown."""
+    price_out: Annotated[Annotated[float, Field(ge=0)] | None, KNOB] = None
+    """Price of a million tokens of answer, for --dry-run; null: unknown."""
+    adapters: Annotated[Literal["local", "load"], KNOB] = "local"
+    """Who speaks for what is trained on the base. local: an engine here. load: vLLM's server, which
+    loads the adapter from our folder."""
+    extra: dict[str, JsonValue] = Field(default={})
+    """Laid over each request's body, such as {top_k: null} for a server that refuses it."""
+
+    @model_validator(mode="after")
+    def _holds_no_key(self) -> Endpoint:
+        problems = []
+        if not (re.fullmatch(r"https?://[^\s@?#]+", self.base_url) and _has_port(self.base_url)):
+            problems.append("base_url: write http(s)://host/path without a key, see api_key_env")
+        problems += [
+            f"extra: {name} looks like a secret, and what stands here is published; see api_key_env"
+            for name in _keys(self.extra)
+            if _SECRET.search(name)
+        ]
+        if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            problems.append("api_key_env: name an environment variable, not the key itself")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def cost(self, tokens_in: float, tokens_out: float) -> float | None:
+        """What so many tokens cost, in the currency of the prices; None where none is given."""
+        if self.price_in is None and self.price_out is None:
+            return None
+        return (tokens_in * (self.price_in or 0) + tokens_out * (self.price_out or 0)) / 1e6
+
+
+class Agent(Section):
+    """A participant. Its identity is what decides its voice before any training."""
+
+    role: Annotated[Literal["teacher", "student", "proposer", "aggregator", "judge"], KNOB]
+    """What the agent does. teacher: is trained on human answers, writes candidates and learns from
+    the student. student: is what the whole recipe trains; it chooses among the teachers' answers.
+    proposer: answers the prompts and is never trained. aggregator: makes one answer of the
+    proposers'. judge: compares answers."""
+    base: str = ""
+    """The model before any training: an id on the Hub, a local folder, or world:NAME, a small model
+    of the embedded world, which is pretrained on first use. An endpoint needs none."""
+    endpoint: Annotated[Endpoint | None, LATER] = None
+    """A server that speaks for the agent; null: an engine here does."""
+    revision: str = "main"
+    """Commit, tag or branch of the base on the Hub; pinned in lock.json when first read."""
+    chat_template: str = "tokenizer"
+    """How messages become text. tokenizer: by the template that the base brings. vicuna: "USER: ...
+    ASSISTANT: ...". alpaca: "### Instruction: ... ### Response: ...". chatml; or the path of a
+    Jinja file."""
+    lr_scale: Annotated[Positive, KNOB] = 1.0
+    """Multiplies this agent's learning rates. Train steps read it."""
+    noise: Annotated[Share | None, KNOB] = None
+    """Of a teacher: the share of its D1 pairs that are swapped, in place of data.noise, which null
+    takes. The dataset of its round 0 reads it."""
+    trust_remote_code: Annotated[bool, KNOB] = False
+    """Run code that the base's repository brings."""
+
+    @model_validator(mode="after")
+    def _speaks(self) -> Agent:
+        if not self.base and self.endpoint is None:
+            raise ValueError("a base is missing, or an endpoint that speaks for it")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """A template in a file counts by its content, not by its path."""
+        values = super().identity()
+        if self.chat_template not in NAMED_TEMPLATES:
+            values["chat_template"] = digest(read_template(self.chat_template))
+        return values

@@ -1,0 +1,169 @@
+"""Section data: which prompts, from where, and the answers that the teachers start from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from macpo_data.recipe.section import LATER, Count, Section, Share
+
+
+class Columns(Section):
+    """Which columns of a dataset hold what."""
+
+    prompt: str = "prompt"
+    """Column of the prompts: strings or message lists."""
+    chosen: str | None = "chosen"
+    """Column of the better answers: strings, or message lists whose last turn is the answer. null:
+    there is none."""
+    rejected: str | None = "rejected"
+    """Column of the worse answers, likewise."""
+
+
+class More(Section):
+    """Rows of a second dataset, for the same part."""
+
+    source: Literal["ultrafeedback", "ultrachat", "pairs"]
+    """What reads it, as in data.source."""
+    path: str
+    """Id on the Hub, or a local file."""
+    subset: str | None = None
+    """Folder of the Hub dataset; null takes its default."""
+    revision: str = "main"
+    """Commit, tag or branch on the Hub; pinned in lock.json when first read."""
+    split: str | None = None
+    """Split of the Hub dataset."""
+    count: Count
+    """Rows to draw."""
+
+
+class PartSpec(Section):
+    """Where one of the three parts of the data comes from."""
+
+    path: str | list[str] | None = None
+    """Id on the Hub or local files, for this part; null takes data.path."""
+    split: str | None = None
+    """Split of the Hub dataset; parts of one split are drawn without overlap."""
+    count: Count | None = None
+    """Rows to draw; null takes all. The three parts share no prompt (but see data.overlap)."""
+    more: Annotated[More | None, LATER] = None
+    """A second dataset, whose rows come after these; null: none."""
+
+
+class Probe(Section):
+    """Pairs of D1 that are kept out of every training and every test, and watch over a run."""
+
+    count: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Rows of D1; null: 50, or a fifth of D1 where that is less. 0: no probe."""
+
+    def size(self, rows: int) -> int:
+        """How many of so many rows of D1 it takes."""
+        return min(50, rows // 5) if self.count is None else self.count
+
+
+class DataBase(Section):
+    """What all sources share."""
+
+    source: str
+    """What reads the data."""
+    d1: PartSpec = PartSpec()
+    """Initialises the teachers: prompts with chosen and rejected answers. With method moaa prompts
+    for the mixture."""
+    d2: PartSpec = PartSpec()
+    """The weak-to-strong half: only its prompts are used, in every round; its answers by
+    eval.ceiling alone."""
+    test: PartSpec = PartSpec()
+    """Held out for evaluation; no training prompt occurs in it."""
+    probe: Probe = Probe()
+    """Pairs of D1 that nothing learns from and no test uses: they watch over the run."""
+    limit: Count | None = None
+    """At most this many rows of each part, `more` included, for a quick look; null sets no
+    bound."""
+    max_prompt_chars: Count | None = None
+    """Longer prompts, in characters, are put aside; null keeps all."""
+    noise: Share = 0.0
+    """Share of each teacher's D1 pairs whose answers are swapped: one thing that makes teachers
+    weak. Each teacher draws its own, so that their errors are not the same."""
+    label_noise: Annotated[Share, LATER] = 0.0
+    """Share of the student's weak labels whose chosen and rejected answers are swapped: in round 0,
+    and in later rounds of the methods that read them again (weak_labels, spin)."""
+    overlap: Annotated[bool, LATER] = False
+    """Whether D2 is drawn from the prompts of D1; else no prompt is in both."""
+
+
+class WorldData(DataBase):
+    """The embedded world: generated prompts with a gold judge."""
+
+    source: Literal["world"]
+    """The embedded world: prompts from a generator, with good and bad answers, and a judge in
+    code."""
+
+
+class FileData(DataBase):
+    """A dataset on the Hub, or local files."""
+
+    path: str | list[str] | None = None
+    """Id on the Hub, or local files (.jsonl, .jsonl.gz, .parquet); a part may name its own."""
+    subset: str | None = None
+    """Folder of the Hub dataset, such as helpful-base; null takes its default."""
+    revision: str = "main"
+    """Commit, tag or branch on the Hub; pinned in lock.json when first read."""
+
+    @model_validator(mode="after")
+    def _has_path(self) -> FileData:
+        missing = [
+            p for p in ("d1", "d2", "test") if self.path is None and getattr(self, p).path is None
+        ]
+        if missing:
+            raise ValueError(f"no path for {', '.join(missing)}: set data.path or data.<part>.path")
+        return self
+
+
+class HHData(FileData):
+    """Anthropic HH-RLHF: its raw Human/Assistant text, or parquet with message lists."""
+
+    source: Literal["hh_rlhf"]
+    """The reader of Anthropic's "Human: ... Assistant: ..." text."""
+
+
+class PKUData(FileData):
+    """PKU-SafeRLHF: two responses, one better and one safer."""
+
+    source: Literal["pku_saferlhf"]
+    """The reader of two answers, and which of them is better and which safer."""
+    preference: Literal["better", "safer"] = "better"
+    """Which judgement decides what is chosen: better (the more helpful answer) or safer."""
+
+
+class UltraFeedbackData(FileData):
+    """UltraFeedback with its best and a worse answer, as in ultrafeedback_binarized."""
+
+    source: Literal["ultrafeedback"]
+    """The reader of prompts with the best and a worse of four answers."""
+    path: str | list[str] | None = "HuggingFaceH4/ultrafeedback_binarized"
+    """Id on the Hub, or local files (.jsonl, .jsonl.gz, .parquet); a part may name its own."""
+
+
+class UltraChatData(FileData):
+    """UltraChat: whole conversations, of which the last answer is taken off. No rejected side."""
+
+    source: Literal["ultrachat"]
+    """The reader of whole conversations, of which the last answer is taken off."""
+    path: str | list[str] | None = "HuggingFaceH4/ultrachat_200k"
+    """Id on the Hub, or local files (.jsonl, .jsonl.gz, .parquet); a part may name its own."""
+
+
+class PairsData(FileData):
+    """Any preference dataset."""
+
+    source: Literal["pairs"]
+    """The reader of any preference dataset, whose columns are named below."""
+    columns: Columns = Columns()
+    """Which columns of the dataset hold what."""
+
+
+Data = Annotated[
+    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData,
+    Field(discriminator="source"),
+]

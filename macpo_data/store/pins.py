@@ -1,0 +1,97 @@
+"""lock.json: every revision as it was when the run first used it, so that later is not other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from filelock import FileLock
+
+from macpo_data.errors import DataError, ModelError, StoreError
+from macpo_data.models import base as models
+from macpo_data.models.base import Base
+from macpo_data.recipe import Agent, Data
+from macpo_data.sources import sources
+from macpo_data.store.store import write_json
+
+
+class Lock:
+    """The pins of one run. Resolving needs the network once; what is pinned is read from disk."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` is runs/<run>."""
+        self.path = root / "lock.json"
+        root.mkdir(parents=True, exist_ok=True)
+
+    def base(self, agent: Agent) -> Base:
+        """An agent's base at its pinned revision.
+
+        Raises:
+            ModelError: it is not pinned yet and cannot be resolved.
+        """
+        key = f"{agent.base}@{agent.revision}"
+        revision = self._pin("models", key, lambda: models.resolve(agent))
+        if models.is_folder(agent.base) and revision != models.resolve(agent):
+            raise ModelError(
+                f"{agent.base} changed since this run first used it; restore it, or give the "
+                "recipe another `run` name (--set run=NAME)"
+            )
+        return Base(agent.base, revision, agent.trust_remote_code)
+
+    def data(self, data: Data) -> dict[str, str | None]:
+        """Each dataset that the recipe names, with its pin: a commit, or a local file's sha256.
+
+        Raises:
+            DataError: one cannot be reached, or a local file is not what it was.
+        """
+        pins = self.datasets(sources.paths(data), getattr(data, "revision", "main"))
+        for more in sources.mores(data):
+            pins |= self.datasets([more.path], more.revision)
+        return pins
+
+    def datasets(self, paths: list[str], revision: str = "main") -> dict[str, str | None]:
+        """Each of these datasets with its pin, as in `data`.
+
+        Raises:
+            DataError: one cannot be reached, or a local file is not what it was.
+        """
+        pins: dict[str, str | None] = {}
+        for path in paths:
+            now = sources.resolve(path, revision) if sources.is_local(path) else None
+            pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
+            if now is not None and pin != now:
+                raise DataError(
+                    f"{path} changed since this run first read it; restore it, or give the recipe "
+                    "another `run` name (--set run=NAME)"
+                )
+            pins[path] = pin
+        return pins
+
+    def licence(self, path: str, resolve: Callable[[], str | None]) -> str | None:
+        """The licence that a dataset states, as it was when first asked for; None for none."""
+        return self._pin("licences", path, resolve)
+
+    def pins(self) -> dict[str, dict[str, str | None]]:
+        """Everything that is pinned, without asking anybody.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+            if all(isinstance(each, dict) for each in (pins, *pins.values())):
+                return {"models": {}, "data": {}} | pins
+        except (ValueError, AttributeError):
+            pass
+        raise StoreError(f"{self.path} is damaged; restore it, or delete it to pin anew")
+
+    def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
+        with FileLock(self.path.with_name(".lock.json.lock")):
+            pins = self.pins()
+            known = pins.setdefault(kind, {})
+            if key not in known:
+                known[key] = resolve()
+                write_json(self.path, pins)
+            return known[key]

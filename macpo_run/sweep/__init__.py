@@ -1,0 +1,1 @@
+"""Studies: variants of a recipe, made in one folder and compared in one table."""

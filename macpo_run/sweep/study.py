@@ -1,0 +1,185 @@
+"""A study: one recipe in several variants, each with several seeds. Values in, recipes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.recipe import Count, Name, Recipe, Section, Seed
+from macpo_data.recipe.explain import explain
+from macpo_data.recipe.load import load_recipe, read_yaml
+from macpo_data.shipped import recipes_folder
+
+Settings = dict[str, Any]  # dotted key of the recipe: value
+AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed
+SHARED = {"run": "--run", "rounds": "--until", "seed": "--seeds"}  # by all variants: its option
+_SHIPPED = re.compile(r"^[a-z0-9_]+$")
+
+
+class Study(Section):
+    """What is compared. Each variant is combined with each point of the grid."""
+
+    recipe: str | None = None  # a name or a file; null: as for every command
+    run: Name | None = None  # folder under runs/ that all share; null: the recipe's own
+    rounds: Annotated[int, Field(ge=0)] | None = None  # the last one; null: the recipe's
+    # So many, from the recipe's seed on, or these.
+    seeds: Annotated[Count, Field(le=1000)] | Annotated[list[Seed], Field(min_length=1)] = 1
+    agents: list[str] = Field(default=[])  # whom to measure; none: the student
+    set: Settings = Field(default={})  # laid over the recipe, for all variants
+    # Name in the table: what is laid over the recipe for it.
+    variants: dict[str, Settings] = Field(default={})
+    # Dotted key of the recipe: its values.
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recipe of a study, with one of its seeds."""
+
+    name: str
+    recipe: Recipe
+
+
+def shipped() -> list[str]:
+    """Names of the studies that come with the package."""
+    files = (recipes_folder() / "studies").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_study(study: str | None, changes: dict[str, Any]) -> Study:
+    """Load a study by name or file, or begin an empty one.
+
+    Args:
+        study: as a person names it; None for none.
+        changes: fields that the command line lays over it.
+
+    Raises:
+        MacpoError: there is no such study, or it has mistakes; all at once.
+    """
+    try:
+        values = read_yaml("", _text(study)) if study else {}
+        return Study.model_validate(values | changes)
+    except RecipeError as error:
+        problems = error.problems
+    except ValidationError as error:
+        problems = explain(error, Study)
+    raise MacpoError(f"{f'study {study}' if study else 'sweep'}: {'; '.join(problems)}") from None
+
+
+def _text(study: str) -> str:
+    try:
+        if not _SHIPPED.match(study):
+            return Path(study).read_text("utf-8")
+        if study in shipped():
+            return (recipes_folder() / "studies" / f"{study}.yaml").read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise MacpoError(f"cannot read study {study}: {error}; give a YAML file") from None
+    raise MacpoError(
+        f"no study named {study!r}; shipped are {', '.join(shipped())} "
+        "(a file is given with its path, such as ./mine.yaml)"
+    )
+
+
+def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
+    """Read `key=a,b,c` as a person types it.
+
+    Raises:
+        MacpoError: there is no key or no value, or a key is there twice.
+    """
+    grid: dict[str, Any] = {}
+    for text in given:
+        key, _, values = text.partition("=")
+        if key in grid:
+            raise MacpoError(f"--grid {text}: {key} was given before; give all its values at once")
+        try:
+            grid[key] = yaml.safe_load(f"[{values}]")
+        except (yaml.YAMLError, ValueError, RecursionError):
+            grid[key] = None
+        if not key or not isinstance(grid[key], list) or not grid[key]:
+            raise MacpoError(f"--grid {text}: write it as key.key=value,value")
+    return grid
+
+
+def parse_seeds(text: str) -> int | list[int]:
+    """Read `3` (so many) or `3,4,5` (these).
+
+    Raises:
+        MacpoError: it is neither.
+    """
+    if not re.fullmatch(r"\d+(,\d*)*", text):
+        raise MacpoError(f"--seeds {text}: write a count such as 3, or seeds such as 3,4,5")
+    return [int(seed) for seed in text.split(",") if seed] if "," in text else int(text)
+
+
+def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
+    """All recipes of a study: seed by seed, variant by variant.
+
+    Args:
+        study: what is compared.
+        sets: settings from the command line, which have the last word.
+
+    Raises:
+        MacpoError: a variant is no valid recipe, or sets what all share.
+    """
+    if not study.variants and not study.grid and study.seeds == 1:
+        raise MacpoError(
+            "nothing to compare: say --grid key=a,b, --seeds 3, or a study: " + ", ".join(shipped())
+        )
+    named = [*study.set, *(setting.partition("=")[0] for setting in sets or [])]
+    if isinstance(study.seeds, list) and "seed" in named:
+        raise MacpoError("seed: the study lists its seeds; choose others with --seeds")
+    everywhere = [(k, v) for k in ("run", "rounds") if (v := getattr(study, k)) is not None]
+    recipes = {}
+    for name, settings in _points(study):
+        try:
+            over = [*study.set.items(), *settings.items(), *everywhere]
+            recipes[name] = load_recipe(study.recipe, sets, over)
+        except RecipeError as error:
+            raise RecipeError(f"{error.source}, {name}", error.problems) from None
+    first = next(iter(recipes.values())).seed
+    seeds = study.seeds if isinstance(study.seeds, list) else range(first, first + study.seeds)
+    if seeds[-1] >= 2**32:
+        raise MacpoError(f"seeds: there is none above {2**32 - 1}; set a lower seed")
+    return [
+        Variant(name, recipe.model_copy(update={"seed": seed}))
+        for seed in dict.fromkeys(seeds)
+        for name, recipe in recipes.items()
+    ]
+
+
+def _points(study: Study) -> list[tuple[str, Settings]]:
+    """Every variant with every point of the grid: its name, and what is laid over.
+
+    Raises:
+        MacpoError: it sets what all share, or its name is another's or cannot be shown.
+    """
+    found: dict[str, Settings] = {}
+    for name, settings in (study.variants or {"": {}}).items():
+        for values in product(*study.grid.values()):
+            point = dict(zip(study.grid, values, strict=True))
+            parts = [name, *(f"{key}={_short(key, value)}" for key, value in point.items())]
+            said = ", ".join(filter(None, parts)) or AS_WRITTEN
+            for key in SHARED.keys() & {*settings, *point}:
+                raise MacpoError(f"{said!r}: {key}: all variants share it; say {SHARED[key]}")
+            if not said.isprintable():
+                raise MacpoError(f"variant {said!r}: its name goes into tables; use plain letters")
+            if said in found:
+                raise MacpoError(f"two variants are called {said!r}: leave one out, or rename it")
+            found[said] = settings | point
+    return list(found.items())
+
+
+def _short(key: str, value: Any) -> str:
+    try:
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MacpoError(f"grid {key}: {error}; write its values out") from None

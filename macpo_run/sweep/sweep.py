@@ -1,0 +1,389 @@
+"""A study, made: all its variants and seeds in one run folder, each shared step once."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+from macpo_data.errors import Interrupted, MacpoError, first_line, plain
+from macpo_data.evaluation import evaluate, gap
+from macpo_data.evaluation.evaluate import Evaluation
+from macpo_data.models.worker import Progress
+from macpo_data.plan import Policy, Step
+from macpo_data.recipe import TRAINED, Recipe, digest
+from macpo_data.store.store import MANIFEST, atomic, write_json, write_parquet
+from macpo_run.policies import train_reward
+from macpo_run.rounds import Run
+from macpo_run.sweep.standings import MADE, Measured, Standings, markdown, plot
+from macpo_run.sweep.study import Study, Variant
+
+FOLDER = "sweep"  # inside the run
+T = TypeVar("T")
+Key = tuple[Any, ...]  # what makes two steps take about as long
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something that is made once, whichever variants name it."""
+
+    name: str  # of its result
+    key: Key
+    size: int  # prompts that it goes through
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a sweep would make, for a person to read beforehand."""
+
+    root: Path
+    seeds: list[int]
+    variants: list[tuple[str, int, int, int]]  # name, steps, those no variant above has, to make
+    distinct: int
+    todo: int
+    left: str
+
+
+class Sweep:
+    """The runs of a study's variants, which share a folder and processes."""
+
+    def __init__(
+        self,
+        study: Study,
+        variants: list[Variant],
+        runs: Path,
+        progress: Callable[[str], Any],
+        say: Callable[[str], None],
+        name: str | None = None,
+    ) -> None:
+        """Nothing is read or started yet.
+
+        Raises:
+            MacpoError: somebody who is to be measured, or compared with, is trained in no variant,
+                or nothing measures.
+        """
+        self.study, self.variants, self.say = study, variants, say
+        self._title = ""
+        shown: Progress = lambda title: progress(f"{self._title}{title}")  # noqa: E731
+        self.home = Run(variants[0].recipe, runs, shown, say)
+        self.runs = [self.home.beside(variant.recipe) for variant in variants]
+        self.agents = list(dict.fromkeys(study.agents or self.home.recipe.students))
+        self.recipes = [[v.name, v.recipe.model_dump(mode="json")] for v in variants]
+        self.digest = digest(self.recipes)
+        # Two studies may share a run's folder.
+        self.folder = self.home.store.root / FOLDER / re.sub(r"[^\w-]", "_", name or self.digest)
+        known = set[str]()
+        for variant, run in zip(variants, self.runs, strict=True):
+            recipe, against = run.recipe, run.recipe.eval.against
+            if recipe.data.source != "world" and not (recipe.eval.reward or recipe.eval.against):
+                raise MacpoError(
+                    "nothing would measure the answers: set eval.reward to a reward model, or "
+                    "eval.against to a baseline for a judge"
+                )
+            if against not in (None, evaluate.CHOSEN):
+                try:
+                    evaluate.find_policy(run.plan, against)
+                except MacpoError as error:
+                    raise MacpoError(f"{variant.name}: eval.against: {error}") from None
+            known |= {policy.agent for policy in evaluate.every_policy(run.plan)}
+        if wrong := [agent for agent in self.agents if agent not in known]:
+            raise MacpoError(
+                f"no agent {wrong[0]!r} that is trained: measure {', '.join(sorted(known))}"
+            )
+
+    def _needed(self, run: Run) -> list[Step]:
+        """The steps of a run without which not all can be measured, parents first.
+
+        In the last round others would learn from a student whom nobody asks any more.
+        """
+        steps = _steps(run)
+        policies = self._measured(run, [p for s in steps if (p := s.makes)])
+        if run.recipe.eval.against not in (None, evaluate.CHOSEN):
+            policies.append(evaluate.find_policy(run.plan, str(run.recipe.eval.against)))
+        todo = [step for policy in policies if (step := run.plan.maker(policy))]
+        needed = set[Step]()
+        while todo:
+            if (step := todo.pop()) not in needed:
+                needed.add(step)
+                todo += run.plan.parents(step)
+        return [step for step in steps if step in needed]
+
+    def twins(self) -> list[tuple[str, str]]:
+        """Variants that come out the same: every step has the same result, and its measure."""
+        first: dict[tuple[str, ...], str] = {}
+        seed = self.variants[0].recipe.seed
+        found = []
+        for variant, run in zip(self.variants, self.runs, strict=True):
+            if variant.recipe.seed == seed:
+                names = tuple(run.plan.name(step) for step in run.plan.steps)
+                recipe = run.recipe
+                names += (recipe.eval.model_dump_json(), recipe.stop)
+                ends = (str(recipe.stop_below), str(recipe.stop_above))
+                names += () if recipe.stop == "rounds" else ends
+                if (other := first.setdefault(names, variant.name)) != variant.name:
+                    found.append((other, variant.name))
+        return found
+
+    @property
+    def steps(self) -> list[Task]:
+        """Every distinct step."""
+        named = {
+            run.plan.name(step): (run, step)
+            for run in reversed(self.runs)
+            for step in reversed(self._needed(run))
+        }
+        return [_task(run, name, step) for name, (run, step) in named.items()]
+
+    @property
+    def answers(self) -> list[Task]:
+        """Every distinct set of held-out answers that is measured."""
+        found = {}
+        for run in self.runs:
+            values = run.recipe.model_dump(mode="json")
+            key = _key(values, "eval", run.recipe.students[0])
+            for policy in self._measured(run, [p for s in _steps(run) if (p := s.makes)]):
+                for draw in range(run.plan.sampling("test").n):
+                    name = run.plan.sample_name(policy, "test", str(draw))
+                    found[name] = Task(name, key, _size(values, "test"))
+        return list(found.values())
+
+    def todo(self, tasks: list[Task]) -> list[Task]:
+        """Those of the tasks that are not done."""
+        return [t for t in tasks if not (self.home.store.path(t.name) / MANIFEST).is_file()]
+
+    def seconds_left(self) -> tuple[float, int]:
+        """What is left by what was timed before: (seconds, tasks of kinds that never were)."""
+        todo, root = self.todo(self.steps + self.answers), self.home.store.root
+        rates = _timed([root])
+        if not rates.keys() >= {task.key for task in todo}:
+            rates = _timed(p for p in root.parent.glob("*") if p != root) | rates
+        # What no run of this method tells, one of another method may.
+        found = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
+        # Nor does a count tell about all that there are (size 1), or the reverse.
+        alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in found]
+        known = [about(timed, size) for timed, size in alike if timed]
+        return sum(known), len(todo) - len(known)
+
+    def outline(self) -> Outline:
+        """What would be made."""
+        own: dict[str, list[str]] = {}
+        for variant, run in zip(self.variants, self.runs, strict=True):
+            own.setdefault(variant.name, []).extend(run.plan.name(s) for s in self._needed(run))
+        todo = {task.name for task in self.todo(self.steps)}
+        rows, before = [], set[str]()
+        for name, steps in own.items():
+            rows.append((name, len(steps), len({*steps} - before), len({*steps} & todo)))
+            before |= {*steps}
+        seeds = list(dict.fromkeys(variant.recipe.seed for variant in self.variants))
+        some = self.todo(self.steps + self.answers)
+        left = said(*self.seconds_left()) if some else "nothing is left to make"
+        return Outline(self.home.store.root, seeds, rows, len(before), len(todo), left)
+
+    def make(self) -> Standings:
+        """Make and measure all variants; one that fails is told as such, and the others go on.
+
+        Raises:
+            Interrupted: somebody pressed Ctrl-C; what is finished stays.
+        """
+        write_json(self.folder / f"variants-{self.digest}.json", self.recipes)
+        found = []
+        with self.home:
+            for n, run in enumerate(self.runs):
+                # Processes of its own would stay until the end, beside those of all others.
+                with nullcontext() if run.recipe.engine == self.home.recipe.engine else run:
+                    found.append(self._make(n))
+        return Standings(found, self.agents)
+
+    def _make(self, n: int) -> Measured:
+        variant, run = self.variants[n], self.runs[n]
+        seed = variant.recipe.seed
+        self._title = f"[{n + 1}/{len(self.runs)}] {variant.name}, seed {seed}: "
+        mine = {run.plan.name(step) for step in self._needed(run)}
+        todo = sum(task.name in mine for task in self.todo(self.steps))
+        if todo:
+            left = said(*self.seconds_left())
+            self.say(f"{self._title}{todo} steps to make; the sweep: {left}")
+        needed = self._needed(run)
+        _, problem = _tried(run, lambda run: finish(run, needed))
+        found, unmeasured = _tried(run, self._measure)  # what came before a failure, too
+        problem = problem or unmeasured
+        if problem or todo:
+            self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
+        yardsticks = _yardsticks(run, found) if found else {}
+        gaps = gap.measured(run.plan, found.responses) if found else []
+        by_measure = {each.measure: each for each in gaps}
+        return Measured(variant.name, seed, found, problem, yardsticks, by_measure)
+
+    def _measure(self, run: Run) -> Evaluation | None:
+        made = evaluate.trained(run.plan, run.store, run.ended_after())
+        policies = self._measured(run, made)
+        model = run.recipe.eval.reward
+        if policies and model and model.model == TRAINED:
+            train_reward(run)
+        return run.evaluate(policies) if policies else None
+
+    def _measured(self, run: Run, policies: list[Policy]) -> list[Policy]:
+        """The positive policies of the agents, and with a ceiling what the gap is between."""
+        teachers, ceiling = gap.ends(run.plan)
+        between = [*teachers, ceiling] if ceiling else []
+        mine = [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
+        return mine + [p for p in policies if p in between and p not in mine]
+
+
+def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
+    """What comes of it, and what is wrong where it fails."""
+    try:
+        return work(run), None
+    except Interrupted:
+        raise
+    except MacpoError as error:
+        problem = " ".join(str(error).split())
+    except RuntimeError as error:  # such as out of memory, in whose last line it is named
+        run.say(plain(str(error)))
+        problem = plain(str(error).strip().split("\n")[-1])
+    run.close()  # a process that ended is of no use to the next
+    return None, problem
+
+
+def _steps(run: Run) -> list[Step]:
+    """Those of a run that are made: where it has converged, none after that."""
+    last = run.ended_after()
+    return [step for step in run.plan.steps if last is None or step.round <= last]
+
+
+def _yardsticks(run: Run, found: Evaluation) -> dict[str, str]:
+    """What each measure depends on besides the policies: prompts, sampling, judge, baseline."""
+    manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
+    against = manifest["samples"].get(run.recipe.eval.against)
+    prompts = sorted(found.responses["prompt_id"].unique())
+    asked = digest([prompts, found.sampling.identity()])
+    return {
+        measure: f"{asked} {seal} {against if measure == 'win' else ''}"
+        for measure, (_, seal) in manifest["by"].items()
+    }
+
+
+def _scores(found: Evaluation | None) -> str:
+    """The means of each measure, round by round."""
+    rows = found.table.filter(MADE).rows(named=True) if found else []
+    means: dict[str, list[str]] = {}
+    for row in rows:
+        means.setdefault(f"{row['agent']} {row['measure']}", []).append(f"{row['mean']:.3f}")
+    return "; ".join(f"{what} {', '.join(values)}" for what, values in means.items())
+
+
+def finish(run: Run, needed: list[Step]) -> None:
+    """Make the steps of a run that are needed, up to where it has ended if its recipe says so.
+
+    Raises:
+        MacpoError: a step fails, or waits for what nobody makes.
+    """
+    found = run.states()
+    for round_ in range(run.plan.last_round + 1):
+        if any(found[step] != "done" for step in needed if step.round == round_):
+            for step, why in run.finish_round(round_, needed).waiting.items():
+                raise MacpoError(f"{step}: {', '.join(why)}")
+        if run.ended(round_):
+            return
+
+
+def write(found: Standings, folder: Path, title: str) -> list[Path]:
+    """Write the table, what it was made of, and the plot where there is something to show.
+
+    Raises:
+        MacpoError: there is no plot; the table is written.
+    """
+    written = [folder / "results.parquet"]
+    write_parquet(written[0], found.results)
+    (folder / "plot.svg").unlink(missing_ok=True)  # it may be that of another table
+    for name, make in (("table.md", markdown), ("plot.svg", plot)):
+        if (text := make(found, title)) is not None:
+            written.append(folder / name)
+            with atomic(written[-1]) as temporary:
+                temporary.write_text(text, "utf-8")
+    return written
+
+
+def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
+    """The sweeps that were made in a run's folder: their record, and all their runs.
+
+    Raises:
+        MacpoError: a record cannot be read.
+    """
+    for path in sorted((run.store.root / FOLDER).rglob("variants-*.json")):
+        try:
+            recipes = [Recipe.model_validate(r) for _, r in json.loads(path.read_text("utf-8"))]
+        except (OSError, ValueError) as error:
+            said = first_line(error)
+            raise MacpoError(f"{path}: {said}; remove it, if its results may go") from None
+        yield path, [run.beside(recipe) for recipe in recipes]
+
+
+def said(seconds: float, untimed: int) -> str:
+    """The time left as a person wants to read it."""
+    if untimed and not seconds:
+        return "time left unknown, nothing like it was timed yet"
+    minutes = seconds / 60
+    about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
+    about = f"{seconds:.0f} s" if minutes < 2 else about
+    return f"about {about} left" + (
+        f", without {untimed} of a kind that was never timed" if untimed else ""
+    )
+
+
+def _task(run: Run, name: str, step: Step) -> Task:
+    values, method = run.recipe.model_dump(mode="json"), step.method or run.recipe.method
+    key = _key(values, step.kind, step.learner, step.round, step.objective, method)
+    return Task(name, key, _size(values, "d1", "d2"))
+
+
+def _key(
+    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None,
+    method: str | None = None,
+) -> Key:  # fmt: skip
+    """What takes about as long: a kind of step, method, objective and base; fake or not."""
+    base, fake = recipe["agents"][learner]["base"], recipe["engine"]["name"] == "fake"
+    return method if kind == "gen" else None, kind, objective, round_ == 0, base, fake
+
+
+def _size(recipe: dict[str, Any], *parts: str) -> int:
+    """Prompts that are asked for in some parts of the data; 1 where all are taken."""
+    data = recipe["data"]
+    counts = [data[part]["count"] or data["limit"] for part in parts]
+    return 1 if None in counts else sum(min(count, data["limit"] or count) for count in counts)
+
+
+def about(timed: list[tuple[int, float]], size: int) -> float:
+    """Seconds for so many prompts, by what took (prompts, seconds): those of the nearest size."""
+    nearest = min((each for each, _ in timed), key=lambda each: abs(math.log(each / size)))
+    return median(seconds for each, seconds in timed if each == nearest) * size / nearest
+
+
+def _timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
+    """Prompts and seconds of what was made, as manifests of several run folders tell."""
+    found: dict[Key, list[tuple[int, float]]] = {}
+    patterns = ("data/round-*", "adapters/*", "eval/*")
+    paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
+    for path in paths:
+        try:
+            made = json.loads(path.read_text("utf-8"))
+            recipe, seconds = made["recipe"], made["seconds"]
+            if made["kind"] == "eval":
+                agents = recipe["agents"].items()
+                student = next(name for name, agent in agents if agent["role"] == "student")
+                key, size = _key(recipe, "eval", student), _size(recipe, "test")
+                seconds /= len(made["samples"]) * made["sampling"]["n"]
+            else:
+                step = made["kind"], made["learner"], made["round"], made.get("objective")
+                key, size = _key(recipe, *step, made["method"]), _size(recipe, "d1", "d2")
+        except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
+            continue
+        for each in (key, key[1:]):
+            found.setdefault(each, []).append((size, seconds))
+    return found

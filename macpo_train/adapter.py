@@ -1,0 +1,113 @@
+"""The adapter that is trained: begun or loaded onto its base, checked, and saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from macpo_data.errors import ModelError, first_line
+from macpo_data.models.base import Base, load_model
+from macpo_train.job import Job
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def sharded() -> bool:
+    """Whether the processes shard the model among them (FSDP), as accelerate is told."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def policy(job: Job) -> Any:
+    """The base with the adapter to train: a copy of the starting one, or a new one.
+
+    Raises:
+        ModelError: the starting adapter does not belong to this base.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
+    if job.start is not None:
+        check_adapter(job.start, job.base)
+        try:
+            model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+            said = first_line(error)
+            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {said}") from None
+        _check_whole(job.start, job.base, model)
+        return model
+    return with_adapter(model, job, "CAUSAL_LM")
+
+
+def with_adapter(model: Any, job: Job, task: str) -> Any:
+    """A model with a new adapter of the job's shape; task is one of peft's.
+
+    Raises:
+        ModelError: it has no matrix of `lora.targets`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=job.lora.r,
+        lora_alpha=job.lora.alpha,
+        lora_dropout=job.lora.dropout,
+        target_modules=sorted(job.lora.targets),
+        use_rslora=job.lora.rslora,
+        task_type=task,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"lora.targets: {str(error).split('.')[0]} ({job.base.id})") from None
+
+
+def check_adapter(folder: Path, base: Base) -> None:
+    """Refuse an adapter of another base; local folders may have moved, so shapes judge those."""
+    try:
+        config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
+        of = str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"no adapter in {folder} ({type(error).__name__})") from None
+    local = any(Path(name).is_absolute() or Path(name).exists() for name in (of, base.id))
+    if of != base.id and not local:
+        raise ModelError(f"adapter {folder} was trained on {of}, not on {base.id}; name that base")
+
+
+def gathered(model: Any) -> dict[str, Any]:
+    """The trained weights, whole where each process holds a shard of them."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    return {n: getattr(p, "full_tensor", lambda p=p: p)().cpu() for n, p in trained.items()}
+
+
+def _check_whole(folder: Path, base: Base, model: Any) -> None:
+    """Refuse an adapter that leaves out layers of the base, which peft would begin anew."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
+        known = set(file.keys())
+    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - known
+    if missing:
+        raise ModelError(
+            f"adapter {folder} lacks {len(missing)} matrices that {base.id} has, such as "
+            f"{min(missing)}: it was trained on another base"
+        )
+
+
+def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | None = None) -> None:
+    """Write a peft adapter whose configuration names the base as people call it."""
+    model.save_pretrained(
+        out, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
+    )
+    path = out / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["base_model_name_or_path"] = base.id
+    config["revision"] = base.revision
+    if isinstance(config["target_modules"], list):  # a set, whose order changes from run to run
+        config["target_modules"].sort()
+    path.write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
+    for extra in set(out.iterdir()) - {out / name for name in ADAPTER_FILES}:
+        shutil.rmtree(extra) if extra.is_dir() else extra.unlink()

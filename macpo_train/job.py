@@ -1,0 +1,40 @@
+"""One training, as it is asked for: everything comes as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from macpo_data.models.base import Base
+from macpo_data.recipe import DPO, SFT, Confidence, Lora, RewardTraining, Train
+from macpo_data.signs.rules import Signs
+
+Report = Callable[[int, int, str], None]  # done, of, and a note for whoever waits
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what `macpo_train` needs to know, and nothing about rounds or stores."""
+
+    dataset: Path  # parquet with prompt, chosen, rejected and their finish reasons
+    column: str  # SFT: chosen or rejected; the others use both
+    base: Base
+    chat_template: str
+    start: Path | None  # adapter to continue; None begins a new one
+    out: Path
+    settings: SFT | DPO | RewardTraining
+    lora: Lora
+    train: Train
+    confidence: Confidence | None = None  # SFT: trust the policy's own predictions as well
+    lr_scale: float = 1.0
+    seed: int = 0
+    fake: bool = False  # write a placeholder, for trying a recipe's logic
+    scored_under: dict[str, Any] | None = None  # what the dataset's scores depend on, if known
+    reference: Path | None = None  # dpo.reference=initial: that adapter; None: it is `start`
+    scores: Path | None = None  # in the dataset's columns, where other scores are the reference's
+    cache: Path | None = None  # where log-probabilities of references are kept; None: nowhere
+    logs: Path | None = None  # where tensorboard's files go; None: beside `out`
+    name: str = ""  # of the curves; empty: that of `out`
+    start_signs: Signs = field(default_factory=dict)  # of the training that made `start`, if known
