@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+# numpy and scipy are imported where something is computed, so that `macpo status` stays quick.
+if TYPE_CHECKING:
+    import numpy as np
 
-Values = np.ndarray[Any, np.dtype[np.float64]]
+    Values = np.ndarray[Any, np.dtype[np.float64]]
+
 LEVEL = 0.95
 RESAMPLES = 2000
 REFITS = 500  # resamples where each is a regression
@@ -25,11 +28,14 @@ class Estimate(NamedTuple):
 
 def mean(values: Values) -> Estimate:
     """The mean of independent values, with a bootstrap interval over them (percentiles)."""
+    import numpy as np
+
     return _bootstrap((values,), np.mean, vectorized=True)
 
 
 def between(values: Values) -> Estimate:
     """The mean of runs that differ by their seed, with Student's t-interval between them."""
+    import numpy as np
     from scipy import stats
 
     if len(values) < 2:
@@ -113,6 +119,8 @@ def gap_recovered(runs: Sequence[Sides]) -> Recovered:
     Args:
         runs: one for each seed.
     """
+    import numpy as np
+
     if not runs or not all(len(run.student) for run in runs):
         return Recovered(None, Estimate(np.nan, np.nan, np.nan))
     pairs = [np.stack([run.student - run.floor, run.ceiling - run.floor]) for run in runs]
@@ -137,6 +145,8 @@ def gap_recovered(runs: Sequence[Sides]) -> Recovered:
 
 
 def _percentiles(value: float, resampled: Values) -> Estimate:
+    import numpy as np
+
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
 
@@ -154,6 +164,8 @@ def voters(votes: Values) -> tuple[Values, Values]:
     Returns:
         The (..., V) accuracies, and the (..., N) probabilities that 1 is the right answer.
     """
+    import numpy as np
+
     right = np.full(votes.shape[:-1], 0.7)
     truth = votes.mean(axis=-2)
     for _ in range(100):
@@ -189,6 +201,7 @@ def agreement(verdicts: Sequence[Sequence[float | None]]) -> float | None:
 def _bootstrap(
     data: tuple[Values, ...], statistic: Callable[..., Any], vectorized: bool
 ) -> Estimate:
+    import numpy as np
     from scipy import stats
 
     if not len(data[0]):
@@ -212,6 +225,7 @@ def _bootstrap(
 
 def _at_equal_length(wins: Values, longer: Values) -> float:
     """The regression's prediction at no length difference."""
+    import numpy as np
     from scipy import optimize
 
     spread = longer.std()

@@ -94,10 +94,6 @@ def advise(plan: Plan, known: Sequence[Reading]) -> Advice | None:
         plan: of the run.
         known: readings of the probe, of any rounds.
     """
-    import numpy as np  # takes a moment, which `status` need not wait for
-
-    from macpo_data import stats
-
     recipe = plan.recipe
     agents = [*recipe.teachers, recipe.students[0]]
     first = {a: r for a in agents for r in of_agent(known, a) if r.policy.round == 0}
@@ -108,6 +104,10 @@ def advise(plan: Plan, known: Sequence[Reading]) -> Advice | None:
     pairs = [i for i in first[agents[0]].ranked if all(i in r.ranked for r in first.values())]
     if not pairs:
         return None
+    import numpy as np  # takes a moment, for which `status` need not wait where nothing is advised
+
+    from macpo_data import stats
+
     ranked = [[float(first[agent].ranked[i]) for i in pairs] for agent in agents]
     votes = np.array([*ranked, [1.0] * len(pairs)])  # the labels vote for themselves
     draws = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
