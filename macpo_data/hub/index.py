@@ -6,8 +6,10 @@ import json
 from typing import Any, TypedDict
 
 from macpo_data.errors import StoreError
+from macpo_data.forms import registry
 
 INDEX = "macpo/index.json"
+CANDIDATES_SUFFIX = "_candidates"  # the suffix of a configuration that is no trainer's
 
 
 class Config(TypedDict):
@@ -43,7 +45,8 @@ def config_name(round_: int, learner: str) -> str:
 
 def owned(name: str) -> tuple[str, ...]:
     """The folders of the tree that belong to one learner's dataset of one round."""
-    suffixes = ("", "_full", "_sharegpt", "_candidates", "_messages")
+    forms = [*registry.forms(True), *registry.forms(False)]
+    suffixes = dict.fromkeys([*(form.suffix for form in forms), CANDIDATES_SUFFIX])
     return (*(f"data/{name}{suffix}/" for suffix in suffixes), f"macpo/{name}/")
 
 
