@@ -70,9 +70,6 @@ def test_a_trainer_is_one_module(tree: Path) -> None:
     configs = [each["config_name"] for each in yaml.safe_load(card.split("---")[1])["configs"]]
     assert "round_1_student_qa" in configs and "round_0_student_qa" in configs
     assert json.loads((tree / "qa.json").read_text()) == [f"round_{n}_student_qa" for n in (0, 1)]
-        "round_0_student_qa",
-        "round_1_student_qa",
-    ]
     rows, plain = (read_table(str(tree), f"round_1_student{suffix}") for suffix in ("_qa", ""))
     assert rows.columns == ["question", "good", "bad"]
     assert rows["good"].equals(plain["chosen_text"]) and len(rows) == 12
