@@ -74,7 +74,13 @@ def stored(folder: Path) -> tuple[Plan, Store, Step]:
     counts: dict[str, Any] = {"pairs": ROWS, "prompts": ROWS, "candidates": 0}
     counts |= {f"{what}_by_reason": {} for what in ("dropped", "caught")}
     counts["chosen_by_agent"] = {"x": ROWS}
-    facts = {"versions": {}, "python": "", "method": "macpo", "fingerprint": "", "reads": {}}
+    facts = {
+        "versions": {},
+        "python": "",
+        "method": "macpo",
+        "fingerprint": plan.fingerprint(step),
+        "reads": {},
+    }
     store.finish(plan.name(step), {**facts, "summary": counts})
     return plan, store, step
 

@@ -21,8 +21,8 @@ from macpo_data.hub.push import Push, ensure, set_tag
 from macpo_data.hub.templates import fill
 from macpo_data.models import base as models
 from macpo_data.models.worker import Workers
+from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.pins import Lock
-from macpo_data.store.store import MANIFEST
 
 INDEX = "adapters.json"
 TRIES = 5

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypedDict
 
 from macpo_data.errors import StoreError
 from macpo_data.forms import registry
+from macpo_data.store.manifests import parse_json
 
 INDEX = "macpo/index.json"
 CANDIDATES_SUFFIX = "_candidates"  # the suffix of a configuration that is no trainer's
@@ -59,7 +59,7 @@ def read_index(content: bytes | None, where: str) -> Index:
     if content is None:
         return {}
     try:
-        index: Index = json.loads(content)
+        index: Index = parse_json(content)
         for name, entry in index.items():
             if config_name(entry["round"], entry["learner"]) != name:
                 raise ValueError(name)

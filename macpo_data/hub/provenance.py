@@ -13,6 +13,7 @@ from macpo_data import prompts
 from macpo_data.hub.index import adapters_repo
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe import Recipe, read_template, text_files
+from macpo_data.store.manifests import AdapterManifest
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store
 
@@ -32,7 +33,7 @@ def voice(plan: Plan, store: Store, policy: Policy) -> dict[str, Any]:
     """An agent as it spoke: base, adapter, template."""
     agent = plan.recipe.agents[policy.agent]
     maker = plan.maker(policy)
-    made = store.manifest(plan.name(maker)) if maker else None
+    made = store.typed(plan.name(maker), AdapterManifest) if maker else None
     return {
         "policy": str(policy),
         "role": agent.role,
@@ -40,9 +41,9 @@ def voice(plan: Plan, store: Store, policy: Policy) -> dict[str, Any]:
         "base": agent.base if maker or not agent.endpoint else agent.endpoint.model,
         "base_revision": Lock(store.root).pins()["models"].get(f"{agent.base}@{agent.revision}"),
         "adapter": maker and plan.name(maker),
-        "adapter_sha256": made and made["adapter_sha256"],
+        "adapter_sha256": made and made.adapter_sha256,
         "chat_template": agent.chat_template,
-        "template_sha256": made and made.get("template_sha256"),
+        "template_sha256": made and made.template_sha256,
     }
 
 

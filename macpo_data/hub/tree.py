@@ -35,7 +35,8 @@ from macpo_data.plan import Plan, Step
 from macpo_data.recipe import digest
 from macpo_data.schema import CANDIDATES, PAIRS, PUBLISHED_CANDIDATES, check
 from macpo_data.sources import sources
-from macpo_data.store.store import MANIFEST, Store, sha256
+from macpo_data.store.manifests import MANIFEST, DatasetManifest
+from macpo_data.store.store import Store, sha256
 
 # Raise it when the same round would be rendered otherwise.
 RENDER_FORMAT = 2
@@ -85,7 +86,8 @@ def render_step(
     manifest = store.verify(source, *kept)
     preferences = has_rejected(plan, step)
     configs, measured = _write_forms(plan, store, step, to, preferences)
-    if candidates and manifest["summary"]["candidates"]:
+    dataset = store.typed(source, DatasetManifest)
+    if candidates and dataset and dataset.summary.candidates:
         config = f"{name}{CANDIDATES_SUFFIX}"
         configs[config] = _write_candidates(plan, store, source, to, config)
 
