@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from macpo_data import hf as remote
 from macpo_data.errors import HubError, StoreError
+from macpo_data.forms import trainer
 from macpo_data.hub.index import INDEX, Index, config_name, owned, read_index
 from macpo_data.hub.tree import assemble, identity, render_step
 from macpo_data.plan import Plan, Step
@@ -212,7 +213,7 @@ def _publish(
     )
     if create_pr:
         return made
-    full = files | assemble(index, repo, "_full")
+    full = files | assemble(index, repo, trainer.FULL.suffix)
     _publish_full(api, repo, branches.get(FULL), made, full, f"{message}, full form as default")
     set_tag(api, repo, "dataset", push.tag, made)
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from macpo_data.models import base as models
 from macpo_data.models.base import Base
 from macpo_data.recipe import Agent, Data
 from macpo_data.sources import sources
+from macpo_data.store.manifests import parse_json
 from macpo_data.store.store import write_json
 
 
@@ -80,7 +80,7 @@ class Lock:
             StoreError: the file is damaged.
         """
         try:
-            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+            pins = parse_json(self.path.read_bytes()) if self.path.exists() else {}
             if all(isinstance(each, dict) for each in (pins, *pins.values())):
                 return {"models": {}, "data": {}} | pins
         except (ValueError, AttributeError):
