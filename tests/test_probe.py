@@ -16,7 +16,7 @@ from macpo_data.evaluation.advice import HUMAN, Next, advise
 from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
 from macpo_data.recipe import Probe
-from macpo_data.sources import sources
+from macpo_data.sources.places import PARTS
 from macpo_data.world import world
 from macpo_run.rounds import Run
 
@@ -38,11 +38,11 @@ def test_a_fifth_of_d1_and_no_more_than_fifty(rows: int, size: int) -> None:
 
 def test_it_is_in_no_training_and_no_test(open_run: OpenRun) -> None:
     run = finished(open_run("data.probe.count=6"))
-    parts = {p: set(run.context().prompts(p)["prompt_id"]) for p in (*sources.PARTS, "probe")}
+    parts = {p: set(run.context().prompts(p)["prompt_id"]) for p in (*PARTS, "probe")}
     assert {name: len(ids) for name, ids in parts.items()} == {
         "d1": 8, "d2": 12, "test": 6, "probe": 6,
     }  # fmt: skip
-    for name in sources.PARTS:
+    for name in PARTS:
         assert not parts["probe"] & parts[name]
     learned = [run.store.read(run.plan.name(s), "pairs.parquet") for s in run.plan.steps
                if s.kind == "gen"]  # fmt: skip

@@ -9,7 +9,8 @@ import polars as pl
 
 from macpo_data.errors import DataError
 from macpo_data.recipe import Columns, Select
-from macpo_data.sources import overlap, sources
+from macpo_data.sources import overlap
+from macpo_data.sources.pairs import preference_rows
 
 Level = Literal["error", "warning", "note"]
 Kind = Literal["text", "messages", "message", "other", "missing"]
@@ -200,7 +201,7 @@ def findings(
     if (targets := fine_tuning(table, columns)) is not None:
         table, columns = targets, Columns(prompt=columns.prompt, rejected=None)
     table = table.drop("at", strict=False)  # what rows are numbered by here
-    rows = sources.preference_rows(table, columns, place).with_row_index("at")
+    rows = preference_rows(table, columns, place).with_row_index("at")
     if rows.is_empty():
         return [Finding("error", "there is no row", 0)]
     found = [

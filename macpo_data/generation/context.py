@@ -33,7 +33,9 @@ from macpo_data.schema import (
     check,
     empty,
 )
-from macpo_data.sources import overlap, sources
+from macpo_data.sources import overlap
+from macpo_data.sources.files import is_local
+from macpo_data.sources.parts import read_parts
 from macpo_data.sources.tables import read_table
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Shards, Store, write_json, write_parquet
@@ -100,7 +102,7 @@ class Context:
             self._pins = self.lock.data(self.recipe.data)
         with self.store.lock(name):
             if not self.store.is_done(name):
-                parts, unusable = sources.read_parts(self.recipe.data, self.recipe.seed, self._pins)
+                parts, unusable = read_parts(self.recipe.data, self.recipe.seed, self._pins)
                 folder = self.store.clear(name)
                 for each, frame in parts.items():
                     write_parquet(folder / f"{each}.parquet", frame)
@@ -381,7 +383,7 @@ class Context:
         settings = self.recipe.select
         tests = []
         for path, pin in self.lock.datasets(settings.test_sets).items():
-            table = read_table(path, revision=None if sources.is_local(path) else pin, split=None)
+            table = read_table(path, revision=None if is_local(path) else pin, split=None)
             if (found := overlap.texts(table)) is None:
                 raise DataError(
                     f"select.test_sets: {path} has no column of prompts "

@@ -19,7 +19,9 @@ from macpo_data.plan import Plan
 from macpo_data.prompts import read
 from macpo_data.recipe import Endpoint, Mixture, Recipe, Sampling
 from macpo_data.schema import Part
-from macpo_data.sources import sources
+from macpo_data.sources.files import is_local
+from macpo_data.sources.parts import read_parts
+from macpo_data.sources.places import PARTS, all_paths
 from macpo_data.store.store import Store
 
 CHARS_PER_TOKEN = 4.0
@@ -139,14 +141,14 @@ def measure(plan: Plan, store: Store) -> Sizes:
     recipe = plan.recipe
     parts: Any = None
     if store.is_done(plan.prompts_name):
-        parts = {p: store.read(plan.prompts_name, f"{p}.parquet") for p in sources.PARTS}
-    elif all(map(sources.is_local, sources.all_paths(recipe.data))):
-        parts, _ = sources.read_parts(recipe.data, recipe.seed)
+        parts = {p: store.read(plan.prompts_name, f"{p}.parquet") for p in PARTS}
+    elif all(map(is_local, all_paths(recipe.data))):
+        parts, _ = read_parts(recipe.data, recipe.seed)
     if parts is None:
         tokens = UNKNOWN_CHARS / CHARS_PER_TOKEN
         turns = UNKNOWN_TURNS.get(recipe.data.source, 1)
         return Sizes(
-            {p: _count(recipe, p) for p in sources.PARTS},
+            {p: _count(recipe, p) for p in PARTS},
             float(turns),
             tokens,
             None,

@@ -38,7 +38,7 @@ from macpo_data.schema import (
     check,
     prompt_id,
 )
-from macpo_data.sources import sources
+from macpo_data.sources.places import all_paths
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Manifest, Store, sha256
 
@@ -138,7 +138,7 @@ def render_step(
         "learner_base": plan.recipe.agents[step.learner].base,
         "starts": starts,
         "data": plan.recipe.read("data"),
-        "sources": sources.all_paths(plan.recipe.data),
+        "sources": all_paths(plan.recipe.data),
         "pins": pins["data"],
         "dpo": plan.recipe.read("dpo"),
         "preferences": preferences,
