@@ -27,7 +27,7 @@ from macpo_data.engines.protocol import Request, Voice
 from macpo_data.models.base import Base, load_chat, load_model
 from macpo_data.models.worker import Report, Worker
 from macpo_data.recipe import Endpoint, Engine, Sampling
-from macpo_data.world import world
+from macpo_data.world.grammar import examples
 
 AGENTS, SLOTS = 4, 32
 SAMPLING = Sampling(max_new_tokens=64)
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["bare", "one", "client"])
     said = parser.parse_args()
     engine.set_environment()
-    prompts = [example.prompt for example in world.examples("task")[: said.requests]]
+    prompts = [example.prompt for example in examples("task")[: said.requests]]
     with tempfile.TemporaryDirectory() as name:
         base, adapters = make_models(Path(name))
         requests = [

@@ -20,7 +20,7 @@ from macpo_data.errors import MacpoError, ModelError
 from macpo_data.evaluation.evaluate import choose, evaluate, latest, trained
 from macpo_data.generation import judge
 from macpo_data.plan import Policy
-from macpo_data.world import world
+from macpo_data.world.judge import gold
 from macpo_run.cleaning import unreachable
 from macpo_run.rounds import Run
 
@@ -41,8 +41,7 @@ def test_a_row_per_policy_and_measure(open_run: OpenRun) -> None:
     prompts = dict(run.context().prompts("test").select("prompt_id", "prompt").iter_rows())
     own = found.responses.filter(agent="student", behavior="positive", round=1)
     by_hand = [
-        world.gold(prompts[row["prompt_id"]], row["response"]).score
-        for row in own.iter_rows(named=True)
+        gold(prompts[row["prompt_id"]], row["response"]).score for row in own.iter_rows(named=True)
     ]
     row = found.table.row(by_predicate=policy_row("student", "positive", 1), named=True)
     assert row["mean"] == pytest.approx(sum(by_hand) / 6)

@@ -17,7 +17,7 @@ from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
 from macpo_data.recipe import Probe
 from macpo_data.sources.places import PARTS
-from macpo_data.world import world
+from macpo_data.world import judge
 from macpo_run.rounds import Run
 
 
@@ -144,7 +144,7 @@ def test_nothing_that_stops_keeps_or_advises_reads_gold(
     def gold(*_: Any) -> Any:
         raise AssertionError("gold was asked")
 
-    monkeypatch.setattr(world, "gold", gold)
+    monkeypatch.setattr(judge, "ask_of", gold)  # with which every verdict begins
     run = finished(open_run("stop=probe", "eval.judge={kind: gold}"))
     known = probe.readings(run.plan, run.store)
     assert len(known) == 8

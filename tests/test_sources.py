@@ -25,7 +25,7 @@ from macpo_data.recipe import Data
 from macpo_data.sources.files import resolve
 from macpo_data.sources.parts import read_parts
 from macpo_data.sources.places import paths
-from macpo_data.world import world
+from macpo_data.world.judge import gold
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Parts = dict[schema.Part, pl.DataFrame]
@@ -364,10 +364,7 @@ def test_world() -> None:
     assert_contract(parts, unusable)
     assert unusable.is_empty()
     row = parts["test"].row(0, named=True)
-    assert (
-        world.gold(row["prompt"], row["chosen"]).score
-        > world.gold(row["prompt"], row["rejected"]).score
-    )
+    assert gold(row["prompt"], row["chosen"]).score > gold(row["prompt"], row["rejected"]).score
     other, _ = read(1, source="world", d1=count, d2=count, test=count)
     assert ids(parts["d1"]) != ids(other["d1"])
     with pytest.raises(DataError, match=r"data\.d1.*no path or split"):

@@ -29,7 +29,7 @@ from macpo_data.loading import load_recipe
 from macpo_data.models.base import Base, load_model
 from macpo_data.recipe import VLLM, Engine, Sampling
 from macpo_data.schema import Message
-from macpo_data.world import world
+from macpo_data.world.grammar import examples
 from macpo_run import rounds, training
 
 if find_spec("vllm") is None:
@@ -74,7 +74,7 @@ def voices(adapters: list[str]) -> list[Voice]:
 
 
 def prompts(count: int) -> list[list[Message]]:
-    return [e.prompt for e in world.examples("task")[:count]]  # type: ignore[misc]
+    return [e.prompt for e in examples("task")[:count]]  # type: ignore[misc]
 
 
 def test_one_mixed_batch_says_what_transformers_says(
@@ -156,7 +156,7 @@ def asking(adapters: list[str]) -> list[ScoreRequest]:
     return [
         ScoreRequest(voice, example.prompt, example.chosen, n % 2 == 0, voice.fingerprint)  # type: ignore[arg-type]
         for voice in voices(adapters)
-        for n, example in enumerate(world.examples("task")[:10])
+        for n, example in enumerate(examples("task")[:10])
     ]
 
 

@@ -20,7 +20,8 @@ from macpo_data.plan import FORMAT, Plan, Policy
 from macpo_data.recipe import Judge, Recipe, RewardModel, Sampling, digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check, empty
 from macpo_data.store.store import MANIFEST, Manifest, Store, states, write_parquet
-from macpo_data.world import world
+from macpo_data.world.bases import VERSION
+from macpo_data.world.judge import gold
 
 if TYPE_CHECKING:
     from macpo_data.stats import Estimate
@@ -337,7 +338,7 @@ def _judge_of(recipe: Recipe) -> Judge | None:
 
 def _judges(ctx: Context, baseline: Policy | str | None) -> dict[str, tuple[str, str]]:
     """Who judges by each measure: as people call them, and what their judgement depends on."""
-    found = {"gold": ("world", digest(world.VERSION))} if ctx.recipe.data.source == "world" else {}
+    found = {"gold": ("world", digest(VERSION))} if ctx.recipe.data.source == "world" else {}
     model, compares = ctx.recipe.eval.reward, _judge_of(ctx.recipe)
     if model is not None:
         found["reward"] = (model.model, _scorer(ctx, model))
@@ -429,8 +430,8 @@ def _scored(ctx: Context, rows: pl.DataFrame) -> pl.DataFrame:
     if ctx.recipe.data.source == "world":
         pairs = asked.select("prompt", "response").iter_rows()
         # What was not written has no score, here as by a reward model.
-        gold = [None if text is None else world.gold(turns, text).score for turns, text in pairs]
-        rows = rows.with_columns(gold=pl.Series(gold, dtype=pl.Float64))
+        scores = [None if text is None else gold(turns, text).score for turns, text in pairs]
+        rows = rows.with_columns(gold=pl.Series(scores, dtype=pl.Float64))
     if ctx.recipe.eval.reward is not None:
         rows = rows.with_columns(reward=ctx.rewards(asked, ctx.recipe.eval.reward))
     return rows

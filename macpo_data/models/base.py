@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from macpo_data.errors import ModelError, first_line
 from macpo_data.models.chat import Chat, make_chat
 from macpo_data.recipe import Agent, digest
-from macpo_data.world import world
+from macpo_data.world.bases import BASES, base_path, base_spec
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Base:
     def source(self) -> str:
         """What `from_pretrained` takes."""
         if self.is_world:
-            return str(world.base_path(self.id.removeprefix(WORLD)))
+            return str(base_path(self.id.removeprefix(WORLD)))
         return str(Path(self.id).expanduser()) if self.id.startswith("~") else self.id
 
     @property
@@ -58,9 +58,9 @@ def check_world_base(base: str) -> None:
     if not base.startswith(WORLD):
         return
     try:
-        world.base_spec(base.removeprefix(WORLD))
+        base_spec(base.removeprefix(WORLD))
     except KeyError:
-        names = ", ".join(WORLD + n for n in world.BASES)
+        names = ", ".join(WORLD + n for n in BASES)
         raise ModelError(
             f"no base {base}; the embedded world has {names}, and of each others with another seed "
             f"of pretraining, such as {WORLD}weak-a/1"
