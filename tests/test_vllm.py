@@ -36,6 +36,7 @@ if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (`make vllm`)", allow_module_level=True)
 
 from macpo_data.engines import vllm as ours
+from macpo_data.engines import vllm_settings
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 
@@ -240,8 +241,8 @@ def test_the_recipe_reaches_vllm() -> None:
         memory=0.5, tensor_parallel=2, pipeline_parallel=3, max_model_len=99, enforce_eager=False
     )
     settings = Engine(name="vllm", quantization="fp8", vllm=hardware)
-    told = ours.engine_arguments(
-        ours.Shape(Base("org/x", "abc"), 2, 16, False), settings, "float16"
+    told = vllm_settings.engine_arguments(
+        vllm_settings.Shape(Base("org/x", "abc"), 2, 16, False), settings, "float16"
     )
     assert told["gpu_memory_utilization"] == 0.5 and "kv_cache_memory_bytes" not in told
     assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (2, 3)
