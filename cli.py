@@ -384,8 +384,9 @@ def eval_(
     `--export human --against POLICY --to sheet.csv` writes a blind sheet for people, and
     `--import sheet.csv` reads it when it is filled; its key is sheet.key.json.
     """
-    from macpo_data.evaluation.evaluate import choose, latest
     from macpo_data.evaluation.gap import lines
+    from macpo_data.evaluation.policies import choose
+    from macpo_data.evaluation.results import latest
     from macpo_data.show import print_agreement, print_evaluation
     from macpo_data.signs.rules import flags
 
@@ -779,8 +780,9 @@ def _print_costs(run: Run, steps: list[Step]) -> None:
 
 def _print_results(run: Run, last: int) -> None:
     """What the run came to."""
-    from macpo_data.evaluation.evaluate import latest, trained
     from macpo_data.evaluation.headline import examples, headline
+    from macpo_data.evaluation.policies import trained
+    from macpo_data.evaluation.results import latest
     from macpo_data.show import print_headline
 
     if run.recipe.data.source == "world":
@@ -795,8 +797,8 @@ def _print_status(run: Run) -> None:
     """The steps, all signs of failure, and what the probe advises."""
     from macpo_data.evaluation import probe
     from macpo_data.evaluation.advice import advise
-    from macpo_data.evaluation.evaluate import latest
     from macpo_data.evaluation.headline import all_signs
+    from macpo_data.evaluation.results import latest
     from macpo_data.show import print_advice
 
     _print_plan(run, run.plan.steps)
@@ -816,7 +818,7 @@ def _say_next(run: Run) -> None:
 
 def _next_command(run: Run, found: dict[Step, State]) -> str:
     """The command that goes on from here."""
-    from macpo_data.evaluation.evaluate import unmeasured
+    from macpo_data.evaluation.results import unmeasured
 
     last = run.ended_after()
     for step in run.plan.steps:

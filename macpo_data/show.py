@@ -31,8 +31,8 @@ from macpo_data.plan import Policy, Step
 
 if TYPE_CHECKING:
     from macpo_data.evaluation.advice import Advice
-    from macpo_data.evaluation.evaluate import Evaluation
     from macpo_data.evaluation.headline import Example, Headline, ScoreTable
+    from macpo_data.evaluation.results import Evaluation
     from macpo_data.evaluation.verdict import Verdict
     from macpo_data.forms.check import Finding, Reading
     from macpo_data.generation.cost import Ask

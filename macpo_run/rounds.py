@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import polars as pl
 
 from macpo_data.errors import DataError, Interrupted, MacpoError, ModelError
-from macpo_data.evaluation import evaluate, probe
+from macpo_data.evaluation import probe
+from macpo_data.evaluation.evaluate import evaluate
 from macpo_data.generation.context import Context, Progress, RoundData
 from macpo_data.methods import ceiling, make_plan, method
 from macpo_data.models import base as models
@@ -35,7 +36,7 @@ from macpo_run.reference import score_pairs
 from macpo_run.training import fit, pretrain
 
 if TYPE_CHECKING:
-    from macpo_data.evaluation.evaluate import Evaluation
+    from macpo_data.evaluation.results import Evaluation
     from macpo_train.job import Job
 
 Kind = Literal["gen", "train"]
@@ -403,7 +404,7 @@ class Run:
         """Measure policies on the test prompts, as the recipe's `eval` says."""
         if self.recipe.engine.name != "fake":
             pretrain([self.recipe.agents[policy.agent].base for policy in policies], self.progress)
-        return evaluate.evaluate(self.context(redo), policies, against)
+        return evaluate(self.context(redo), policies, against)
 
     def export(
         self,

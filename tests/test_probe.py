@@ -11,8 +11,9 @@ from conftest import OpenRun
 
 from macpo_data import stats
 from macpo_data.errors import DataError, RecipeError
-from macpo_data.evaluation import evaluate, probe
+from macpo_data.evaluation import probe
 from macpo_data.evaluation.advice import HUMAN, Next, advise
+from macpo_data.evaluation.policies import trained
 from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
 from macpo_data.recipe import Probe
@@ -151,7 +152,7 @@ def test_nothing_that_stops_keeps_or_advises_reads_gold(
     assert probe.best_round(run.recipe, known) and advise(run.recipe, known)
     run.ended_after()
     with pytest.raises(AssertionError, match="gold was asked"):  # the judge does raise
-        run.evaluate(evaluate.trained(run.plan, run.store))
+        run.evaluate(trained(run.plan, run.store))
 
 
 def test_only_a_judge_who_reads_scores_answers(open_run: OpenRun) -> None:

@@ -14,12 +14,12 @@ import polars as pl
 from macpo_data import stats
 from macpo_data.errors import MacpoError, first_line
 from macpo_data.evaluation import draws
-from macpo_data.evaluation.evaluate import Evaluation
 from macpo_data.evaluation.gap import FORMULA, Gap, pooled
+from macpo_data.evaluation.measures import PER_ANSWER as MEASURES
+from macpo_data.evaluation.results import Evaluation
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate, Recovered
 
-MEASURES = {"gold": "responses", "reward": "responses", "win": "judgements"}  # the first there is
 RESULTS = {"variant": pl.String(), "seed": pl.Int64(), **EVALUATION}
 UNITS = {
     "variant": pl.String(),
