@@ -27,7 +27,7 @@ class Message(TypedDict):
     content: str
 
 
-# What a source yields; see sources.py. One row per prompt, unique by prompt_id.
+# What a source yields; see sources/. One row per prompt, unique by prompt_id.
 PROMPTS: Table = {
     "prompt_id": pl.String(),  # sha256 of the messages
     "prompt": MESSAGES,  # one or more turns, the last one the user's

@@ -21,7 +21,7 @@ from macpo_run.notes import NOTES, noted
 from macpo_run.training import fit, pretrain
 
 if TYPE_CHECKING:
-    from macpo_data.evaluation.evaluate import Evaluation
+    from macpo_data.evaluation.results import Evaluation
     from macpo_train.job import Job
 
 

@@ -11,7 +11,7 @@ import yaml
 from conftest import OpenRun
 from typer.testing import CliRunner
 
-from cli import app
+from macpo.cli import app
 from macpo_data.forms import registry
 from macpo_data.forms.shape import Shape
 from macpo_data.forms.trainer import Answer, Form, Trainer, Tree, Use

@@ -37,7 +37,7 @@ class Request:
     prompt: list[Message]
     sampling: Sampling
     seed: int
-    group: str
+    group: str  # requests of one group may share a batch
     of: int = 0  # rows that its endpoint is asked for in all, earlier runs included
 
 
@@ -58,17 +58,17 @@ class ScoreRequest:
     voice: Voice
     prompt: list[Message]
     response: str
-    finished: bool
-    group: str
+    finished: bool  # the end-of-turn token is scored as well
+    group: str  # as in Request
 
 
 @dataclass(frozen=True)
 class Score:
-    """Log-likelihood of a response; nats. See schema.SCORES."""
+    """Log-likelihood of a response in nats, as in schema.SCORES."""
 
-    sum_logprob: float
-    num_tokens: int
-    eot_logprob: float
+    sum_logprob: float  # over its tokens, without the end of turn
+    num_tokens: int  # likewise
+    eot_logprob: float  # of the end of turn; 0 where the response has none
 
 
 class Engine(Protocol):

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.engines import vllm as single
+from macpo_data.engines import vllm_settings as single
 from macpo_data.engines.protocol import (
     Chats,
     Completion,

@@ -11,7 +11,8 @@ from macpo_data.errors import DataError
 from macpo_data.forms.registry import trainers
 from macpo_data.forms.shape import Kind, fine_tuning, kinds, shape_of
 from macpo_data.recipe import Columns, Select
-from macpo_data.sources import overlap, sources
+from macpo_data.sources import overlap
+from macpo_data.sources.pairs import preference_rows
 
 Level = Literal["error", "warning", "note"]
 # A share of pairs whose chosen side is the longer one, beyond which length is what is learned.
@@ -85,7 +86,7 @@ def findings(
     if (targets := fine_tuning(table, columns)) is not None:
         table, columns = targets, Columns(prompt=columns.prompt, rejected=None)
     table = table.drop("at", strict=False)  # what rows are numbered by here
-    rows = sources.preference_rows(table, columns, place).with_row_index("at")
+    rows = preference_rows(table, columns, place).with_row_index("at")
     if rows.is_empty():
         return [Finding("error", "there is no row", 0)]
     good, listed = _usable(rows, columns)

@@ -25,7 +25,8 @@ from macpo_data.methods import make_plan
 from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import Recipe, text_files
-from macpo_data.sources import sources
+from macpo_data.sources.files import is_local
+from macpo_data.sources.places import all_paths
 from macpo_data.store.manifests import MANIFEST, AnyManifest, parse_json, read_manifest
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store, atomic, write_json
@@ -205,9 +206,9 @@ def _local_paths(recipe: Recipe) -> list[str]:
     """The data and models of a recipe that are read from this machine's disk."""
     judges = [judge.reward for judge in (recipe.judge, recipe.eval.judge) if judge]
     rewards = [reward.model for reward in (recipe.eval.reward, *judges) if reward]
-    named = [*sources.all_paths(recipe.data), *recipe.select.test_sets, recipe.reward.base or ""]
+    named = [*all_paths(recipe.data), *recipe.select.test_sets, recipe.reward.base or ""]
     named += [*rewards, *(agent.base for agent in recipe.agents.values())]
-    return [path for path in dict.fromkeys(named) if path and sources.is_local(path)]
+    return [path for path in dict.fromkeys(named) if path and is_local(path)]
 
 
 def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:

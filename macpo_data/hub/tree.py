@@ -34,7 +34,7 @@ from macpo_data.hub.shards import Shards, batches
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe import digest
 from macpo_data.schema import CANDIDATES, PAIRS, PUBLISHED_CANDIDATES, check
-from macpo_data.sources import sources
+from macpo_data.sources.places import all_paths
 from macpo_data.store.manifests import MANIFEST, DatasetManifest
 from macpo_data.store.store import Store, sha256
 
@@ -108,7 +108,7 @@ def render_step(
         "learner_base": plan.recipe.agents[step.learner].base,
         "starts": first,
         "data": plan.recipe.read("data"),
-        "sources": sources.all_paths(plan.recipe.data),
+        "sources": all_paths(plan.recipe.data),
         "pins": pinned["data"],
         "dpo": plan.recipe.read("dpo"),
         "preferences": preferences,

@@ -12,7 +12,8 @@ from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.models import base as models
 from macpo_data.models.base import Base
 from macpo_data.recipe import Agent, Data
-from macpo_data.sources import sources
+from macpo_data.sources.files import is_local, resolve
+from macpo_data.sources.places import mores, paths
 from macpo_data.store.manifests import parse_json
 from macpo_data.store.store import write_json
 
@@ -46,8 +47,8 @@ class Lock:
         Raises:
             DataError: one cannot be reached, or a local file is not what it was.
         """
-        pins = self.datasets(sources.paths(data), getattr(data, "revision", "main"))
-        for more in sources.mores(data):
+        pins = self.datasets(paths(data), getattr(data, "revision", "main"))
+        for more in mores(data):
             pins |= self.datasets([more.path], more.revision)
         return pins
 
@@ -59,8 +60,8 @@ class Lock:
         """
         pins: dict[str, str | None] = {}
         for path in paths:
-            now = sources.resolve(path, revision) if sources.is_local(path) else None
-            pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
+            now = resolve(path, revision) if is_local(path) else None
+            pin = self._pin("data", f"{path}@{revision}", partial(resolve, path, revision))
             if now is not None and pin != now:
                 raise DataError(
                     f"{path} changed since this run first read it; restore it, or give the recipe "
