@@ -17,7 +17,8 @@ from benchmarks.rows import clock, row
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine, batch_seed
 from macpo_data.models.base import Base
-from macpo_data.recipe import Engine, Sampling
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
 from macpo_data.world.grammar import examples
 from macpo_run.training import pretrain_bases
 

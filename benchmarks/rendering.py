@@ -138,7 +138,7 @@ def selecting(folder: Path) -> None:
     """Lowest perplexity of 1,000,000 candidates, paired and written."""
     from benchmarks.selecting import frames
     from macpo_data.generation import select
-    from macpo_data.recipe import Select
+    from macpo_data.recipe.generation import Select
     from macpo_data.store.store import write_parquet
 
     prompts, candidates, rejected = frames()

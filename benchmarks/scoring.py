@@ -21,7 +21,7 @@ from benchmarks.rows import clock, forget_peak, peak_mib, row
 from macpo_data.engines.protocol import Score, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.models.base import Base
-from macpo_data.recipe import Engine
+from macpo_data.recipe.engine import Engine
 
 Scorer = Callable[[list[ScoreRequest]], Iterable[tuple[int, Score | None]]]
 

@@ -27,7 +27,9 @@ from macpo_data.engines.choose import open_engine
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.models.base import Base, load_chat, load_model
 from macpo_data.models.worker import Report, Worker
-from macpo_data.recipe import Endpoint, Engine, Sampling
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
 from macpo_data.world.grammar import examples
 
 AGENTS, SLOTS = 4, 32

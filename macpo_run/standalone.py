@@ -17,7 +17,8 @@ from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.loading.load import load_settings
 from macpo_data.models import base as models
 from macpo_data.models.worker import Progress, Workers
-from macpo_data.recipe import Agent, TrainSettings
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.recipe import TrainSettings
 from macpo_data.schema import SCORES
 from macpo_data.sources.pairs import preference_rows
 from macpo_data.sources.tables import default_config, read_table

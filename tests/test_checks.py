@@ -13,7 +13,7 @@ from conftest import Macpo, OpenRun, no_progress, shared
 from macpo_data.errors import DataError, MacpoError, ModelError, RecipeError
 from macpo_data.forms import check as checks
 from macpo_data.loading.load import load_settings
-from macpo_data.recipe import Columns
+from macpo_data.recipe.data import Columns
 from macpo_data.report.compare import Version, compare, differences
 from macpo_data.sources.files import read_file
 from macpo_data.sources.pairs import preference_rows

@@ -19,7 +19,7 @@ from macpo_data.evaluation.results import latest
 from macpo_data.evaluation.signs import of_evaluation
 from macpo_data.evaluation.verdict import change
 from macpo_data.plan import Policy
-from macpo_data.recipe import Sampling
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
 from macpo_run.exporting import export
 from macpo_run.terminal.scores import print_evaluation

@@ -31,7 +31,8 @@ from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import MacpoError, ModelError, RecipeError
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
-from macpo_data.recipe import Endpoint, Sampling
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import MESSAGES
 
 ROOT = Path(__file__).resolve().parents[1]

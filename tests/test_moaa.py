@@ -15,7 +15,7 @@ from conftest import RECIPE, Macpo, OpenRun
 from macpo_data.errors import RecipeError
 from macpo_data.generation import mixture as mixtures
 from macpo_data.hub import rows as hub_rows
-from macpo_data.recipe import Mixture
+from macpo_data.recipe.generation import Mixture
 from macpo_data.schema import MESSAGES, Message, prompt_id
 from macpo_run.cleaning import unreachable
 from macpo_run.rounds import Run

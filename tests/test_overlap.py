@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from conftest import OpenRun, shared
 
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_data.schema import MESSAGES, prompt_id
 from macpo_data.sources.overlap import excluded, texts
 

@@ -16,7 +16,7 @@ from macpo_data.evaluation.advice import HUMAN, Next, advise
 from macpo_data.evaluation.policies import trained
 from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
-from macpo_data.recipe import Probe
+from macpo_data.recipe.data import Probe
 from macpo_data.sources.places import PARTS
 from macpo_data.world import judge
 from macpo_run.rounds import Run

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 
 from macpo_data import schema
 from macpo_data.errors import DataError
-from macpo_data.recipe import Data
+from macpo_data.recipe.data import Data
 from macpo_data.sources.files import resolve
 from macpo_data.sources.parts import read_parts
 from macpo_data.sources.places import paths

@@ -27,7 +27,8 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base, load_model
-from macpo_data.recipe import VLLM, Engine, Sampling
+from macpo_data.recipe.engine import VLLM, Engine
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
 from macpo_data.world.grammar import examples
 from macpo_run import rounds, training

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import ModelError, plain
 from macpo_data.models.base import adapter_sha256
-from macpo_data.recipe import Endpoint
+from macpo_data.recipe.agents import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

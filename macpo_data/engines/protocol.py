@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 
 from macpo_data.models.base import Base, load_chat
 from macpo_data.models.chat import Chat
-from macpo_data.recipe import Endpoint, Sampling
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
 
 FinishReason = Literal["stop", "length", "prompt_too_long", "failed"]

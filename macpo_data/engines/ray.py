@@ -23,7 +23,7 @@ from macpo_data.engines.protocol import (
 )
 from macpo_data.errors import ModelError
 from macpo_data.models.base import Base
-from macpo_data.recipe import Engine as Settings
+from macpo_data.recipe.engine import Engine as Settings
 
 
 class RayEngine(Engine):

@@ -37,7 +37,7 @@ from macpo_data.errors import ModelError
 from macpo_data.models import merge
 from macpo_data.models.base import Base, voice_identity
 from macpo_data.models.worker import Worker
-from macpo_data.recipe import Engine as Settings
+from macpo_data.recipe.engine import Engine as Settings
 
 if TYPE_CHECKING:
     from vllm import LLMEngine, RequestOutput, SamplingParams

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from macpo_data.engines.protocol import Request
 from macpo_data.errors import ModelError, first_line
 from macpo_data.models.base import Base, is_folder
-from macpo_data.recipe import Engine as Settings
+from macpo_data.recipe.engine import Engine as Settings
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

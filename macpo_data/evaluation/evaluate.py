@@ -14,7 +14,9 @@ from macpo_data.generation import judge
 from macpo_data.generation import reward_model as reward
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
-from macpo_data.recipe import Judge, Recipe, RewardModel, digest
+from macpo_data.recipe.evaluation import Judge, RewardModel
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 from macpo_data.schema import JUDGEMENTS, RESPONSES, check, empty
 from macpo_data.world.bases import VERSION
 from macpo_data.world.judge import gold

@@ -24,7 +24,7 @@ from macpo_data.evaluation.verdict import (
     verdict,
 )
 from macpo_data.plan import Plan
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import RESPONSES, Message, empty
 from macpo_data.signs.rules import Signs, flags
 from macpo_data.stats import evenly

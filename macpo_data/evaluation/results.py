@@ -17,7 +17,8 @@ from macpo_data.evaluation.measures import BY_PROMPT, WHO, means
 from macpo_data.evaluation.policies import every_policy, trained
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import Sampling, digest
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.section import digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import Manifest, Store, write_parquet

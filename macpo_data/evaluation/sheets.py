@@ -23,7 +23,7 @@ from macpo_data.evaluation.policies import find_policy
 from macpo_data.evaluation.results import Evaluation, write
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Policy
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.schema import JUDGEMENTS, check
 from macpo_data.store.store import atomic, write_json
 

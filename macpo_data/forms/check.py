@@ -10,7 +10,8 @@ import polars as pl
 from macpo_data.errors import DataError
 from macpo_data.forms.registry import trainers
 from macpo_data.forms.shape import Kind, fine_tuning, kinds, shape_of
-from macpo_data.recipe import Columns, Select
+from macpo_data.recipe.data import Columns
+from macpo_data.recipe.generation import Select
 from macpo_data.sources import overlap
 from macpo_data.sources.pairs import preference_rows
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import polars as pl
 
-from macpo_data.recipe import Columns
+from macpo_data.recipe.data import Columns
 
 Kind = Literal["text", "messages", "message", "other", "missing"]
 

@@ -17,7 +17,11 @@ import polars as pl
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.models.base import Base, is_folder
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe import Endpoint, Recipe, RewardModel, Sampling, digest
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.evaluation import RewardModel
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 from macpo_data.schema import PROMPTS, SAMPLES, Message, Part, check, empty, prompt_id
 from macpo_data.sources.files import is_local
 from macpo_data.sources.parts import read_parts

@@ -19,7 +19,7 @@ from macpo_data.generation.context import Context, Judged
 from macpo_data.generation.mixture import as_rows
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
-from macpo_data.recipe import Judge
+from macpo_data.recipe.evaluation import Judge
 from macpo_data.schema import MEETINGS
 from macpo_data.schema import check as schema_check
 from macpo_data.world.judge import gold

@@ -8,7 +8,7 @@ import polars as pl
 
 from macpo_data.errors import DataError
 from macpo_data.plan import FORMAT, Plan
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_data.schema import UNUSABLE, check
 from macpo_data.sources import overlap
 from macpo_data.sources.files import is_local

@@ -12,7 +12,8 @@ import yaml
 from macpo_data import prompts
 from macpo_data.hub.index import adapters_repo
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe import Recipe, read_template, text_files
+from macpo_data.recipe.agents import read_template
+from macpo_data.recipe.recipe import Recipe, text_files
 from macpo_data.store.manifests import AdapterManifest
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store

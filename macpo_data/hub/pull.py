@@ -24,7 +24,7 @@ from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import Recipe, text_files
+from macpo_data.recipe.recipe import Recipe, text_files
 from macpo_data.sources.files import is_local
 from macpo_data.sources.places import all_paths
 from macpo_data.store.manifests import MANIFEST, AnyManifest, parse_json, read_manifest

@@ -32,7 +32,7 @@ from macpo_data.hub.provenance import has_rejected, pins, starts, voice, write_r
 from macpo_data.hub.rows import Turn, asked, completions, gone_on_from, left_out, published, whole
 from macpo_data.hub.shards import Shards, batches
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.schema import CANDIDATES, PAIRS, PUBLISHED_CANDIDATES, check
 from macpo_data.sources.places import all_paths
 from macpo_data.store.manifests import MANIFEST, DatasetManifest

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from macpo_data.errors import ModelError, first_line
 from macpo_data.models.chat import Chat, make_chat
-from macpo_data.recipe import Agent, digest
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.section import digest
 from macpo_data.world.bases import base_path
 from macpo_data.world.named import WORLD, check_world_base
 

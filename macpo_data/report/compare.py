@@ -13,7 +13,7 @@ import yaml
 
 from macpo_data import hf as remote
 from macpo_data.errors import DataError, first_line
-from macpo_data.recipe import Columns
+from macpo_data.recipe.data import Columns
 from macpo_data.sources.files import is_local
 from macpo_data.sources.pairs import preference_rows
 from macpo_data.sources.tables import default_config, read_table

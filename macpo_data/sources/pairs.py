@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data.recipe import Columns, FileData, More, PairsData
+from macpo_data.recipe.data import Columns, FileData, More, PairsData
 from macpo_data.sources.hh_rlhf import dialogue
 from macpo_data.sources.rows import rows
 from macpo_data.sources.usable import with_reasons

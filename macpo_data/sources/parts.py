@@ -14,7 +14,7 @@ import polars as pl
 
 from macpo_data import schema
 from macpo_data.errors import DataError
-from macpo_data.recipe import Data, Probe, WorldData
+from macpo_data.recipe.data import Data, Probe, WorldData
 from macpo_data.schema import PROMPTS, UNUSABLE, Part
 from macpo_data.sources import registry, world
 from macpo_data.sources.files import is_local, read_file, read_hub

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from macpo_data.errors import DataError
-from macpo_data.recipe import Columns, FileData, More, PKUData
+from macpo_data.recipe.data import Columns, FileData, More, PKUData
 from macpo_data.sources.rows import need, rows
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from macpo_data.errors import DataError
-from macpo_data.recipe import Data, FileData, More, WorldData
+from macpo_data.recipe.data import Data, FileData, More, WorldData
 from macpo_data.schema import Part
 from macpo_data.sources import world
 

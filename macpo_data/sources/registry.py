@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from macpo_data.recipe import FileData, More
+from macpo_data.recipe.data import FileData, More
 from macpo_data.sources import hh_rlhf, pairs, pku_saferlhf, ultrachat, ultrafeedback
 
 # From a dataset as it is, its settings and its path for errors, to the form of `rows`.

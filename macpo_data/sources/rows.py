@@ -10,7 +10,7 @@ from __future__ import annotations
 import polars as pl
 
 from macpo_data.errors import DataError
-from macpo_data.recipe import Columns
+from macpo_data.recipe.data import Columns
 from macpo_data.schema import MESSAGES
 
 # What polars makes of messages in a column where another row holds plain text.

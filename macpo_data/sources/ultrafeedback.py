@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data.recipe import Columns, FileData, More
+from macpo_data.recipe.data import Columns, FileData, More
 from macpo_data.sources.rows import rows
 
 

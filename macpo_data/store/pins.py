@@ -11,7 +11,8 @@ from filelock import FileLock
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.models import base as models
 from macpo_data.models.base import Base
-from macpo_data.recipe import Agent, Data
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.data import Data
 from macpo_data.sources.files import is_local, resolve
 from macpo_data.sources.places import mores, paths
 from macpo_data.store.manifests import parse_json

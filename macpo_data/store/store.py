@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from macpo_data.errors import StoreError, hidden_os_error
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.store.manifests import MANIFEST as MANIFEST
 from macpo_data.store.manifests import MAX_BYTES, AnyManifest, read_manifest, seal
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.world.bases import VERSION
 from macpo_data.world.named import WORLD
 

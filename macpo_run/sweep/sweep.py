@@ -19,7 +19,9 @@ from macpo_data.evaluation.policies import CHOSEN, every_policy, find_policy, tr
 from macpo_data.evaluation.results import Evaluation
 from macpo_data.models.worker import Progress
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import TRAINED, Recipe, digest
+from macpo_data.recipe.evaluation import TRAINED
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import atomic, write_json, write_parquet
 from macpo_run.policies import train_reward
