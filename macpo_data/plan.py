@@ -17,8 +17,9 @@ from macpo_data.recipe.section import digest
 FORMAT = 2
 
 MEASURED = ("test", "probe")  # parts of the data whose answers are measured, and never learned
-Behavior = Literal["positive", "negative", "ceiling"]  # ceiling: see methods/ceiling.py
-Objective = Literal["sft_chosen", "sft_rejected", "dpo"]
+# ceiling: see methods/ceiling.py; reward: the run's own reward model, which speaks for nobody.
+Behavior = Literal["positive", "negative", "ceiling", "reward"]
+Objective = Literal["sft_chosen", "sft_rejected", "dpo", "reward"]
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Step:
 
     @property
     def makes(self) -> Policy | None:
-        """The policy that a train step makes."""
-        if self.kind == "gen":
+        """The policy that a train step makes; None where it makes none."""
+        if self.kind == "gen" or self.objective == "reward":
             return None
         return Policy(self.learner, self.behavior, self.round)
 
@@ -114,8 +115,13 @@ class Plan:
 
     def parents(self, step: Step) -> list[Step]:
         """The steps whose results a step reads."""
+        if step.objective == "reward":
+            return []  # people's own pairs
         makers = [maker for policy in step.policies if (maker := self.maker(policy))]
-        return [self.dataset(step), *makers] if step.kind == "train" else makers
+        if step.kind == "train":
+            return [self.dataset(step), *makers]
+        own_judge = "judge" in step.reads and self._has_own_judge
+        return [*makers, *(s for s in self.steps if own_judge and s.objective == "reward")]
 
     @cached_property
     def prompts_fingerprint(self) -> str:
@@ -153,6 +159,8 @@ class Plan:
 
     def fingerprint(self, step: Step) -> str:
         """8 hex digits of what decides a step's result: the fields it reads and its parents."""
+        if step.objective == "reward":
+            return self.reward_name.partition("/")[2]
         if step not in self._fingerprints:
             fields = {path: self.recipe.read(path) for path in step.reads}
             if step.kind == "train":
@@ -173,6 +181,8 @@ class Plan:
 
     def name(self, step: Step) -> str:
         """The folder of a step's result inside the run."""
+        if step.objective == "reward":
+            return self.reward_name
         fingerprint = self.fingerprint(step)
         if step.kind == "gen":
             ceiling = "-ceiling" if step.is_ceiling else ""

@@ -12,6 +12,7 @@ import polars as pl
 
 from macpo_data.errors import ModelError
 from macpo_data.generation import reward_model as reward
+from macpo_data.generation.run_context import RunContext
 from macpo_data.models import base as models
 from macpo_data.plan import FORMAT, Policy, Step
 from macpo_data.recipe.agents import Agent
@@ -66,7 +67,9 @@ def job_of(
 
 
 def train(run: Session, step: Step) -> None:
-    """Train one policy on its dataset, from where the plan says."""
+    """Train one policy on its dataset, from where the plan says; or the run's own reward model."""
+    if step.objective == "reward":
+        return _fit_reward(run, run.context())
     name, recipe, plan = run.plan.name(step), run.recipe, run.plan
     agent = recipe.agents[step.learner]
     made_from = inputs(plan, run.store, step)
@@ -144,39 +147,44 @@ def _with_reference(run: Session, job: Job, reference: Policy) -> Job:
 
 
 def train_reward(run: Session, redo: bool = False) -> Path:
-    """Train the run's own reward model on D1's human pairs, and return its folder.
-
-    Its manifest holds the accuracy on the test prompts' human pairs, by the model as saved.
+    """Train the run's own reward model unless it is there, and return its folder.
 
     Raises:
         MacpoError: there are no human pairs, or anything else that a person can mend.
     """
-    recipe, agent, name = run.recipe, run.plan.reward_agent, run.plan.reward_name
-    if agent.endpoint is not None:
-        raise ModelError("the student has no weights here; name others with reward.base")
+    name = run.plan.reward_name
     with run.store.lock(name):
         if redo:
             run.store.aside(name)
-        if run.store.is_done(name):
-            return run.store.path(name)
-        context = run.context(redo)
-        pairs = run.store.path(name) / "pairs.parquet"
-        write_parquet(pairs, context.human_pairs("d1").pairs)
-        if recipe.engine.name != "fake":
-            pretrain([agent.base], run.progress)
-        model = run.store.path(name) / "model"
-        logs = run.store.path("logs")
-        job = job_of(
-            recipe, recipe.reward, agent, run.base(agent), pairs, model,
-            column="chosen", start=None, seed=recipe.seed, logs=logs,
-        )  # fmt: skip
-        facts = run.fit(job, "training the reward model")
-        facts |= _held_out(run, context.prompts("test"))
-        facts |= {"kind": "reward", "format": FORMAT, "base": job.base.id}
-        facts |= {"base_revision": job.base.revision, "recipe": recipe.model_dump(mode="json")}
-        made_from = {run.plan.prompts_name: run.store.content(run.plan.prompts_name)}
-        run.store.finish(name, facts | {"inputs": made_from, **versions()})
+        if not run.store.is_done(name):
+            _fit_reward(run, run.context(redo))
     return run.store.path(name)
+
+
+def _fit_reward(run: Session, context: RunContext) -> None:
+    """Train a reward model on D1's human pairs.
+
+    Its manifest holds the accuracy on the test prompts' human pairs, by the model as saved.
+    """
+    recipe, agent, name = run.recipe, run.plan.reward_agent, run.plan.reward_name
+    if agent.endpoint is not None:
+        raise ModelError("the student has no weights here; name others with reward.base")
+    pairs = run.store.path(name) / "pairs.parquet"
+    write_parquet(pairs, context.human_pairs("d1").pairs)
+    if recipe.engine.name != "fake":
+        pretrain([agent.base], run.progress)
+    model = run.store.path(name) / "model"
+    logs = run.store.path("logs")
+    job = job_of(
+        recipe, recipe.reward, agent, run.base(agent), pairs, model,
+        column="chosen", start=None, seed=recipe.seed, logs=logs,
+    )  # fmt: skip
+    facts = run.fit(job, "training the reward model")
+    facts |= _held_out(run, context.prompts("test"))
+    facts |= {"kind": "reward", "format": FORMAT, "base": job.base.id}
+    facts |= {"base_revision": job.base.revision, "recipe": recipe.model_dump(mode="json")}
+    made_from = {run.plan.prompts_name: run.store.content(run.plan.prompts_name)}
+    run.store.finish(name, facts | {"inputs": made_from, **versions()})
 
 
 def _held_out(run: Session, prompts: pl.DataFrame) -> dict[str, Any]:

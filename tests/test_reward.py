@@ -293,3 +293,18 @@ def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, full:
             manifest["held_out_accuracy"]["mean"]
         )
         assert f"reward/{folder.name}" not in unreachable([run])
+
+
+def test_the_runs_own_reward_model_is_a_step_like_others(open_run: OpenRun) -> None:
+    """It is planned where it is asked for, waited for by what it judges, and made in round 0."""
+    assert not [step for step in open_run().plan.steps if step.objective == "reward"]
+    judged = ["method=rlaif", "sampling.n=2", "judge={kind: reward, reward: trained}", "rounds=1"]
+    run = open_run(*judged)
+    (step,) = [step for step in run.plan.steps if step.objective == "reward"]
+    assert str(step) == "train round 0 student reward" and step.makes is None
+    (gen,) = run.select("gen", 1)
+    assert step in run.plan.parents(gen) and run.states()[step] == "ready"
+    assert str(step) in run.waits_for(gen, run.states())
+    outcome = run.finish_round(0)
+    assert (step, run.store.path(run.plan.reward_name)) in outcome.wrote
+    assert run.states()[step] == "done" and not run.finish_round(1).waiting

@@ -53,7 +53,7 @@ def _names(push: Push) -> list[str]:
     plan, names = push.plan, []
     for step in plan.steps:
         # A retrained twin learns from the dataset of round 0, and is no part of that round.
-        own = step.kind == "train" and step.dataset_round is None
+        own = step.makes is not None and step.dataset_round is None
         if own and plan.dataset(step) in push.steps:
             starts = [maker for policy in step.policies if (maker := plan.maker(policy))]
             names += [plan.name(each) for each in (*starts, step)]
@@ -132,7 +132,7 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
         (
             s
             for s in plan.steps
-            if s.kind == "train"
+            if s.makes
             and plan.dataset(s) in push.steps
             and (s.learner, s.behavior) == (student, "positive")
         ),

@@ -26,7 +26,7 @@ def has_rejected(plan: Plan, step: Step) -> bool:
 
 def _trainings(plan: Plan, step: Step) -> list[Step]:
     # A retrained twin learns from the dataset of round 0 in a later one, and is no part of this.
-    own = (s for s in plan.steps if s.kind == "train" and s.dataset_round is None)
+    own = (s for s in plan.steps if s.makes and s.dataset_round is None)
     return [s for s in own if plan.dataset(s) == step]
 
 

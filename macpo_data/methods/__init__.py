@@ -12,6 +12,7 @@ from pkgutil import iter_modules
 from macpo_data.methods import ceiling
 from macpo_data.methods.method import Method
 from macpo_data.plan import Plan, Step
+from macpo_data.recipe.evaluation import TRAINED
 from macpo_data.recipe.recipe import Recipe
 
 SHARPENING = "sharpening (own likelihood)"
@@ -49,9 +50,22 @@ def method(recipe: Recipe, step: Step | None = None) -> Method:
     return methods()[(step and step.method) or recipe.method]
 
 
+def reads_own_reward(recipe: Recipe) -> bool:
+    """Whether anything is judged or measured by the reward model that the run itself trains."""
+    judges = [recipe.judge, recipe.eval.judge]
+    models = [recipe.eval.reward, *(judge.reward for judge in judges if judge)]
+    return any(model is not None and model.model == TRAINED for model in models)
+
+
 def make_plan(recipe: Recipe) -> Plan:
-    """The plan of a recipe: its method's steps, and at the end of round 0 the ceiling's."""
+    """The plan of a recipe: its method's steps, and in round 0 those that stand beside them.
+
+    First its own reward model where one is asked for, at the end of the round the ceiling.
+    """
     steps = method(recipe).plan(recipe)
+    if reads_own_reward(recipe):
+        (student,) = recipe.students
+        steps = [Step("train", 0, 0, student, "reward", "reward"), *steps]
     if recipe.eval.ceiling:
         later = [step for step in steps if step.round]
         steps = [*(step for step in steps if not step.round), *ceiling.plan(recipe), *later]

@@ -118,7 +118,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "spread": spread,
         "winners": winners,
         "losses": losses,
-        "curves": [c for s, m in done.items() if s.kind == "train" and (c := _curve(s, m))],
+        "curves": [c for s, m in done.items() if s.makes and (c := _curve(s, m))],
         "warnings": warnings + top.signs,
         "answers": excerpt.answers(plan, store, responses, texts),
         "provenance": _provenance(source, list(done.values())),

@@ -240,7 +240,7 @@ def inputs(plan: Plan, store: Store, step: Step) -> dict[str, str]:
         StoreError: a parent is not finished.
     """
     names = [plan.name(parent) for parent in plan.parents(step)]
-    if step.kind == "gen":
+    if step.kind == "gen" or step.objective == "reward":
         names.append(plan.prompts_name)
     contents = {name: store.content(name) for name in names}
     if missing := [name for name, content in contents.items() if content is None]:

@@ -19,12 +19,10 @@ from macpo_data.evaluation.policies import CHOSEN, every_policy, find_policy, tr
 from macpo_data.evaluation.results import Evaluation
 from macpo_data.models.worker import Progress
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe.evaluation import TRAINED
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import digest
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import atomic, write_json, write_parquet
-from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.sweep import budget
 from macpo_run.sweep.budget import Budget
@@ -118,7 +116,7 @@ class Sweep:
         if run.recipe.eval.against not in (None, CHOSEN):
             policies.append(find_policy(run.plan, str(run.recipe.eval.against)))
         needed = budget.ancestors(run.plan, policies)
-        return [step for step in steps if step in needed]
+        return [step for step in steps if step in needed or step.objective == "reward"]
 
     def twins(self) -> list[tuple[str, str]]:
         """Variants that come out the same: every step has the same result, and its measure."""
@@ -247,9 +245,6 @@ class Sweep:
     def _measure(self, run: Run) -> Evaluation | None:
         made = trained(run.plan, run.store, run.ended_after())
         policies = self._measured(run, made)
-        model = run.recipe.eval.reward
-        if policies and model and model.model == TRAINED:
-            train_reward(run)
         return run.evaluate(policies) if policies else None
 
     def _measured(self, run: Run, policies: list[Policy]) -> list[Policy]:
