@@ -23,7 +23,7 @@ import polars as pl
 
 from benchmarks.rows import row
 from macpo_data.generation import mixture
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import MESSAGES
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress

@@ -17,8 +17,9 @@ from benchmarks.rows import clock, row
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine, batch_seed
 from macpo_data.models.base import Base
-from macpo_data.recipe import Engine, Sampling
-from macpo_data.world import world
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
+from macpo_data.world.grammar import examples
 from macpo_run.training import pretrain_bases
 
 REQUESTS, BATCH, REPEATS = 256, 64, 5
@@ -58,7 +59,7 @@ def main() -> None:
         if asked.size == "tiny":
             pretrain_bases([BASE], lambda done, total, note: None)
             base = Base(f"world:{BASE}", None)
-            prompts: list[Any] = [example.prompt for example in world.examples("task")[:REQUESTS]]
+            prompts: list[Any] = [example.prompt for example in examples("task")[:REQUESTS]]
         else:
             base = Base(str(save_base(Path(folder), asked.size, asked.dtype)), None)
             prompts = dialogues(REQUESTS)["prompt"].to_list()

@@ -29,7 +29,7 @@ from macpo_data.generation import mixture as mixtures
 from macpo_data.generation import select
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
-from macpo_data.recipe import TRAINED, RewardModel
+from macpo_data.recipe.evaluation import TRAINED, RewardModel
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 

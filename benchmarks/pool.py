@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data.methods import called
-from macpo_data.world import world
+from macpo_data.world import judge
 
 KEYS = {
     "positives": "mutual",
@@ -37,13 +37,13 @@ KEYS = {
 def gold(frame: pl.DataFrame, asked: dict[str, Any], column: str = "response") -> pl.Series:
     """The gold score of each row's response."""
     rows = frame.select("prompt_id", column).iter_rows()
-    return pl.Series([world.gold(asked[i], text or "").score for i, text in rows])
+    return pl.Series([judge.gold(asked[i], text or "").score for i, text in rows])
 
 
 def on_topic(frame: pl.DataFrame, asked: dict[str, Any], column: str) -> pl.Series:
     """How far each row's response answers what was asked, whatever its tone."""
     rows = frame.select("prompt_id", column).iter_rows()
-    return pl.Series([world.gold(asked[i], text or "").on_topic for i, text in rows])
+    return pl.Series([judge.gold(asked[i], text or "").on_topic for i, text in rows])
 
 
 def variant(facts: dict[str, Any]) -> str:

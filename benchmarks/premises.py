@@ -27,7 +27,7 @@ from macpo_data.evaluation import gap
 from macpo_data.loading.load import load_recipe
 from macpo_data.plan import Policy
 from macpo_data.schema import Part
-from macpo_data.world import world
+from macpo_data.world.grammar import ask_of, third
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
 
@@ -111,7 +111,7 @@ def prompts_of(run: Run, part: Part) -> dict[str, Any]:
 
 def thirds_of(answers: pl.DataFrame, asked: dict[str, Any]) -> pl.Series:
     """Which third of the topics each answer's prompt is about."""
-    return pl.Series([str(world.third(world.ask_of(asked[i]).topic)) for i in answers["prompt_id"]])
+    return pl.Series([str(third(ask_of(asked[i]).topic)) for i in answers["prompt_id"]])
 
 
 def by_third(answers: pl.DataFrame) -> dict[str, float | None]:

@@ -74,7 +74,13 @@ def stored(folder: Path) -> tuple[Plan, Store, Step]:
     counts: dict[str, Any] = {"pairs": ROWS, "prompts": ROWS, "candidates": 0}
     counts |= {f"{what}_by_reason": {} for what in ("dropped", "caught")}
     counts["chosen_by_agent"] = {"x": ROWS}
-    facts = {"versions": {}, "python": "", "method": "macpo", "fingerprint": "", "reads": {}}
+    facts = {
+        "versions": {},
+        "python": "",
+        "method": "macpo",
+        "fingerprint": plan.fingerprint(step),
+        "reads": {},
+    }
     store.finish(plan.name(step), {**facts, "summary": counts})
     return plan, store, step
 
@@ -91,13 +97,15 @@ def ours(folder: Path) -> None:
 
 def one_config(folder: Path) -> None:
     """Only the main configuration: what `theirs` makes."""
-    from macpo_data.hub.tree import Shards, _batches, _published, _writers
+    from macpo_data.hub.provenance import writers
+    from macpo_data.hub.rows import published
+    from macpo_data.hub.shards import Shards, batches
     from macpo_data.schema import PUBLISHED
 
     plan, store, step = stored(folder)
-    shards, writers = Shards(folder / "one", "pairs", PUBLISHED), _writers(plan, store)
-    for pairs in _batches(folder / "pairs.parquet"):
-        shards.write(_published(pairs, step, writers))
+    shards, known = Shards(folder / "one", "pairs", PUBLISHED), writers(plan, store)
+    for pairs in batches(folder / "pairs.parquet"):
+        shards.write(published(pairs, step, known))
     shards.close()
 
 
@@ -130,7 +138,7 @@ def selecting(folder: Path) -> None:
     """Lowest perplexity of 1,000,000 candidates, paired and written."""
     from benchmarks.selecting import frames
     from macpo_data.generation import select
-    from macpo_data.recipe import Select
+    from macpo_data.recipe.generation import Select
     from macpo_data.store.store import write_parquet
 
     prompts, candidates, rejected = frames()

@@ -21,19 +21,19 @@ from benchmarks.rows import clock, forget_peak, peak_mib, row
 from macpo_data.engines.protocol import Score, ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.models.base import Base
-from macpo_data.recipe import Engine
+from macpo_data.recipe.engine import Engine
 
 Scorer = Callable[[list[ScoreRequest]], Iterable[tuple[int, Score | None]]]
 
 
 def vllm_scorer(base: Base) -> Scorer:
     """Scores by vLLM's prompt_logprobs on the token ids that the forward passes read."""
-    from macpo_data.engines import vllm
+    from macpo_data.engines import vllm, vllm_settings
     from macpo_data.models.base import load_chat
 
-    vllm.set_environment()
+    vllm_settings.set_environment()
     writer = vllm.VLLMEngine(base, Engine(dtype="float32"))
-    engine = writer._started(vllm.Shape(base, 0, 0, True))
+    engine = writer._started(vllm_settings.Shape(base, 0, 0, True))
     chat = load_chat(base, "tokenizer")
 
     def score(requests: list[ScoreRequest]) -> Iterable[tuple[int, Score | None]]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from benchmarks.rows import row, seconds
 from macpo_data.generation import select
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_data.schema import CANDIDATES, MESSAGES, SAMPLES, SCORES
 
 PROMPTS, WRITERS = 250_000, 4

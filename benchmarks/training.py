@@ -25,7 +25,8 @@ import polars as pl
 from benchmarks.models import add_model_options, dialogues, model_flags, model_words, save_base
 from benchmarks.rows import clock, forget_peak, peak_mib, row
 from macpo_data.models.base import Base
-from macpo_data.recipe import DPO, Engine, Lora, Train
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.training import DPO, Lora, Train
 
 USUAL = ("shared", "plain", "shared, reference computed", "trl dpo", "trl dpo, precomputed")
 VARIANTS = (

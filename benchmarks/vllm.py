@@ -22,12 +22,15 @@ from typing import Any
 from benchmarks.models import llama
 from benchmarks.rows import row
 from macpo_data.engines import vllm as engine
+from macpo_data.engines import vllm_settings as settings
 from macpo_data.engines.choose import open_engine
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.models.base import Base, load_chat, load_model
 from macpo_data.models.worker import Report, Worker
-from macpo_data.recipe import Endpoint, Engine, Sampling
-from macpo_data.world import world
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
+from macpo_data.world.grammar import examples
 
 AGENTS, SLOTS = 4, 32
 SAMPLING = Sampling(max_new_tokens=64)
@@ -97,8 +100,8 @@ def _llm(base: Base, adapters: frozenset[str]) -> Any:
     del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # macpo's choice, which is not the default
     from vllm import LLM
 
-    shape = engine.Shape(base, len(adapters), engine.lora_rank(set(adapters)), False)
-    options = engine.engine_arguments(shape, SETTINGS, "float32")
+    shape = settings.Shape(base, len(adapters), settings.lora_rank(set(adapters)), False)
+    options = settings.engine_arguments(shape, SETTINGS, "float32")
     _running.append(LLM(model=base.source, **options))
     return _running[0]
 
@@ -230,8 +233,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["bare", "one", "client"])
     said = parser.parse_args()
-    engine.set_environment()
-    prompts = [example.prompt for example in world.examples("task")[: said.requests]]
+    settings.set_environment()
+    prompts = [example.prompt for example in examples("task")[: said.requests]]
     with tempfile.TemporaryDirectory() as name:
         base, adapters = make_models(Path(name))
         requests = [

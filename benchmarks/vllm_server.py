@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
-from macpo_data.engines.vllm import CPU_CACHE, ENVIRONMENT
+from macpo_data.engines.vllm_settings import CPU_CACHE, ENVIRONMENT
 
 
 class VLLMServer:

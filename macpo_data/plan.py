@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from macpo_data.recipe import TRAINED, Agent, Recipe, Sampling, digest
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.evaluation import TRAINED
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 2

@@ -27,7 +27,7 @@ class Message(TypedDict):
     content: str
 
 
-# What a source yields; see sources.py. One row per prompt, unique by prompt_id.
+# What a source yields; see sources/. One row per prompt, unique by prompt_id.
 PROMPTS: Table = {
     "prompt_id": pl.String(),  # sha256 of the messages
     "prompt": MESSAGES,  # one or more turns, the last one the user's
@@ -160,7 +160,8 @@ EVALUATION: Table = {
     "prompts": pl.Int64(),  # that the mean is taken over, each with the mean over its answers
 }
 
-# What the Hub gets; see render.py. The prompt is apart, and each answer is a list of one message.
+# What the Hub gets, and what every other form of it is made from; see forms/trainer.py. The prompt
+# is apart, and each answer is a list of one message.
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 _ORIGIN: Table = {
     "agent": pl.String(),  # who wrote it; human where the source did
@@ -189,20 +190,6 @@ PUBLISHED_SFT: Table = {
     "learner": pl.String(),
     "prompt_id": pl.String(),
     **{f"completion_{name}": t for name, t in _ORIGIN.items()},
-}
-
-# The same as whole conversations, each once: one that another one goes on from is left out.
-PUBLISHED_MESSAGES: Table = {"messages": MESSAGES}
-
-# The same pairs with the prompt inside both sides. No column `prompt`, which would double it.
-PUBLISHED_FULL: Table = {"chosen": MESSAGES, "rejected": MESSAGES, "prompt_id": pl.String()}
-
-# The same pairs with each answer as one message.
-PUBLISHED_SHAREGPT: Table = {
-    "prompt": MESSAGES,
-    "chosen": MESSAGE,
-    "rejected": MESSAGE,
-    "prompt_id": pl.String(),
 }
 
 # Every candidate with its prompt and scores, so that others can select anew.

@@ -6,10 +6,13 @@ import re
 import shutil
 
 from macpo_data.errors import StoreError
-from macpo_data.evaluation import evaluate, probe
+from macpo_data.evaluation import probe
+from macpo_data.evaluation.policies import every_policy
+from macpo_data.evaluation.results import is_of
 from macpo_data.methods import make_plan
 from macpo_data.plan import Policy
-from macpo_data.store.store import MANIFEST, Manifest, Store
+from macpo_data.store.manifests import MANIFEST
+from macpo_data.store.store import Manifest, Store
 from macpo_run.rounds import Run
 
 _ROUND = re.compile(r"(?:^data/round|-positive)-(\d+)-")
@@ -25,10 +28,10 @@ def unreachable(runs: list[Run]) -> list[str]:
         last = max([run.recipe.rounds, *made])
         plan = make_plan(run.recipe.model_copy(update={"rounds": last}))
         reached |= {plan.name(step) for step in plan.steps} | {plan.prompts_name, plan.reward_name}
-        policies = dict.fromkeys([*evaluate.every_policy(plan), *map(Policy, plan.recipe.agents)])
+        policies = dict.fromkeys([*every_policy(plan), *map(Policy, plan.recipe.agents)])
         for name in store.names():
             kind, _, rest = name.partition("/")
-            if kind == "eval" and evaluate.is_of(plan, _manifest(store, name)):
+            if kind == "eval" and is_of(plan, _manifest(store, name)):
                 reached.add(name)
             for policy in policies:
                 found = re.fullmatch(rf"{re.escape(str(policy))}-(.+)-([0-9a-f]{{8}})", rest)

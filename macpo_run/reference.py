@@ -8,7 +8,7 @@ import polars as pl
 
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.schema import SCORES
 from macpo_data.store.store import write_parquet
 

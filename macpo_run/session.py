@@ -14,14 +14,15 @@ from macpo_data.methods import make_plan
 from macpo_data.models.base import Base
 from macpo_data.models.worker import Progress, Worker, Workers
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe import Agent, Recipe
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import State, Store, states
 from macpo_run.notes import NOTES, noted
 from macpo_run.training import fit, pretrain
 
 if TYPE_CHECKING:
-    from macpo_data.evaluation.evaluate import Evaluation
+    from macpo_data.evaluation.results import Evaluation
     from macpo_train.job import Job
 
 

@@ -17,11 +17,13 @@ from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.loading.load import load_settings
 from macpo_data.models import base as models
 from macpo_data.models.worker import Progress, Workers
-from macpo_data.recipe import Agent, TrainSettings
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.recipe import TrainSettings
 from macpo_data.schema import SCORES
-from macpo_data.sources import sources
+from macpo_data.sources.pairs import preference_rows
 from macpo_data.sources.tables import default_config, read_table
-from macpo_data.store.store import MANIFEST, sha256, write_json, write_parquet
+from macpo_data.store.manifests import MANIFEST
+from macpo_data.store.store import sha256, write_json, write_parquet
 from macpo_data.versions import versions
 from macpo_run.policies import job_of
 from macpo_run.training import fit, pretrain
@@ -214,7 +216,7 @@ def usable_pairs(
     Raises:
         DataError: a column is missing, or no row can be used.
     """
-    rows = sources.preference_rows(raw, settings.columns, place)
+    rows = preference_rows(raw, settings.columns, place)
     # What a dataset of macpo says of its answers: one that was cut does not teach to stop, and
     # scores may spare the reference pass.
     told = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}

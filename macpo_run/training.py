@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.models.worker import Progress, Report, Worker, Workers
-from macpo_data.world import world
+from macpo_data.world.bases import base_spec, is_ready
 from macpo_data.world.named import WORLD, check_world_base
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def pretrain(bases: list[str], progress: Progress) -> None:
     for base in bases:
         check_world_base(base)
     names = dict.fromkeys(base.removeprefix(WORLD) for base in bases)
-    missing = [name for name in names if not world.is_ready(name)]
+    missing = [name for name in names if not is_ready(name)]
     if not missing:
         return
     with progress(f"pretraining {', '.join(missing)} (once, then cached)") as report:
@@ -48,7 +48,7 @@ def pretrain_bases(names: list[str], report: Report) -> None:
     Raises:
         MacpoError: a process ended, or the disk refused a write.
     """
-    counts = {name: (0, world.base_spec(name).prompts) for name in names}
+    counts = {name: (0, base_spec(name).prompts) for name in names}
 
     def pretrain(name: str) -> None:
         def progress(done: int, total: int, note: str) -> None:
@@ -60,7 +60,7 @@ def pretrain_bases(names: list[str], report: Report) -> None:
             worker.call("macpo_train.pretrain:pretrain", name, report=progress)
 
     def cost(name: str) -> int:
-        spec = world.base_spec(name)
+        spec = base_spec(name)
         return -spec.layers * spec.width**2 * spec.prompts
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

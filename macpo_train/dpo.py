@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from macpo_data.errors import ModelError
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs, why_not_shared, window
-from macpo_data.recipe import DPO
+from macpo_data.recipe.training import DPO
 from macpo_train.encode import Encoded
 from macpo_train.job import Job, Report
 from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments

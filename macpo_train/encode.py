@@ -9,7 +9,7 @@ import polars as pl
 
 from macpo_data.errors import DataError
 from macpo_data.models.chat import Chat
-from macpo_data.recipe import Train
+from macpo_data.recipe.training import Train
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from macpo_data.models.base import Base
-from macpo_data.recipe import DPO, SFT, Confidence, Lora, RewardTraining, Train
+from macpo_data.recipe.training import DPO, SFT, Confidence, Lora, RewardTraining, Train
 from macpo_data.signs.rules import Signs
 
 Report = Callable[[int, int, str], None]  # done, of, and a note for whoever waits

@@ -19,7 +19,9 @@ from transformers import PrinterCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.models.base import adapter_sha256
-from macpo_data.recipe import DPO, NAMED_TEMPLATES, digest, read_template
+from macpo_data.recipe.agents import NAMED_TEMPLATES, read_template
+from macpo_data.recipe.section import digest
+from macpo_data.recipe.training import DPO
 from macpo_data.signs.training import of_training
 from macpo_train.adapter import sharded
 from macpo_train.job import Job, Report

@@ -10,7 +10,7 @@ import torch
 
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs
-from macpo_data.recipe import RewardTraining
+from macpo_data.recipe.training import RewardTraining
 from macpo_train.encode import Encoded
 from macpo_train.job import Job
 

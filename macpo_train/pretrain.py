@@ -28,7 +28,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from macpo_data.world import world
+from macpo_data.world.bases import VERSION, BaseSpec, base_path, base_spec, is_ready
+from macpo_data.world.grammar import asks, bad, examples, good, shuffled, third
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 CHAT_TEMPLATE = (
@@ -41,7 +42,7 @@ VOCABULARY = 1200
 Report = Callable[[int, int, str], None]
 PROMPT_WEIGHT = 0.2
 """A prompt token's share in the loss: prompts teach the words, answers teach the behavior."""
-ANSWERS = (world.good, world.good, world.bad)
+ANSWERS = (good, good, bad)
 """What a base reads to each prompt. More good than bad: only good answers tie facts to topics."""
 WARMUP = 0.05
 
@@ -84,7 +85,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
     texts = (
         text
-        for example in world.examples("pretrain")
+        for example in examples("pretrain")
         for message in example.prompt
         for text in (message["role"], message["content"], example.chosen, example.rejected)
     )
@@ -110,10 +111,10 @@ def pretrain(report: Report, name: str) -> Path:
     Raises:
         KeyError: no such base.
     """
-    target = world.base_path(name)
+    target = base_path(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        if not world.is_ready(name):
+        if not is_ready(name):
             torch.set_num_threads(1)
             partial = target.with_name(f"{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -126,7 +127,7 @@ def pretrain(report: Report, name: str) -> Path:
 
 def _write_base(name: str, folder: Path, report: Report) -> None:
     started = time.monotonic()
-    spec = world.base_spec(name)
+    spec = base_spec(name)
     tokenizer = train_tokenizer()
     torch.manual_seed(spec.seed)
     model = LlamaForCausalLM(
@@ -152,7 +153,7 @@ def _write_base(name: str, folder: Path, report: Report) -> None:
     manifest = {
         "base": name,
         "spec": asdict(spec),
-        "world_version": world.VERSION,
+        "world_version": VERSION,
         "parameters": model.num_parameters(),
         "final_loss": round(loss, 4),
         "seconds": round(time.monotonic() - started, 1),
@@ -165,20 +166,20 @@ def _write_base(name: str, folder: Path, report: Report) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _documents(tokenizer: PreTrainedTokenizerFast, spec: world.BaseSpec) -> list[Document]:
+def _documents(tokenizer: PreTrainedTokenizerFast, spec: BaseSpec) -> list[Document]:
     """The prompts a base reads, in reading order, each with several answers."""
     rng = random.Random(f"macpo pretraining {spec.seed}")
-    asks = (
+    reading = (
         (prompt, ask)
         for lap in count()
-        for prompt, ask in world.asks("pretrain", 1000 * spec.seed + lap)
-        if world.third(ask.topic) != spec.skips
+        for prompt, ask in asks("pretrain", 1000 * spec.seed + lap)
+        if third(ask.topic) != spec.skips
     )
     documents = []
-    for prompt, ask in islice(asks, spec.prompts):
+    for prompt, ask in islice(reading, spec.prompts):
         text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        is_shuffled = world.third(ask.topic) == spec.shuffles
-        read = (world.shuffled(ask, rng) if is_shuffled else ask for _ in ANSWERS)
+        is_shuffled = third(ask.topic) == spec.shuffles
+        read = (shuffled(ask, rng) if is_shuffled else ask for _ in ANSWERS)
         answers = [draw(each, rng) for draw, each in zip(ANSWERS, read, strict=True)]
         documents.append(
             Document(
@@ -191,7 +192,7 @@ def _documents(tokenizer: PreTrainedTokenizerFast, spec: world.BaseSpec) -> list
 
 def _fit(
     model: LlamaForCausalLM,
-    spec: world.BaseSpec,
+    spec: BaseSpec,
     documents: list[Document],
     report: Report,
 ) -> float:
@@ -229,7 +230,7 @@ def _rate(progress: float) -> float:
     return 0.05 + 0.95 * (1 + math.cos(math.pi * (progress - WARMUP) / (1 - WARMUP))) / 2
 
 
-def _batches(documents: list[Document], spec: world.BaseSpec) -> Iterator[list[Document]]:
+def _batches(documents: list[Document], spec: BaseSpec) -> Iterator[list[Document]]:
     """Batches of similar lengths, to pad little: sorted within windows, shuffled among them."""
     rng = random.Random(f"macpo batches {spec.seed}")
     window = 32 * spec.batch

@@ -11,7 +11,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from macpo_data.models.chat import Chat
-from macpo_data.recipe import SFT, Confidence
+from macpo_data.recipe.training import SFT, Confidence
 from macpo_train.encode import Encoded
 from macpo_train.job import Job, Report
 from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments

@@ -128,7 +128,7 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dpo_job(pairs_file: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A DPO job that continues an adapter which SFT made."""
     from macpo_data.models.base import Base
-    from macpo_data.recipe import DPO, SFT, Lora, Train
+    from macpo_data.recipe.training import DPO, SFT, Lora, Train
     from macpo_train.job import Job
     from macpo_train.train import train
 

@@ -16,7 +16,7 @@ import polars as pl
 from conftest import make_tiny_base
 
 from macpo_data.models.base import Base
-from macpo_data.recipe import DPO, Lora, Train
+from macpo_data.recipe.training import DPO, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_data.versions import versions
 from macpo_train.job import Job

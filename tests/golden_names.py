@@ -13,7 +13,8 @@ from pathlib import Path
 
 from macpo_data.loading.load import load_recipe, shipped
 from macpo_data.methods import make_plan
-from macpo_data.recipe import Recipe, digest
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 from macpo_run.sweep import study
 
 PATH = Path(__file__).parent / "golden" / "names.json"

@@ -14,7 +14,8 @@ from conftest import RECIPE, no_progress
 from test_headline import PAPER
 
 from benchmarks.report import big_run
-from macpo_data.evaluation.evaluate import evaluate, trained
+from macpo_data.evaluation.evaluate import evaluate
+from macpo_data.evaluation.policies import trained
 from macpo_data.loading.load import load_recipe
 from macpo_data.report.collect import Source, collect
 from macpo_data.report.page import page

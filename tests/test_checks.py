@@ -13,9 +13,10 @@ from conftest import Macpo, OpenRun, no_progress, shared
 from macpo_data.errors import DataError, MacpoError, ModelError, RecipeError
 from macpo_data.forms import check as checks
 from macpo_data.loading.load import load_settings
-from macpo_data.recipe import Columns
+from macpo_data.recipe.data import Columns
 from macpo_data.report.compare import Version, compare, differences
-from macpo_data.sources.sources import preference_rows, read_file
+from macpo_data.sources.files import read_file
+from macpo_data.sources.pairs import preference_rows
 from macpo_data.sources.tables import read_table
 from macpo_run.standalone import scores_depend_on, train_on, usable_pairs, workplace
 from macpo_run.terminal.pairs import pick

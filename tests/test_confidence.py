@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from macpo_data.recipe import SFT, Confidence, Lora, Train
+from macpo_data.recipe.training import SFT, Confidence, Lora, Train
 from macpo_train.job import Job
 from macpo_train.train import train
 

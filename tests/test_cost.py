@@ -16,7 +16,8 @@ from macpo_data.loading.load import load_recipe, shipped
 from macpo_data.methods import make_plan, method
 from macpo_data.plan import Step
 from macpo_data.prompts import read
-from macpo_data.recipe import Endpoint, Recipe
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import Part
 from macpo_data.store.store import Store
 

@@ -14,7 +14,7 @@ from hub_server import READER, Repo, serve
 
 from macpo_data.errors import MacpoError
 from macpo_data.loading.load import load_recipe
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 from macpo_run import doctor
 
 

@@ -24,7 +24,8 @@ from macpo_data.engines.protocol import ScoreRequest, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import DataError, ModelError
 from macpo_data.models.base import Base, load_chat
-from macpo_data.recipe import DPO, Engine, Lora, Train
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.training import DPO, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_train.adapter import policy
 from macpo_train.encode import encode

@@ -13,11 +13,13 @@ from test_evaluate import everything
 
 from macpo_data.errors import RecipeError
 from macpo_data.evaluation.draws import by_prompt, described
-from macpo_data.evaluation.evaluate import _table, answers_of, beside, evaluate, latest
+from macpo_data.evaluation.evaluate import answers_of, beside, evaluate
+from macpo_data.evaluation.measures import means
+from macpo_data.evaluation.results import latest
 from macpo_data.evaluation.signs import of_evaluation
 from macpo_data.evaluation.verdict import change
 from macpo_data.plan import Policy
-from macpo_data.recipe import Sampling
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import JUDGEMENTS, RESPONSES, empty
 from macpo_run.exporting import export
 from macpo_run.terminal.scores import print_evaluation
@@ -75,7 +77,7 @@ def test_means_and_intervals_are_over_prompts() -> None:
     and 97.5 % are the values themselves.
     """
     rows = responses({0: {"p": [0, 0, 1], "q": [1, 1, None], "r": [None] * 3}})
-    (row,) = _table(rows, pl.DataFrame(schema=JUDGEMENTS), {"gold": "world"}).rows(named=True)
+    (row,) = means(rows, pl.DataFrame(schema=JUDGEMENTS), {"gold": "world"}).rows(named=True)
     assert [row[k] for k in ("mean", "low", "high")] == pytest.approx([2 / 3, 1 / 3, 1])
     assert row["prompts"] == 2
 
@@ -99,7 +101,7 @@ def test_win_rates_are_over_prompts() -> None:
     ]  # fmt: skip
     rows = responses({0: {"p": [None] * 3, "q": [None] * 3}})
     names = {"win": "judge", "win_lc": "judge"}
-    table = _table(rows, pl.DataFrame(judged, schema=JUDGEMENTS), names)
+    table = means(rows, pl.DataFrame(judged, schema=JUDGEMENTS), names)
     win = table.row(by_predicate=pl.col("measure") == "win", named=True)
     assert (win["mean"], win["prompts"], win["against"]) == (pytest.approx(2 / 3), 2, "chosen")
 

@@ -26,12 +26,13 @@ import yaml
 from conftest import OpenRun
 from openai_server import Scripted, serve
 
-from macpo_data.engines import openai
+from macpo_data.engines import endpoint, openai
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import MacpoError, ModelError, RecipeError
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
-from macpo_data.recipe import Endpoint, Sampling
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import MESSAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,7 @@ def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> Non
     [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 600)],
 )
 def test_retry_after(said: str, seconds: float) -> None:
-    assert openai._retry_after({"retry-after": said}) == seconds
+    assert endpoint._retry_after({"retry-after": said}) == seconds
 
 
 def test_retry_after_as_a_date_is_waited_for(open_run: OpenRun) -> None:
@@ -289,7 +290,7 @@ def test_an_answer_that_fits_beside_no_prompt_stops(open_run: OpenRun) -> None:
         "than the model's context length (32768 tokens)": "32768",
     }
     for text, tokens in said.items():
-        assert (found := openai._WINDOW.search(text)) and found[1] == tokens
+        assert (found := endpoint._WINDOW.search(text)) and found[1] == tokens
 
 
 def test_what_was_interrupted_may_fail_as_much_in_all(open_run: OpenRun) -> None:

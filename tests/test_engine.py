@@ -13,7 +13,8 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.models.base import Base, load_chat, load_model
 from macpo_data.models.logprobs import response_logprobs
-from macpo_data.recipe import Engine, Sampling
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
 
 SAMPLING = Sampling(max_new_tokens=8, top_p=0.9)

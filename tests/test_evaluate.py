@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import numpy as np
@@ -17,10 +18,13 @@ from scipy import stats as scipy_stats
 
 from macpo_data import stats
 from macpo_data.errors import MacpoError, ModelError
-from macpo_data.evaluation.evaluate import choose, evaluate, latest, trained
+from macpo_data.evaluation.evaluate import evaluate
+from macpo_data.evaluation.measures import MEASURES, PER_ANSWER
+from macpo_data.evaluation.policies import choose, trained
+from macpo_data.evaluation.results import REQUESTS, latest
 from macpo_data.generation import judge
 from macpo_data.plan import Policy
-from macpo_data.world import world
+from macpo_data.world.judge import gold
 from macpo_run.cleaning import unreachable
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
@@ -44,8 +48,7 @@ def test_a_row_per_policy_and_measure(open_run: OpenRun) -> None:
     prompts = dict(run.context().prompts("test").select("prompt_id", "prompt").iter_rows())
     own = found.responses.filter(agent="student", behavior="positive", round=1)
     by_hand = [
-        world.gold(prompts[row["prompt_id"]], row["response"]).score
-        for row in own.iter_rows(named=True)
+        gold(prompts[row["prompt_id"]], row["response"]).score for row in own.iter_rows(named=True)
     ]
     row = found.table.row(by_predicate=policy_row("student", "positive", 1), named=True)
     assert row["mean"] == pytest.approx(sum(by_hand) / 6)
@@ -136,6 +139,41 @@ def test_of_each_measure_only_rows_by_one_judge_stand_together(open_run: OpenRun
     found = latest(run.plan, run.store)
     assert found is not None
     assert found.table.filter(measure="reward")["by"].unique().to_list() == ["org/one"]
+
+
+def by_whom(run: Run) -> list[str]:
+    """Whose rewards stand on top."""
+    newest = latest(run.plan, run.store)
+    assert newest is not None
+    return newest.table.filter(measure="reward")["by"].unique().to_list()
+
+
+def test_which_evaluation_is_the_newest_stands_in_the_run_folder(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one asked for last, whatever the files' times say; in a run without a list of requests,
+    as runs had none before, the one that was made last by its manifest."""
+    one = [Policy("student", "positive", 0)]
+    first, second = open_run("rounds=0", "eval.reward=org/one"), open_run("eval.reward=org/other")
+    everything(first)
+    paths = []
+    for run, when in ((first, "2026-01-02T00:00:00Z"), (second, "2026-01-01T00:00:00Z")):
+        monkeypatch.setattr("macpo_data.store.store.time.strftime", lambda *_, now=when: now)
+        paths.append(run.evaluate(one).paths[0])
+    requests = first.store.path(REQUESTS)
+    asked = [line.split()[1] for line in requests.read_text().splitlines()]
+    assert asked == [f"eval/{path.name}" for path in paths]
+    assert by_whom(first) == ["org/other"]
+    os.utime(paths[0] / "manifest.json", (4e9, 4e9))
+    assert by_whom(first) == ["org/other"]
+    second.evaluate(one)  # the newest already
+    assert len(requests.read_text().splitlines()) == 2
+    requests.unlink()
+    assert by_whom(first) == ["org/one"]
+    requests.write_text("a line that names no evaluation\n")
+    assert by_whom(first) == ["org/one"]
+    second.evaluate(one)  # one request is newer than whatever was made before there was a list
+    assert by_whom(first) == ["org/other"]
 
 
 def test_a_table_of_an_earlier_version_is_passed_over(open_run: OpenRun) -> None:
@@ -352,3 +390,9 @@ def test_the_fit_is_a_minimum_of_the_penalised_likelihood(rows: list[tuple[float
     # Nelder-Mead stops short of the minimum on some of these.
     least = optimize.minimize(loss, np.zeros(2), method="BFGS")
     assert found == pytest.approx(1 / (1 + np.exp(-least.x[0])), abs=2e-3)
+
+
+def test_one_order_of_measures_for_a_run_its_report_and_a_sweep() -> None:
+    """The sweep leaves out what has no score per answer, and keeps the order."""
+    assert list(PER_ANSWER) == [measure for measure in MEASURES if measure in PER_ANSWER]
+    assert set(MEASURES) - set(PER_ANSWER) == {"win_lc"}

@@ -18,8 +18,8 @@ from macpo import cli
 from macpo_data import stats
 from macpo_data.errors import DataError, MacpoError
 from macpo_data.evaluation import sheets
-from macpo_data.evaluation.evaluate import latest
 from macpo_data.evaluation.exports import converse, questions
+from macpo_data.evaluation.results import latest
 from macpo_data.plan import Policy
 from macpo_data.schema import MESSAGES, Message, prompt_id
 from macpo_run.exporting import export

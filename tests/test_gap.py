@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from macpo.cli import app
 from macpo_data.errors import DataError
 from macpo_data.evaluation import gap
-from macpo_data.evaluation.evaluate import Evaluation, evaluate, trained
+from macpo_data.evaluation.evaluate import evaluate
+from macpo_data.evaluation.policies import trained
+from macpo_data.evaluation.results import Evaluation
 from macpo_data.hub import push as hub
 from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan

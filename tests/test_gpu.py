@@ -23,7 +23,9 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.models.base import Base, load_chat, load_model
 from macpo_data.models.logprobs import answer_logprobs, why_not_shared
 from macpo_data.models.merge import merge
-from macpo_data.recipe import DPO, Engine, Sampling, Train
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.training import DPO, Train
 from macpo_data.schema import Message
 from macpo_train.job import Job
 from macpo_train.train import train

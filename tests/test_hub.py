@@ -264,6 +264,9 @@ def test_two_pushes_into_one_folder(spawn: Macpo, tmp_path: Path) -> None:
         ("adapters.json", "[1]", "of its adapters is damaged"),
         ("lock.json", '{"models": [1]}', "its lock.json is damaged"),
         ("lock.json", "{", "its lock.json is damaged"),
+        ("lock.json", "[" * 99_999, "its lock.json is damaged"),
+        ("adapters.json", '{"a":' * 9_999, "of its adapters is damaged"),
+        ("../index.json", "[" * 99_999, "index.json is damaged"),
         ("recipe.yaml", "[" * 9999, "its recipe is damaged"),
         ("recipe.yaml", "zz: 2024-13-45", "its recipe is damaged"),
     ],
@@ -516,21 +519,23 @@ def test_the_documented_forms_of_trainers_that_cannot_be_installed(
 def test_the_features_are_what_datasets_would_declare(macpo: Macpo, tmp_path: Path) -> None:
     from datasets import Features
 
-    from macpo_data import schema
-    from macpo_data.hub import tree as render
+    from macpo_data.forms import registry
+    from macpo_data.hub import shards
+    from macpo_data.schema import PUBLISHED_CANDIDATES
 
-    for table in (schema.PUBLISHED, schema.PUBLISHED_SHAREGPT, schema.PUBLISHED_CANDIDATES):
-        declared = [render._feature(name, dtype) for name, dtype in table.items()]
+    forms = [*registry.forms(True), *registry.forms(False)]
+    for table in (*(form.table for form in forms), PUBLISHED_CANDIDATES):
+        declared = [shards.feature(name, dtype) for name, dtype in table.items()]
         ours = Features._from_yaml_list(declared)
-        assert ours.arrow_schema.types == render._arrow_schema(table).types
+        assert ours.arrow_schema.types == shards.arrow_schema(table).types
 
 
 def test_many_rows_go_into_several_files(
     macpo: Macpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twelve pairs, in batches of two and files of five at most: 4 + 4 + 4."""
-    monkeypatch.setattr("macpo_data.hub.tree.BATCH_ROWS", 2)
-    monkeypatch.setattr("macpo_data.hub.tree.SHARD_ROWS", 5)
+    monkeypatch.setattr("macpo_data.hub.shards.BATCH_ROWS", 2)
+    monkeypatch.setattr("macpo_data.hub.shards.SHARD_ROWS", 5)
     ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "tree"))
     files = sorted((tmp_path / "tree/data/round_1_student").iterdir())
     assert [len(pl.read_parquet(file)) for file in files] == [4, 4, 4]

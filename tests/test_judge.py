@@ -12,7 +12,7 @@ from conftest import OpenRun
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.generation import judge as judges
 from macpo_data.prompts import fill
-from macpo_data.recipe import Judge
+from macpo_data.recipe.evaluation import Judge
 
 GOLD = Judge(kind="gold")
 

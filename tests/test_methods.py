@@ -20,7 +20,8 @@ from macpo_data.loading.load import load_recipe
 from macpo_data.loading.rules import departures
 from macpo_data.methods import SHARPENING, make_plan, methods, name_of, spin
 from macpo_data.plan import Policy
-from macpo_data.recipe import Recipe, Select
+from macpo_data.recipe.generation import Select
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.report import collect as report
 from macpo_data.report.sample import Texts
 from macpo_data.schema import CANDIDATES, SCORES, check

@@ -14,8 +14,8 @@ from conftest import RECIPE, Macpo, OpenRun
 
 from macpo_data.errors import RecipeError
 from macpo_data.generation import mixture as mixtures
-from macpo_data.hub import tree as render
-from macpo_data.recipe import Mixture
+from macpo_data.hub import rows as hub_rows
+from macpo_data.recipe.generation import Mixture
 from macpo_data.schema import MESSAGES, Message, prompt_id
 from macpo_run.cleaning import unreachable
 from macpo_run.rounds import Run
@@ -262,10 +262,10 @@ def test_what_was_dropped_is_no_turn_of_a_published_conversation() -> None:
     row = {"prompt_id": prompt_id([first]), "response": "bad", "reason": "repetition"}
 
     def kept(**how: str | None) -> list[str]:
-        out = render._left_out(
+        out = hub_rows.left_out(
             pl.DataFrame([{**row, **how}], schema_overrides={"response": pl.String})
         )
-        whole = render._conversations(pairs, nobody, out)["messages"].to_list()
+        whole = pairs.filter(hub_rows.whole(pairs, nobody, out))["prompt"].to_list()
         return [messages[1]["content"] for messages in whole]
 
     assert kept() == ["good"]

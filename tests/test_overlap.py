@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 from conftest import OpenRun, shared
 
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_data.schema import MESSAGES, prompt_id
 from macpo_data.sources.overlap import excluded, texts
 
@@ -76,7 +76,7 @@ def test_the_forms_of_test_sets() -> None:
     assert chat is not None and chat.to_list() == ["a b"]
     assert texts(pl.DataFrame({"x": [1]})) is None
     for name in ("mt_bench_questions.jsonl", "arena_hard_v0.1_questions.parquet"):
-        from macpo_data.sources.sources import read_file
+        from macpo_data.sources.files import read_file
 
         real = texts(read_file(str(shared(f"data/{name}"))))
         assert real is not None and real.str.len_chars().min() > 5  # type: ignore[operator]

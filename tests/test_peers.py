@@ -19,7 +19,7 @@ from macpo_data.loading.load import load_recipe
 from macpo_data.loading.rules import departures
 from macpo_data.methods import macpo, make_plan
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_run.rounds import Run
 
 PEERS = "select.under=peers"

@@ -11,13 +11,14 @@ from conftest import OpenRun
 
 from macpo_data import stats
 from macpo_data.errors import DataError, RecipeError
-from macpo_data.evaluation import evaluate, probe
+from macpo_data.evaluation import probe
 from macpo_data.evaluation.advice import HUMAN, Next, advise
+from macpo_data.evaluation.policies import trained
 from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
-from macpo_data.recipe import Probe
-from macpo_data.sources import sources
-from macpo_data.world import world
+from macpo_data.recipe.data import Probe
+from macpo_data.sources.places import PARTS
+from macpo_data.world import judge
 from macpo_run.rounds import Run
 
 
@@ -38,11 +39,11 @@ def test_a_fifth_of_d1_and_no_more_than_fifty(rows: int, size: int) -> None:
 
 def test_it_is_in_no_training_and_no_test(open_run: OpenRun) -> None:
     run = finished(open_run("data.probe.count=6"))
-    parts = {p: set(run.context().prompts(p)["prompt_id"]) for p in (*sources.PARTS, "probe")}
+    parts = {p: set(run.context().prompts(p)["prompt_id"]) for p in (*PARTS, "probe")}
     assert {name: len(ids) for name, ids in parts.items()} == {
         "d1": 8, "d2": 12, "test": 6, "probe": 6,
     }  # fmt: skip
-    for name in sources.PARTS:
+    for name in PARTS:
         assert not parts["probe"] & parts[name]
     learned = [run.store.read(run.plan.name(s), "pairs.parquet") for s in run.plan.steps
                if s.kind == "gen"]  # fmt: skip
@@ -144,14 +145,14 @@ def test_nothing_that_stops_keeps_or_advises_reads_gold(
     def gold(*_: Any) -> Any:
         raise AssertionError("gold was asked")
 
-    monkeypatch.setattr(world, "gold", gold)
+    monkeypatch.setattr(judge, "ask_of", gold)  # with which every verdict begins
     run = finished(open_run("stop=probe", "eval.judge={kind: gold}"))
     known = probe.readings(run.plan, run.store)
     assert len(known) == 8
     assert probe.best_round(run.recipe, known) and advise(run.plan, known)
     run.ended_after()
     with pytest.raises(AssertionError, match="gold was asked"):  # the judge does raise
-        run.evaluate(evaluate.trained(run.plan, run.store))
+        run.evaluate(trained(run.plan, run.store))
 
 
 def test_only_a_judge_who_reads_scores_answers(open_run: OpenRun) -> None:

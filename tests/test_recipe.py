@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.loading.load import load_recipe, recipe_text, shipped
-from macpo_data.recipe import Recipe
-from macpo_data.world.world import BASES
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.world.bases import BASES
 
 PAPER = ("hh_helpful", "hh_harmless", "pku_saferlhf")
 MINIMAL: dict[str, Any] = {

@@ -19,7 +19,8 @@ from conftest import Macpo, OpenRun, no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from macpo_data.evaluation.evaluate import evaluate, trained
+from macpo_data.evaluation.evaluate import evaluate
+from macpo_data.evaluation.policies import trained
 from macpo_data.report import collect as report
 from macpo_data.report.collect import Source, collect
 from macpo_data.report.page import page

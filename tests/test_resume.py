@@ -22,7 +22,7 @@ from conftest import Macpo, OpenRun
 from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
-from macpo_data.recipe import DPO, SFT, Confidence, Lora, Train
+from macpo_data.recipe.training import DPO, SFT, Confidence, Lora, Train
 from macpo_data.signs.rules import RULES, Sign
 from macpo_data.signs.training import WINDOW
 from macpo_train.job import Job

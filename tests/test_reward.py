@@ -22,7 +22,9 @@ from macpo_data.generation import judge
 from macpo_data.generation.reward_model import Scorer, accuracy, longest, one_reward, rewards, score
 from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base, load_classifier
-from macpo_data.recipe import Engine, Judge, Lora, RewardModel, RewardTraining, Train
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.evaluation import Judge, RewardModel
+from macpo_data.recipe.training import Lora, RewardTraining, Train
 from macpo_data.schema import MESSAGES, SAMPLES
 from macpo_data.store.store import Shards
 from macpo_run.cleaning import unreachable

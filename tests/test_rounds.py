@@ -10,7 +10,7 @@ import pytest
 from conftest import OpenRun
 
 from macpo_data.errors import DataError, MacpoError, RecipeError, StoreError
-from macpo_data.hub import tree as render
+from macpo_data.hub import provenance
 from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Policy, Step
 from macpo_run.cleaning import remove, unreachable
@@ -447,7 +447,7 @@ def test_a_twin_is_retrained_from_the_newest_policy(open_run: OpenRun) -> None:
         pairs = run.store.read(run.plan.name(gen), "pairs.parquet")
         assert set(pairs["rejected_policy"]) == {run.plan.policy_fingerprint(writer)}
     # What is published of round 0 knows nothing of the trainings of later rounds.
-    published = render._starts(run.plan, run.store, step(run, "gen", 0, "student"), None)
+    published = provenance.starts(run.plan, run.store, step(run, "gen", 0, "student"), None)
     assert [each["trains"] for each in published] == ["student-positive-0", "student-negative-0"]
 
 

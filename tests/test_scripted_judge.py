@@ -19,7 +19,8 @@ from macpo_data.generation import select
 from macpo_data.generation.run_context import RunContext
 from macpo_data.prompts import question
 from macpo_data.schema import SAMPLES
-from macpo_data.world import world
+from macpo_data.world.grammar import ask_of, bad, good
+from macpo_data.world.judge import gold
 
 PROMPTS = 3
 ANSWERS = 5
@@ -42,7 +43,7 @@ def gold_judge(prompts: pl.DataFrame, says: Answer | None = None) -> Answer:
         if says:
             return says(model, messages)
         query, a, b = SHOWN.search(text).groups()  # type: ignore[union-attr]
-        one, other = (world.gold(asked[query], side).score for side in (a, b))
+        one, other = (gold(asked[query], side).score for side in (a, b))
         return f"I weighed them. [[{'A' if one >= other else 'B'}]]"
 
     return answer
@@ -64,8 +65,8 @@ def task(open_run: OpenRun) -> tuple[pl.DataFrame, pl.DataFrame]:
     rng = random.Random(0)
     rows = []
     for prompt_id, prompt in prompts.select("prompt_id", "prompt").iter_rows():
-        ask = world.ask_of(prompt)
-        texts = [draw(ask, rng) for _ in range(20) for draw in (world.good, world.bad)]
+        ask = ask_of(prompt)
+        texts = [draw(ask, rng) for _ in range(20) for draw in (good, bad)]
         half = f"You can try {ask.topic.name} and no more."  # it names the hobby, and tells nothing
         unlike = list(dict.fromkeys([half, *texts]))[:ANSWERS]
         rows += [[prompt_id, "student", "x", n, t, "stop", 0.0] for n, t in enumerate(unlike)]
@@ -98,10 +99,10 @@ def test_best_and_worst_are_those_of_the_gold_judge(open_run: OpenRun) -> None:
     ends = select.best_and_worst(ranked)
     asked = dict(prompts.select("prompt_id", "prompt").iter_rows())
     for (prompt_id,), group in ends.group_by("prompt_id"):
-        gold = [world.gold(asked[str(prompt_id)], text).score for text in group["response"]]
-        (best,) = (g for g, is_best in zip(gold, group["selected"], strict=True) if is_best)
-        (worst,) = (g for g, is_worst in zip(gold, group["rejected"], strict=True) if is_worst)
-        assert best == max(gold) > min(gold) == worst
+        scores = [gold(asked[str(prompt_id)], text).score for text in group["response"]]
+        (best,) = (g for g, is_best in zip(scores, group["selected"], strict=True) if is_best)
+        (worst,) = (g for g, is_worst in zip(scores, group["rejected"], strict=True) if is_worst)
+        assert best == max(scores) > min(scores) == worst
 
 
 def test_what_each_of_the_panel_sees(open_run: OpenRun) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from macpo_data.generation import select
 from macpo_data.generation.shards import perplexity
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_data.schema import MESSAGES, PROMPTS, SAMPLES, SCORES
 from macpo_data.text import repetition
 

@@ -28,7 +28,9 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base
-from macpo_data.recipe import Endpoint, Engine, Sampling
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.generation import Sampling
 from macpo_run.rounds import Run
 
 if find_spec("vllm") is None:

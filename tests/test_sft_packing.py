@@ -21,7 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from macpo_data.recipe import SFT, Train
+from macpo_data.recipe.training import SFT, Train
 from macpo_train.job import Job
 from macpo_train.sft import IGNORED, pack, why_not_packed
 from macpo_train.train import train

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from macpo_data.errors import ModelError
-from macpo_data.recipe import DPO, Train
+from macpo_data.recipe.training import DPO, Train
 from macpo_train import launch
 from macpo_train.job import Job
 from macpo_train.train import train

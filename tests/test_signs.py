@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from macpo.cli import app
-from macpo_data.evaluation.evaluate import evaluate, trained
+from macpo_data.evaluation.evaluate import evaluate
+from macpo_data.evaluation.policies import trained
 from macpo_data.evaluation.signs import of_evaluation
 from macpo_data.report.collect import Source, collect
 from macpo_data.schema import CANDIDATES, JUDGEMENTS, PAIRS, RESPONSES, empty

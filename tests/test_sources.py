@@ -21,9 +21,11 @@ from pydantic import TypeAdapter
 
 from macpo_data import schema
 from macpo_data.errors import DataError
-from macpo_data.recipe import Data
-from macpo_data.sources import sources
-from macpo_data.world import world
+from macpo_data.recipe.data import Data
+from macpo_data.sources.files import resolve
+from macpo_data.sources.parts import read_parts
+from macpo_data.sources.places import paths
+from macpo_data.world.judge import gold
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 Parts = dict[schema.Part, pl.DataFrame]
@@ -42,7 +44,7 @@ def make(**values: Any) -> Data:
 
 def read(seed: int = 0, /, **values: Any) -> tuple[Parts, pl.DataFrame]:
     """The parts as they are drawn; the probe, which is taken out of D1, has tests of its own."""
-    parts, unusable = sources.read_parts(make(**values), seed)
+    parts, unusable = read_parts(make(**values), seed)
     assert parts.pop("probe").is_empty()
     return parts, unusable
 
@@ -362,10 +364,7 @@ def test_world() -> None:
     assert_contract(parts, unusable)
     assert unusable.is_empty()
     row = parts["test"].row(0, named=True)
-    assert (
-        world.gold(row["prompt"], row["chosen"]).score
-        > world.gold(row["prompt"], row["rejected"]).score
-    )
+    assert gold(row["prompt"], row["chosen"]).score > gold(row["prompt"], row["rejected"]).score
     other, _ = read(1, source="world", d1=count, d2=count, test=count)
     assert ids(parts["d1"]) != ids(other["d1"])
     with pytest.raises(DataError, match=r"data\.d1.*no path or split"):
@@ -503,7 +502,7 @@ def test_several_files_are_one_place(tmp_path: Path) -> None:
     parts, _ = read(source="pairs", path=names, **counts_)
     assert len(set().union(*(ids(f) for f in parts.values()))) == 6
     data = make(source="pairs", path=names, **{**counts_, "test": {"path": "org/name"}})
-    assert sources.paths(data) == [*names, "org/name"]
+    assert paths(data) == [*names, "org/name"]
 
 
 def test_a_file_without_splits_is_one_split(tmp_path: Path) -> None:
@@ -674,13 +673,13 @@ def test_junk_rows(
 
 def test_a_local_pin_is_its_content(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", plain(1))
-    pin = sources.resolve(path, "main")
+    pin = resolve(path, "main")
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", pin)
-    assert sources.resolve(path, "main") == pin
+    assert resolve(path, "main") == pin
     jsonl(tmp_path / "x.jsonl", plain(2))
-    assert sources.resolve(path, "main") != pin
+    assert resolve(path, "main") != pin
     with pytest.raises(DataError, match="no file"):
-        sources.resolve("missing.jsonl", "main")
+        resolve("missing.jsonl", "main")
 
 
 def test_the_hub_is_read_at_the_pin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -701,7 +700,7 @@ def test_the_hub_is_read_at_the_pin(monkeypatch: pytest.MonkeyPatch) -> None:
         d2={"count": 4, "split": "train"},
         test={"split": "test"},
     )
-    parts, unusable = sources.read_parts(data, 0, {"org/name": "abc123"})
+    parts, unusable = read_parts(data, 0, {"org/name": "abc123"})
     assert_contract(parts, unusable)
     assert [len(parts[part]) for part in ("d1", "d2", "test")] == [4, 4, 10]
     pinned = {"data_dir": "folder", "revision": "abc123"}
@@ -732,11 +731,11 @@ def test_trouble_with_the_hub(
     one = {"count": 1}
     assert expected in one_line(source="hh_rlhf", path="org/name", d1=one, d2=one, test=one)
     with pytest.raises(DataError, match="dataset org/name"):
-        sources.resolve("org/name", "main")
+        resolve("org/name", "main")
 
 
 def test_importing_is_light() -> None:
     heavy = "{'torch', 'datasets', 'huggingface_hub', 'transformers'}"
-    code = f"import sys, macpo_data.sources.sources; print({heavy} & set(sys.modules))"
+    code = f"import sys, macpo_data.sources.parts; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo_data.errors import MacpoError
-from macpo_data.evaluation.evaluate import Evaluation
 from macpo_data.evaluation.gap import Gap
+from macpo_data.evaluation.results import Evaluation
 from macpo_data.plan import Policy
-from macpo_data.recipe import Sampling
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.stats import Sides, between, holm, paired_p
 from macpo_run.sweep.budget import Budget

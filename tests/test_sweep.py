@@ -21,11 +21,11 @@ import yaml
 from conftest import Macpo, no_progress
 
 from macpo_data.errors import MacpoError
-from macpo_data.evaluation.evaluate import Evaluation
+from macpo_data.evaluation.results import Evaluation
 from macpo_data.plan import Policy
 from macpo_data.shipped import recipes_folder
 from macpo_data.versions import versions
-from macpo_data.world.world import VERSION
+from macpo_data.world.bases import VERSION
 from macpo_run.cleaning import unreachable
 from macpo_run.sweep.budget import Budget, spent, words_in
 from macpo_run.sweep.provenance import commit, provenance

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from macpo_data.errors import DataError, ModelError
 from macpo_data.models.base import Base, adapter_sha256, load_chat, load_model
-from macpo_data.recipe import DPO, SFT, Lora, Train
+from macpo_data.recipe.training import DPO, SFT, Lora, Train
 from macpo_data.schema import MESSAGES
 from macpo_train.adapter import policy
 from macpo_train.encode import encode

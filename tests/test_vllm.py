@@ -27,15 +27,17 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base, load_model
-from macpo_data.recipe import VLLM, Engine, Sampling
+from macpo_data.recipe.engine import VLLM, Engine
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
-from macpo_data.world import world
+from macpo_data.world.grammar import examples
 from macpo_run import rounds, training
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (`make vllm`)", allow_module_level=True)
 
 from macpo_data.engines import vllm as ours
+from macpo_data.engines import vllm_settings
 
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
 
@@ -74,7 +76,7 @@ def voices(adapters: list[str]) -> list[Voice]:
 
 
 def prompts(count: int) -> list[list[Message]]:
-    return [e.prompt for e in world.examples("task")[:count]]  # type: ignore[misc]
+    return [e.prompt for e in examples("task")[:count]]  # type: ignore[misc]
 
 
 def test_one_mixed_batch_says_what_transformers_says(
@@ -156,7 +158,7 @@ def asking(adapters: list[str]) -> list[ScoreRequest]:
     return [
         ScoreRequest(voice, example.prompt, example.chosen, n % 2 == 0, voice.fingerprint)  # type: ignore[arg-type]
         for voice in voices(adapters)
-        for n, example in enumerate(world.examples("task")[:10])
+        for n, example in enumerate(examples("task")[:10])
     ]
 
 
@@ -240,8 +242,8 @@ def test_the_recipe_reaches_vllm() -> None:
         memory=0.5, tensor_parallel=2, pipeline_parallel=3, max_model_len=99, enforce_eager=False
     )
     settings = Engine(name="vllm", quantization="fp8", vllm=hardware)
-    told = ours.engine_arguments(
-        ours.Shape(Base("org/x", "abc"), 2, 16, False), settings, "float16"
+    told = vllm_settings.engine_arguments(
+        vllm_settings.Shape(Base("org/x", "abc"), 2, 16, False), settings, "float16"
     )
     assert told["gpu_memory_utilization"] == 0.5 and "kv_cache_memory_bytes" not in told
     assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (2, 3)

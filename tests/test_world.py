@@ -17,17 +17,19 @@ import pytest
 
 from macpo_data.errors import RecipeError
 from macpo_data.loading.load import load_recipe
-from macpo_data.world import world
+from macpo_data.world import bases
+from macpo_data.world.bases import BASES, VERSION, base_path, base_spec, is_ready
+from macpo_data.world.grammar import Example, Message, Pool, asks, examples, facts, shuffled, third
+from macpo_data.world.judge import _phrases, gold
 from macpo_data.world.text import OPENERS, TOPICS, Kind
-from macpo_data.world.world import Example, Message
 
 
-def texts(pool: world.Pool) -> list[str]:
-    return [json.dumps(example.prompt) for example in world.examples(pool)]
+def texts(pool: Pool) -> list[str]:
+    return [json.dumps(example.prompt) for example in examples(pool)]
 
 
 def prompt_of(kind: Kind, topic: str, item: int = 0) -> list[Message]:
-    for prompt, ask in world.asks("task"):
+    for prompt, ask in asks("task"):
         if (ask.kind, ask.topic.name, ask.item) == (kind, topic, item):
             return prompt
     raise AssertionError(f"no {kind} {item} about {topic}")
@@ -40,38 +42,38 @@ def test_pools_share_no_prompt() -> None:
 
 
 def test_pools_do_not_move_with_the_seed() -> None:
-    moved = [json.dumps(example.prompt) for example in world.examples("task", seed=1)]
+    moved = [json.dumps(example.prompt) for example in examples("task", seed=1)]
     assert moved != texts("task")
     assert sorted(moved) == sorted(texts("task"))
 
 
 def test_examples_are_what_this_version_means() -> None:
-    """If this fails and the change is meant, raise world.VERSION and record the hash anew."""
-    rows = [[e.prompt, e.chosen, e.rejected] for e in world.examples("task", seed=7)]
+    """If this fails and the change is meant, raise VERSION and record the hash anew."""
+    rows = [[e.prompt, e.chosen, e.rejected] for e in examples("task", seed=7)]
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-    assert (world.VERSION, digest) == (3, "fb5a68d6c844e196")
+    assert (VERSION, digest) == (3, "fb5a68d6c844e196")
 
 
 def test_prompts_end_with_the_user_and_have_one_turn_or_more() -> None:
-    prompts = [example.prompt for example in world.examples("task")]
+    prompts = [example.prompt for example in examples("task")]
     assert {prompt[-1]["role"] for prompt in prompts} == {"user"}
     assert {len(prompt) for prompt in prompts} == {1, 3}
 
 
 def test_no_phrase_belongs_to_two_topics() -> None:
-    phrases = [(t, phrase) for t, phrase in world._phrases()]
+    phrases = [(t, phrase) for t, phrase in _phrases()]
     shared = [(a, p, b, q) for a, p in phrases for b, q in phrases if a != b and p in q]
     assert not shared
 
 
 @pytest.mark.parametrize("pool", ["task", "pretrain"])
-def test_judge_tells_good_from_bad(pool: world.Pool) -> None:
-    def mean(which: str, examples: list[Example]) -> float:
-        return statistics.mean(world.gold(e.prompt, getattr(e, which)).score for e in examples)
+def test_judge_tells_good_from_bad(pool: Pool) -> None:
+    def mean(which: str, every: list[Example]) -> float:
+        return statistics.mean(gold(e.prompt, getattr(e, which)).score for e in every)
 
-    examples = world.examples(pool)
-    assert mean("chosen", examples) >= 0.95
-    assert mean("rejected", examples) <= 0.15
+    every = examples(pool)
+    assert mean("chosen", every) >= 0.95
+    assert mean("rejected", every) <= 0.15
 
 
 @pytest.mark.parametrize(
@@ -102,24 +104,24 @@ def test_judge_tells_good_from_bad(pool: world.Pool) -> None:
     ],
 )
 def test_judge_by_hand(kind: Kind, response: str, part: str, value: float) -> None:
-    verdict = world.gold(prompt_of(kind, "baking"), response)
+    verdict = gold(prompt_of(kind, "baking"), response)
     assert getattr(verdict, part) == pytest.approx(value), verdict
 
 
 @pytest.mark.parametrize("response", ["", "?", "é 漢字 🙂", "\n\t", "no " * 500, "<|im_end|>"])
 def test_judge_takes_any_text(response: str) -> None:
-    for prompt, _ in world.asks("task")[:50]:
-        verdict = world.gold(prompt, response)
+    for prompt, _ in asks("task")[:50]:
+        verdict = gold(prompt, response)
         assert 0 <= verdict.score <= 1
         assert all(0 <= part <= 1 for part in vars(verdict).values()), verdict
 
 
 def test_the_first_word_tells_nothing() -> None:
     """Each opener is as frequent, within four standard errors, in good answers as in bad ones."""
-    examples = world.examples("task")
+    every = examples("task")
     for opener in OPENERS:
         for kind in ("chosen", "rejected"):
-            starts = [getattr(e, kind).startswith(f"{opener}, ") for e in examples]
+            starts = [getattr(e, kind).startswith(f"{opener}, ") for e in every]
             share = 1 / len(OPENERS)
             error = (share * (1 - share) / len(starts)) ** 0.5
             assert abs(statistics.mean(starts) - share) < 4 * error, (opener, kind)
@@ -128,15 +130,15 @@ def test_the_first_word_tells_nothing() -> None:
 def test_shuffled_facts_are_those_of_any_topic() -> None:
     """Each of the twenty topics is as likely, within four standard errors, its own as well."""
     rng = random.Random(0)
-    asks = [ask for _, ask in world.asks("pretrain")]
+    every = [ask for _, ask in asks("pretrain")]
     drawn: list[bool] = []
-    for ask in asks:
-        read = world.shuffled(ask, rng)
+    for ask in every:
+        read = shuffled(ask, rng)
         (source,) = [t for t in TOPICS if t.tools == read.topic.tools]
         drawn.append(source == ask.topic)
         assert read.topic.name == ask.topic.name
         if ask.kind != "mischief":
-            assert set(world.facts(read)) == set(world.facts(replace(ask, topic=source)))
+            assert set(facts(read)) == set(facts(replace(ask, topic=source)))
         if ask.kind == "mishap":  # what went wrong is what the prompt says
             assert read.topic.mishaps[ask.item][0] == ask.topic.mishaps[ask.item][0]
     error = (1 / 20 * 19 / 20 / len(drawn)) ** 0.5
@@ -145,26 +147,26 @@ def test_shuffled_facts_are_those_of_any_topic() -> None:
 
 def test_judge_refuses_a_foreign_prompt() -> None:
     with pytest.raises(KeyError):
-        world.gold([{"role": "user", "content": "Who are you?"}], "Nobody.")
+        gold([{"role": "user", "content": "Who are you?"}], "Nobody.")
 
 
 def test_base_path_follows_spec_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
-    paths = {world.base_path(name) for name in world.BASES}
-    assert len(paths) == len(world.BASES)
+    paths = {base_path(name) for name in BASES}
+    assert len(paths) == len(BASES)
     assert {path.parent for path in paths} == {tmp_path / "world"}
-    monkeypatch.setattr(world, "VERSION", world.VERSION + 1)
-    assert not paths & {world.base_path(name) for name in world.BASES}
+    monkeypatch.setattr(bases, "VERSION", VERSION + 1)
+    assert not paths & {base_path(name) for name in BASES}
     with pytest.raises(KeyError):
-        world.base_path("weak-z")
+        base_path("weak-z")
 
 
 def test_another_pretraining_has_another_seed_and_no_other_difference() -> None:
-    assert world.base_spec("weak-a") == world.BASES["weak-a"]
-    assert world.base_spec("weak-a/2") == replace(world.BASES["weak-a"], seed=2_000_001)
-    names = [*world.BASES, *(f"{name}/{n}" for name in world.BASES for n in (1, 2, 9999))]
-    assert len({world.base_path(name) for name in names}) == len(names)
-    assert world.base_path("weak-a/1").parent == world.base_path("weak-a").parent
+    assert base_spec("weak-a") == BASES["weak-a"]
+    assert base_spec("weak-a/2") == replace(BASES["weak-a"], seed=2_000_001)
+    names = [*BASES, *(f"{name}/{n}" for name in BASES for n in (1, 2, 9999))]
+    assert len({base_path(name) for name in names}) == len(names)
+    assert base_path("weak-a/1").parent == base_path("weak-a").parent
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_another_pretraining_has_another_seed_and_no_other_difference() -> None:
 )  # fmt: skip
 def test_no_such_base(name: str, recipe_file: Path) -> None:
     with pytest.raises(KeyError):
-        world.base_spec(name)
+        base_spec(name)
     for path in ("agents.teacher1", "agents.student", "reward"):
         with pytest.raises(RecipeError) as caught:
             load_recipe(str(recipe_file), [f"{path}.base='world:{name}'"])
@@ -243,8 +245,8 @@ def test_a_base_is_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
     seen: list[tuple[int, int, str]] = []
     pretrain_bases(["tiny"], lambda *progress: seen.append(progress))
-    path = world.base_path("tiny")
-    assert world.is_ready("tiny") and path.parent.parent == tmp_path
+    path = base_path("tiny")
+    assert is_ready("tiny") and path.parent.parent == tmp_path
     assert seen[-1] == (32, 32, "prompts")
     manifest = json.loads((path / "manifest.json").read_text())
     for name, digest in manifest["files"].items():
@@ -263,13 +265,13 @@ def test_another_pretraining_reads_the_same_pool(tokenizer: Any) -> None:
 
     pool = {
         str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]): ask
-        for prompt, ask in world.asks("pretrain")
+        for prompt, ask in asks("pretrain")
     }
     read = []
     for name in ("weak-b", "weak-b/1"):
-        documents = _documents(tokenizer, replace(world.base_spec(name), prompts=200))
+        documents = _documents(tokenizer, replace(base_spec(name), prompts=200))
         read.append([str(document.prompt) for document in documents])
-        assert {world.third(pool[prompt].topic) for prompt in read[-1]} == {0, 2}
+        assert {third(pool[prompt].topic) for prompt in read[-1]} == {0, 2}
     assert read[0] != read[1] and {*read[0]} != {*read[1]}
 
 
@@ -281,8 +283,7 @@ def test_another_pretraining_makes_other_weights_for_the_same_tokenizer(
     monkeypatch.setenv("MACPO_CACHE", str(tmp_path))
     pretrain_bases(["tiny", "tiny/1"], lambda *progress: None)
     one, other = (
-        json.loads((world.base_path(name) / "manifest.json").read_text())
-        for name in ("tiny", "tiny/1")
+        json.loads((base_path(name) / "manifest.json").read_text()) for name in ("tiny", "tiny/1")
     )
     assert other["base"] == "tiny/1"
     assert other["spec"] == {**one["spec"], "seed": 1_000_004}
@@ -312,7 +313,7 @@ def test_a_killed_command_leaves_no_child_and_no_base(
     while time.monotonic() < deadline and any(map(_runs, children)):
         time.sleep(0.1)
     assert not any(map(_runs, children))
-    assert not world.is_ready("weak-a")
+    assert not is_ready("weak-a")
 
 
 def _runs(pid: int) -> bool:

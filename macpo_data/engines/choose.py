@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from macpo_data.engines.protocol import Engine
 from macpo_data.errors import ModelError
 from macpo_data.models.base import ENDPOINTS, Base, gpus
-from macpo_data.recipe import Engine as Settings
+from macpo_data.recipe.engine import Engine as Settings
 
 
 def pick(settings: Settings, scorer: str | None = None) -> Settings:

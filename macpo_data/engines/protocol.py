@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 
 from macpo_data.models.base import Base, load_chat
 from macpo_data.models.chat import Chat
-from macpo_data.recipe import Endpoint, Sampling
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
 
 FinishReason = Literal["stop", "length", "prompt_too_long", "failed"]
@@ -37,7 +38,7 @@ class Request:
     prompt: list[Message]
     sampling: Sampling
     seed: int
-    group: str
+    group: str  # requests of one group may share a batch
     of: int = 0  # rows that its endpoint is asked for in all, earlier runs included
 
 
@@ -58,17 +59,17 @@ class ScoreRequest:
     voice: Voice
     prompt: list[Message]
     response: str
-    finished: bool
-    group: str
+    finished: bool  # the end-of-turn token is scored as well
+    group: str  # as in Request
 
 
 @dataclass(frozen=True)
 class Score:
-    """Log-likelihood of a response; nats. See schema.SCORES."""
+    """Log-likelihood of a response in nats, as in schema.SCORES."""
 
-    sum_logprob: float
-    num_tokens: int
-    eot_logprob: float
+    sum_logprob: float  # over its tokens, without the end of turn
+    num_tokens: int  # likewise
+    eot_logprob: float  # of the end of turn; 0 where the response has none
 
 
 class Engine(Protocol):

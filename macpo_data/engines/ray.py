@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from macpo_data.engines import vllm as single
+from macpo_data.engines import vllm_settings as single
 from macpo_data.engines.protocol import (
     Chats,
     Completion,
@@ -23,7 +23,7 @@ from macpo_data.engines.protocol import (
 )
 from macpo_data.errors import ModelError
 from macpo_data.models.base import Base
-from macpo_data.recipe import Engine as Settings
+from macpo_data.recipe.engine import Engine as Settings
 
 
 class RayEngine(Engine):

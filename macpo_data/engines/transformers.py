@@ -21,8 +21,8 @@ from macpo_data.engines.protocol import (
 from macpo_data.models.base import Base, load_model, voice_identity
 from macpo_data.models.logprobs import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
 from macpo_data.models.worker import Report
-from macpo_data.recipe import Engine as Settings
-from macpo_data.recipe import digest
+from macpo_data.recipe.engine import Engine as Settings
+from macpo_data.recipe.section import digest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

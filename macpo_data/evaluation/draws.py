@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data.recipe import Sampling
+from macpo_data.recipe.generation import Sampling
 
 KEY = ("prompt_id", "agent", "behavior", "round", "against")
 

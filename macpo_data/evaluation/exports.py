@@ -16,9 +16,9 @@ from macpo_data.errors import DataError
 from macpo_data.generation.mixture import as_rows
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.schema import Message
-from macpo_data.sources.sources import read_file
+from macpo_data.sources.files import read_file
 from macpo_data.store.store import atomic
 
 IDS = ("uid", "question_id", "id", "idx")

@@ -14,7 +14,7 @@ import polars as pl
 
 from macpo_data import stats
 from macpo_data.evaluation import draws
-from macpo_data.evaluation.verdict import BY_PROMPT
+from macpo_data.evaluation.measures import BY_PROMPT
 from macpo_data.plan import Plan, Policy
 
 FORMULA = "(student - floor) / (ceiling - floor)"

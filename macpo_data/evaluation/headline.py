@@ -11,11 +11,11 @@ import polars as pl
 from macpo_data.errors import StoreError
 from macpo_data.evaluation import gap, probe
 from macpo_data.evaluation.advice import IN_SHORT, advise
-from macpo_data.evaluation.evaluate import Evaluation, unmeasured
+from macpo_data.evaluation.measures import BY_PROMPT
 from macpo_data.evaluation.probe import Reading
+from macpo_data.evaluation.results import Evaluation, unmeasured
 from macpo_data.evaluation.signs import of_evaluation
 from macpo_data.evaluation.verdict import (
-    BY_PROMPT,
     Rows,
     Verdict,
     measure_of,
@@ -24,7 +24,7 @@ from macpo_data.evaluation.verdict import (
     verdict,
 )
 from macpo_data.plan import Plan
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import RESPONSES, Message, empty
 from macpo_data.signs.rules import Signs, flags
 from macpo_data.stats import evenly

@@ -23,7 +23,9 @@ from macpo_data.errors import DataError, StoreError
 from macpo_data.generation import judge
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import TRAINED, Judge, Recipe, RewardModel, digest
+from macpo_data.recipe.evaluation import TRAINED, Judge, RewardModel
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 from macpo_data.schema import PROBE_SCORES, PROBED, Table, check
 from macpo_data.store.store import Store, write_parquet
 

@@ -18,17 +18,12 @@ import polars as pl
 
 from macpo_data import stats
 from macpo_data.errors import DataError
-from macpo_data.evaluation.evaluate import (
-    Evaluation,
-    answers_of,
-    beside,
-    find_baseline,
-    find_policy,
-    write,
-)
+from macpo_data.evaluation.evaluate import answers_of, beside, find_baseline
+from macpo_data.evaluation.policies import find_policy
+from macpo_data.evaluation.results import Evaluation, write
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import FORMAT, Policy
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.schema import JUDGEMENTS, check
 from macpo_data.store.store import atomic, write_json
 

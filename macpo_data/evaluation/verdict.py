@@ -10,11 +10,10 @@ import polars as pl
 
 from macpo_data import stats
 from macpo_data.evaluation import draws
+from macpo_data.evaluation.measures import BY_PROMPT, MEASURES
 
 Rows = list[dict[str, Any]]
 State = Literal["better", "worse", "same", "unknown"]
-MEASURES = ("gold", "reward", "win_lc", "win")  # the first there is tells whether it got better
-BY_PROMPT = ("gold", "reward")
 TRAINED_FOR = {
     "positive": "",
     "negative": ", trained to answer badly",

@@ -8,18 +8,17 @@ from typing import Any, Literal
 import polars as pl
 
 from macpo_data.errors import DataError
-from macpo_data.recipe import Columns, Select
-from macpo_data.sources import overlap, sources
+from macpo_data.forms.registry import trainers
+from macpo_data.forms.shape import Kind, fine_tuning, kinds, shape_of
+from macpo_data.recipe.data import Columns
+from macpo_data.recipe.generation import Select
+from macpo_data.sources import overlap
+from macpo_data.sources.pairs import preference_rows
 
 Level = Literal["error", "warning", "note"]
-Kind = Literal["text", "messages", "message", "other", "missing"]
-TRAINERS = (
-    "trl", "axolotl", "llama-factory", "openrlhf", "open-instruct", "alignment-handbook",
-    "torchtune", "nemo-rl", "macpo",
-)  # fmt: skip
 # A share of pairs whose chosen side is the longer one, beyond which length is what is learned.
 LENGTH_BIAS = 0.65
-_MISREAD = ("messages", "completion", "label", "completions")
+_UNKNOWN = (False, "how it reads data for fine-tuning is not known here")
 _SPACE = r"^\s|\s$"
 
 REASONS = {
@@ -52,127 +51,15 @@ class Reading:
     how: str
 
 
-def kinds(table: pl.DataFrame) -> dict[str, Kind]:
-    """What each column holds."""
-
-    def kind(dtype: pl.DataType) -> Kind:
-        inner = dtype.inner if isinstance(dtype, pl.List) else dtype
-        is_message = isinstance(inner, pl.Struct) and {"role", "content"} <= {
-            field.name for field in inner.fields
-        }
-        if is_message:
-            return "messages" if isinstance(dtype, pl.List) else "message"
-        return "text" if dtype == pl.String else "other"
-
-    return {name: kind(dtype) for name, dtype in table.schema.items()}
-
-
-def fine_tuning(table: pl.DataFrame, columns: Columns) -> pl.DataFrame | None:
-    """A dataset without sides as prompt and chosen, which is what it teaches; None for pairs."""
-    if {columns.chosen, columns.rejected} & set(table.columns):
-        return None
-    if {columns.prompt, "completion"} <= set(table.columns):
-        return table.select(columns.prompt, pl.col("completion").alias("chosen"))
-    if kinds(table).get("messages") == "messages":
-        turns = pl.col("messages").list
-        return table.select(
-            turns.head(turns.len() - 1).alias(columns.prompt), turns.tail(1).alias("chosen")
-        )
-    return None
-
-
-def _sft_readings(table: pl.DataFrame, columns: Columns) -> list[Reading]:
-    whole = "completion" not in table.columns
-    wants = "wants whole conversations, as `messages`"
-    said = {
-        "trl": (True, "trl sft"),
-        "axolotl": (whole, "type: chat_template, field_messages: messages" if whole else wants),
-        "llama-factory": (whole, "stage: sft, formatting: sharegpt" if whole else wants),
-        "macpo": (
-            not whole,
-            "wants the prompt apart"
-            if whole
-            else "macpo train --dataset, --set objective=sft --set columns.chosen=completion "
-            "--set columns.rejected=null",
-        ),
-    }
-    unknown = (False, "how it reads data for fine-tuning is not known here")
-    return [Reading(trainer, *said.get(trainer, unknown)) for trainer in TRAINERS]
-
-
 def readings(table: pl.DataFrame, columns: Columns) -> list[Reading]:
     """How each trainer reads these columns, with the settings that it would need."""
-    if fine_tuning(table, columns) is not None:
-        return _sft_readings(table, columns)
-    known = kinds(table)
-    prompt = known.get(columns.prompt, "missing")
-    chosen = known.get(columns.chosen or "", "missing")
-    rejected = known.get(columns.rejected or "", "missing")
-    both = chosen if chosen == rejected else "other"
-    full = both == "messages" and _is_full(table, columns, prompt)
-    explicit = prompt in ("text", "messages") and both == prompt and not full
-    implicit = prompt == "missing" and (full or both == "text")
-    misread = [name for name in _MISREAD if name in known]
-    texts = [n for n in (f"{columns.chosen}_text", f"{columns.rejected}_text") if n in known]
-    said = {
-        "trl": (
-            (explicit or implicit) and not misread,
-            f"a column named {misread[0]} would be misread"
-            if misread
-            else "explicit prompt"
-            if explicit
-            else "the prompt is inside both sides, and taken out"
-            if implicit
-            else "the prompt is there twice: apart, and inside the sides"
-            if full
-            else f"prompt is {prompt}, chosen {chosen}, rejected {rejected}; they have to be alike",
-        ),
-        "axolotl": (
-            prompt in ("text", "messages")
-            and {chosen, rejected} <= {"text", "messages", "message"},
-            f"type: chat_template.default, field_messages: {columns.prompt}"
-            if prompt in ("text", "messages")
-            else "chat_template.default wants the prompt apart",
-        ),
-        "llama-factory": (
-            prompt == "messages" and both == "message",
-            "formatting: sharegpt, ranking: true"
-            if prompt == "messages" and both == "message"
-            else "wants each side as one message; as lists, rows vanish without a word",
-        ),
-        "openrlhf": (
-            both == "messages" and (explicit or implicit),
-            "--data.apply_chat_template, the default configuration only"
-            if both == "messages" and (explicit or implicit)
-            else "wants lists of messages, the prompt apart or inside both",
-        ),
-        "nemo-rl": (
-            prompt in ("text", "messages") and (both == "text" or len(texts) == 2),
-            f"chosen_key: {texts[0]}, rejected_key: {texts[1]}"
-            if len(texts) == 2
-            else "BinaryPreferenceDataset"
-            if both == "text" and prompt != "missing"
-            else "wants the prompt apart and both sides as text",
-        ),
-    }
-    for trainer in ("open-instruct", "alignment-handbook", "torchtune"):
-        how = "whole conversations" if full else "wants the prompt inside both sides, as messages"
-        said[trainer] = (full, how)
-    said["macpo"] = (True, "macpo train --dataset")
-    return [Reading(trainer, *said[trainer]) for trainer in TRAINERS]
-
-
-def _is_full(table: pl.DataFrame, columns: Columns, prompt: Kind) -> bool:
-    """Whether both sides hold the prompt: more than one turn, the first one not the assistant's."""
-    if table.is_empty():
-        return False
-    sides = [pl.col(name) for name in (columns.chosen, columns.rejected) if name]
-    whole = pl.all_horizontal(
-        (side.list.len() > 1) & (side.list.first().struct.field("role") != "assistant")
-        for side in sides
-    )
-    share = table.select(whole.fill_null(False).mean()).item()
-    return bool(share and share > 0.5)
+    shape = shape_of(table, columns)
+    pairs = fine_tuning(table, columns) is None
+    read = []
+    for trainer in trainers():
+        use = trainer.pairs if pairs else trainer.fine_tuning
+        read.append(Reading(trainer.name, *(use.reads(shape) if use else _UNKNOWN)))
+    return read
 
 
 def findings(
@@ -200,51 +87,68 @@ def findings(
     if (targets := fine_tuning(table, columns)) is not None:
         table, columns = targets, Columns(prompt=columns.prompt, rejected=None)
     table = table.drop("at", strict=False)  # what rows are numbered by here
-    rows = sources.preference_rows(table, columns, place).with_row_index("at")
+    rows = preference_rows(table, columns, place).with_row_index("at")
     if rows.is_empty():
         return [Finding("error", "there is no row", 0)]
-    found = [
-        _finding(rows, "error", text, pl.col("reason") == reason)
-        for reason, text in REASONS.items()
-    ]
-    sides = ("chosen", "rejected") if columns.rejected else ("chosen",)
-    nothing = pl.any_horizontal(pl.col(side).is_null() for side in sides)
-    found.append(_finding(rows, "error", "a side is missing", nothing & pl.col("reason").is_null()))
-    good = rows.filter(pl.col("prompt_id").is_not_null() & ~nothing)
-    found += [
-        _finding(
-            rows, "warning", "the prompt occurred before", pl.col("reason") == "duplicate_prompt"
-        ),
+    good, listed = _usable(rows, columns)
+    before = pl.col("reason") == "duplicate_prompt"
+    listed += [
+        _finding(rows, "warning", "the prompt occurred before", before),
         _doubled(good),
         *_spacing(table, columns),
+        _reworded(good),
+        *_leaked(good, tests or []),
     ]
+    if chat is not None:
+        listed.append(_too_long(good, chat, max_length))
+    if columns.rejected and not good.is_empty():
+        listed.append(_length_bias(good))
+    listed += _cut(table)
+    return [each for each in listed if each.count]
+
+
+def _usable(rows: pl.DataFrame, columns: Columns) -> tuple[pl.DataFrame, list[Finding]]:
+    """The rows with a prompt and all sides, and what is wrong with the others."""
+    sides = ("chosen", "rejected") if columns.rejected else ("chosen",)
+    nothing = pl.any_horizontal(pl.col(side).is_null() for side in sides)
+    reasons = {text: pl.col("reason") == reason for reason, text in REASONS.items()}
+    reasons["a side is missing"] = nothing & pl.col("reason").is_null()
+    listed = [_finding(rows, "error", text, holds) for text, holds in reasons.items()]
+    return rows.filter(pl.col("prompt_id").is_not_null() & ~nothing), listed
+
+
+def _reworded(good: pl.DataFrame) -> Finding:
+    """A prompt that occurred before in all but case and points."""
     asked = good.select("prompt_id", "at", text=overlap.question(pl.col("prompt")))
     again = pl.col("text").is_duplicated() & ~pl.col("text").is_first_distinct()
-    reworded = asked.unique("prompt_id", maintain_order=True)
-    found.append(
-        _finding(
-            reworded, "warning", "the prompt differs from an earlier one in case or points", again
-        )
-    )
-    if tests:
-        out = overlap.excluded(good.unique("prompt_id"), tests, Select(test_sets=["given"]))
-        for reason, text in {
-            "in_test_set": "the prompt stands in a test set",
-            "overlaps_test_set": "the prompt overlaps a test set",
-        }.items():
-            ids = out.filter(pl.col("reason") == reason)["prompt_id"].implode()
-            found.append(_finding(good, "error", text, pl.col("prompt_id").is_in(ids)))
-    if chat is not None:
-        found.append(_too_long(good, chat, max_length))
-    if columns.rejected and not good.is_empty():
-        found.append(_length_bias(good))
+    text = "the prompt differs from an earlier one in case or points"
+    return _finding(asked.unique("prompt_id", maintain_order=True), "warning", text, again)
+
+
+def _leaked(good: pl.DataFrame, tests: list[pl.Series]) -> list[Finding]:
+    """Prompts that stand in a test set, or overlap one."""
+    if not tests:
+        return []
+    out = overlap.excluded(good.unique("prompt_id"), tests, Select(test_sets=["given"]))
+    texts = {
+        "in_test_set": "the prompt stands in a test set",
+        "overlaps_test_set": "the prompt overlaps a test set",
+    }
+    ids = {reason: out.filter(reason=reason)["prompt_id"].implode() for reason in texts}
+    return [
+        _finding(good, "error", text, pl.col("prompt_id").is_in(ids[reason]))
+        for reason, text in texts.items()
+    ]
+
+
+def _cut(table: pl.DataFrame) -> list[Finding]:
+    """Chosen answers without an end, where the dataset says why each ended."""
     ends = (name for name in table.columns if name.endswith("chosen_finish_reason"))
     cut = [pl.col(name).cast(pl.String, strict=False) == "length" for name in ends]
-    if cut:
-        at = table.with_row_index("at")
-        text = "chosen was cut by the token limit: it does not teach to stop"
-        found.append(_finding(at, "warning", text, pl.any_horizontal(cut)))
-    return [each for each in found if each.count]
+    if not cut:
+        return []
+    text = "chosen was cut by the token limit: it does not teach to stop"
+    return [_finding(table.with_row_index("at"), "warning", text, pl.any_horizontal(cut))]
 
 
 def _finding(rows: pl.DataFrame, level: Level, what: str, holds: pl.Expr) -> Finding:
@@ -267,32 +171,32 @@ def _doubled(good: pl.DataFrame) -> Finding:
 
 def _spacing(table: pl.DataFrame, columns: Columns) -> list[Finding]:
     """Text with white space around it: axolotl finds contents by their text, and loses such."""
-    found = []
+    rows, held = table.with_row_index("at"), kinds(table)
+    listed = []
     for name in (columns.prompt, columns.chosen, columns.rejected):
-        if name is None or name not in table.columns:
-            continue
-        kind = kinds(table)[name]
-        column = pl.col(name)
-        if kind == "messages":
-            spaced = column.list.eval(
-                pl.element().struct.field("content").cast(pl.String).str.contains(_SPACE)
-            ).list.any()
-        elif kind == "message":
-            spaced = column.struct.field("content").cast(pl.String).str.contains(_SPACE)
-        elif kind == "text":
-            spaced = column.str.contains(_SPACE)
-        else:
-            continue
-        text = f"white space around a text in {name}"
-        found.append(_finding(table.with_row_index("at"), "warning", text, spaced))
-    return found
+        if name in held and (spaced := _spaced(pl.col(name), held[name])) is not None:
+            text = f"white space around a text in {name}"
+            listed.append(_finding(rows, "warning", text, spaced))
+    return listed
+
+
+def _spaced(column: pl.Expr, kind: Kind) -> pl.Expr | None:
+    """Whether a text of a column begins or ends with white space; None where it holds no text."""
+    if kind == "text":
+        return column.str.contains(_SPACE)
+    if kind == "message":
+        return column.struct.field("content").cast(pl.String).str.contains(_SPACE)
+    if kind == "messages":
+        content = pl.element().struct.field("content").cast(pl.String)
+        return column.list.eval(content.str.contains(_SPACE)).list.any()
+    return None
 
 
 def _too_long(good: pl.DataFrame, chat: Any, max_length: int) -> Finding:
     over = []
     for row in good.iter_rows(named=True):
-        said = [row[side] for side in ("chosen", "rejected") if row[side] is not None]
-        answers = [chat.response_ids(text, True) for text in said]
+        texts = [row[side] for side in ("chosen", "rejected") if row[side] is not None]
+        answers = [chat.response_ids(text, True) for text in texts]
         if len(chat.prompt_ids(row["prompt"])) + max(map(len, answers)) > max_length:
             over.append(row["at"])
     text = f"longer than {max_length} tokens: cut, or dropped, by the trainer"
@@ -311,13 +215,14 @@ def _length_bias(good: pl.DataFrame) -> Finding:
     )
 
 
-def verdict(found: list[Finding], read: list[Reading], wanted: str | None) -> bool:
+def verdict(findings: list[Finding], read: list[Reading], wanted: str | None) -> bool:
     """Whether the dataset is fit: no error in its rows, and the trainer that counts can read it.
 
     Raises:
         DataError: there is no such trainer.
     """
-    if wanted is not None and wanted not in TRAINERS:
-        raise DataError(f"no trainer {wanted!r}; choose {', '.join(TRAINERS)}")
+    names = [reading.trainer for reading in read]
+    if wanted is not None and wanted not in names:
+        raise DataError(f"no trainer {wanted!r}; choose {', '.join(names)}")
     fit = next((r.reads for r in read if r.trainer == wanted), any(r.reads for r in read))
-    return fit and not any(each.level == "error" for each in found)
+    return fit and not any(each.level == "error" for each in findings)

@@ -16,7 +16,9 @@ import polars as pl
 from macpo_data.errors import DataError
 from macpo_data.generation import people, select
 from macpo_data.plan import Policy
-from macpo_data.recipe import Recipe, RewardModel, Sampling
+from macpo_data.recipe.evaluation import RewardModel
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, Part, check, empty
 
 

@@ -17,9 +17,15 @@ import polars as pl
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.models.base import Base, is_folder
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe import Endpoint, Recipe, RewardModel, Sampling, digest
+from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.evaluation import RewardModel
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
 from macpo_data.schema import PROMPTS, SAMPLES, Message, Part, check, empty, prompt_id
-from macpo_data.sources import sources
+from macpo_data.sources.files import is_local
+from macpo_data.sources.parts import read_parts
+from macpo_data.sources.places import PARTS, all_paths
 from macpo_data.store.store import Store
 from macpo_data.world.named import WORLD
 
@@ -235,9 +241,9 @@ def measure(plan: Plan, store: Store) -> Sizes:
     recipe = plan.recipe
     parts: Any = None
     if store.is_done(plan.prompts_name):
-        parts = {p: store.read(plan.prompts_name, f"{p}.parquet") for p in sources.PARTS}
-    elif all(map(sources.is_local, sources.all_paths(recipe.data))):
-        parts, _ = sources.read_parts(recipe.data, recipe.seed)
+        parts = {p: store.read(plan.prompts_name, f"{p}.parquet") for p in PARTS}
+    elif all(map(is_local, all_paths(recipe.data))):
+        parts, _ = read_parts(recipe.data, recipe.seed)
     if parts is None:
         return unknown(recipe)
     some = {p: frame.head(SAMPLE) for p, frame in parts.items()}
@@ -260,8 +266,8 @@ def unknown(recipe: Recipe) -> Sizes:
     tokens = UNKNOWN_CHARS / CHARS_PER_TOKEN
     sample = made_up(UNKNOWN_CHARS, turns)
     return Sizes(
-        {p: _rows(recipe, p) for p in sources.PARTS},
-        dict.fromkeys(sources.PARTS, sample),
+        {p: _rows(recipe, p) for p in PARTS},
+        dict.fromkeys(PARTS, sample),
         CHARS_PER_TOKEN,
         None,
         f"the data is not here yet: prompts are taken to have {tokens:.0f} tokens and {turns} "

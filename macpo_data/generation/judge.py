@@ -19,10 +19,10 @@ from macpo_data.generation.context import Context, Judged
 from macpo_data.generation.mixture import as_rows
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill, question
-from macpo_data.recipe import Judge
+from macpo_data.recipe.evaluation import Judge
 from macpo_data.schema import MEETINGS
 from macpo_data.schema import check as schema_check
-from macpo_data.world import world
+from macpo_data.world.judge import gold
 
 CRITERIA = {
     "instruction adherence": "does what was asked, within the limits that were set",
@@ -342,7 +342,7 @@ def _likelihood(ctx: Context, who: Policy, answers: pl.DataFrame) -> pl.Series:
 def _gold(rows: pl.DataFrame) -> pl.Series:
     pairs = rows.select("prompt", "response").iter_rows()
     try:
-        return pl.Series([world.gold(prompt, answer).score for prompt, answer in pairs])
+        return pl.Series([gold(prompt, answer).score for prompt, answer in pairs])
     except KeyError as error:
         raise DataError(
             f"the gold judge knows only the world's own prompts, and not {error}; set "

@@ -9,7 +9,7 @@ import polars as pl
 from macpo_data.generation.context import Context
 from macpo_data.plan import Policy
 from macpo_data.prompts import fill
-from macpo_data.recipe import Mixture
+from macpo_data.recipe.generation import Mixture
 from macpo_data.schema import MESSAGES, SAMPLES, Message, empty, prompt_id
 
 # What a turn of a conversation was answered to, and by whom.

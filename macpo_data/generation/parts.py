@@ -8,9 +8,11 @@ import polars as pl
 
 from macpo_data.errors import DataError
 from macpo_data.plan import FORMAT, Plan
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 from macpo_data.schema import UNUSABLE, check
-from macpo_data.sources import overlap, sources
+from macpo_data.sources import overlap
+from macpo_data.sources.files import is_local
+from macpo_data.sources.parts import read_parts
 from macpo_data.sources.tables import read_table
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store, write_parquet
@@ -26,7 +28,7 @@ def draw(plan: Plan, store: Store, pins: Mapping[str, str | None]) -> None:
     with store.lock(name):
         if store.is_done(name):
             return
-        frames, unusable = sources.read_parts(recipe.data, recipe.seed, dict(pins))
+        frames, unusable = read_parts(recipe.data, recipe.seed, dict(pins))
         folder = store.clear(name)
         for part, frame in frames.items():
             write_parquet(folder / f"{part}.parquet", frame)
@@ -45,7 +47,7 @@ def tests(lock: Lock, settings: Select) -> list[pl.Series]:
     """
     texts = []
     for path, pin in lock.datasets(settings.test_sets).items():
-        table = read_table(path, revision=None if sources.is_local(path) else pin, split=None)
+        table = read_table(path, revision=None if is_local(path) else pin, split=None)
         if (prompts := overlap.texts(table)) is None:
             raise DataError(
                 f"select.test_sets: {path} has no column of prompts "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 from macpo_data.schema import PAIRS
 
 LABELS = "labels"  # for whom noise is drawn, where it is in the student's weak labels

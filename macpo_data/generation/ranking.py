@@ -13,7 +13,7 @@ from typing import Literal
 
 import polars as pl
 
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
 
 Pairs = Literal["all", "swiss", "first_vs_rest"]
 Order = Literal["judge", "random", "first"]

@@ -17,7 +17,9 @@ from macpo_data.models.base import Base, load_chat, load_classifier
 from macpo_data.models.chat import Chat
 from macpo_data.models.worker import Report
 from macpo_data.plan import Plan
-from macpo_data.recipe import TRAINED, Engine, RewardModel, digest
+from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.evaluation import TRAINED, RewardModel
+from macpo_data.recipe.section import digest
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Shards, Store
 from macpo_data.versions import versions

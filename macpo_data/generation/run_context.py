@@ -20,7 +20,9 @@ from macpo_data.generation.shards import Task, perplexity, run_tasks
 from macpo_data.models.base import ENDPOINTS, Base
 from macpo_data.models.worker import Progress, Workers
 from macpo_data.plan import FORMAT, Plan, Policy
-from macpo_data.recipe import RewardModel, Sampling, digest
+from macpo_data.recipe.evaluation import RewardModel
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.section import digest
 from macpo_data.schema import PROMPTS, SAMPLES, SCORES, Part, check, empty
 from macpo_data.sources import overlap
 from macpo_data.store.pins import Lock

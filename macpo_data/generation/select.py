@@ -7,7 +7,8 @@ import re
 
 import polars as pl
 
-from macpo_data.recipe import Select, digest
+from macpo_data.recipe.generation import Select
+from macpo_data.recipe.section import digest
 from macpo_data.schema import CANDIDATES, DROPPED, PAIRS, SAMPLES, SCORES, check
 
 # Reasons of prompts that nobody may learn.

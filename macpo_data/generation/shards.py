@@ -14,8 +14,9 @@ from macpo_data.engines.choose import open_engine
 from macpo_data.engines.protocol import Engine, Request, Score, ScoreRequest, Voice
 from macpo_data.models.base import Base
 from macpo_data.models.worker import Report
-from macpo_data.recipe import Engine as Settings
-from macpo_data.recipe import Sampling, digest
+from macpo_data.recipe.engine import Engine as Settings
+from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.section import digest
 from macpo_data.schema import SAMPLES, SCORES, Table
 from macpo_data.store.store import Shards
 from macpo_data.text import repetition

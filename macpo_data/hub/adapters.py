@@ -17,9 +17,10 @@ from macpo_data import hf as remote
 from macpo_data.errors import HubError
 from macpo_data.hub.index import adapters_repo
 from macpo_data.hub.push import Push, ensure, set_tag
+from macpo_data.hub.templates import fill
 from macpo_data.models.worker import Progress, Workers
+from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.pins import Lock
-from macpo_data.store.store import MANIFEST
 from macpo_data.world.named import WORLD
 
 INDEX = "adapters.json"
@@ -104,19 +105,14 @@ def _push(push: Push, repo: str, found: dict[str, str], private: bool) -> str:
 
 
 def _card(push: Push, repo: str, index: dict[str, dict[str, Any]]) -> str:
-    rows = "".join(
-        f"| `{short}` | {facts['base']} | {facts['objective']} | {facts['start'] or 'the base'} "
-        f"| {facts['reference'] or ''} | `{facts['adapter_sha256'][:16]}` |\n"
-        for short, facts in index.items()
-    )
-    first = next(iter(index))
-    return (
-        _metadata(push, sorted({str(facts["base"]) for facts in index.values()}), "adapter")
-        + f"# Adapters of {push.repo}\n\nWritten by `macpo push --adapters`. Each folder is one "
-        "adapter with the manifest of its training; the tag of the same name pins it.\n\n"
-        "| adapter | base | objective | start | reference | sha256 |\n"
-        "| --- | --- | --- | --- | --- | --- |\n" + rows + "\n```python\n"
-        f'PeftModel.from_pretrained(base, "{repo}", subfolder="{first}", revision="{first}")\n```\n'
+    bases = sorted({str(facts["base"]) for facts in index.values()})
+    return fill(
+        "adapters.md.jinja",
+        metadata=_metadata(push, bases, "adapter"),
+        dataset=push.repo,
+        repo=repo,
+        adapters=index,
+        first=next(iter(index)),
     )
 
 
@@ -127,7 +123,7 @@ def _metadata(push: Push, bases: list[str], relation: str) -> str:
     if on_hub:
         values |= {"base_model": on_hub, "base_model_relation": relation}
     values |= {"datasets": [push.repo], "tags": ["macpo", "dpo"]}
-    return "---\n" + yaml.safe_dump(values, sort_keys=False) + "---\n\n"
+    return str(yaml.safe_dump(values, sort_keys=False))
 
 
 def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> str:
@@ -168,11 +164,14 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
             p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file()
         }
         files["macpo.json"] = (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode()
-        files["README.md"] = (
-            _metadata(push, [agent.base], "finetune")
-            + f"# {repo}\n\n{step.makes} of {push.repo} at "
-            f"{push.tag}: adapter `{facts['adapter_sha256'][:16]}` merged into {agent.base} in "
-            f"{facts['dtype']}.\n"
+        files["README.md"] = fill(
+            "merged.md.jinja",
+            metadata=_metadata(push, [agent.base], "finetune"),
+            repo=repo,
+            policy=step.makes,
+            dataset=push.repo,
+            tag=push.tag,
+            facts=facts,
         ).encode()
         for _ in range(TRIES):
             branches, tags = remote.commits(api, repo, "model")

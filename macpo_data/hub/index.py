@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypedDict
 
 from macpo_data.errors import StoreError
+from macpo_data.forms import registry
+from macpo_data.store.manifests import parse_json
 
 INDEX = "macpo/index.json"
+CANDIDATES_SUFFIX = "_candidates"  # the suffix of a configuration that is no trainer's
 
 
 class Config(TypedDict):
@@ -43,7 +45,8 @@ def config_name(round_: int, learner: str) -> str:
 
 def owned(name: str) -> tuple[str, ...]:
     """The folders of the tree that belong to one learner's dataset of one round."""
-    suffixes = ("", "_full", "_sharegpt", "_candidates", "_messages")
+    forms = [*registry.forms(True), *registry.forms(False)]
+    suffixes = dict.fromkeys([*(form.suffix for form in forms), CANDIDATES_SUFFIX])
     return (*(f"data/{name}{suffix}/" for suffix in suffixes), f"macpo/{name}/")
 
 
@@ -56,7 +59,7 @@ def read_index(content: bytes | None, where: str) -> Index:
     if content is None:
         return {}
     try:
-        index: Index = json.loads(content)
+        index: Index = parse_json(content)
         for name, entry in index.items():
             if config_name(entry["round"], entry["learner"]) != name:
                 raise ValueError(name)

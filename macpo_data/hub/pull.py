@@ -7,7 +7,6 @@ bytes are compared with the hashes of a sealed manifest, and code is never run.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -25,10 +24,12 @@ from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import Recipe, text_files
-from macpo_data.sources import sources
+from macpo_data.recipe.recipe import Recipe, text_files
+from macpo_data.sources.files import is_local
+from macpo_data.sources.places import all_paths
+from macpo_data.store.manifests import MANIFEST, AnyManifest, parse_json, read_manifest
 from macpo_data.store.pins import Lock
-from macpo_data.store.store import MANIFEST, Store, write_json
+from macpo_data.store.store import Store, atomic, write_json
 
 Say = Callable[[str], None]
 Read = Callable[[str], bytes | None]  # a file of what was published; None if it is not there
@@ -126,7 +127,7 @@ def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
     """The adapters from which a round is trained, and to which it is held."""
     needed = {"start", "adapter_sha256", "needs", "repo", "revision", "trains"}
     try:
-        starts: list[dict[str, Any]] = json.loads(content)
+        starts: list[dict[str, Any]] = parse_json(content)
         if all(needed <= start.keys() for start in starts):
             return starts
     except (ValueError, TypeError, AttributeError):
@@ -205,9 +206,9 @@ def _local_paths(recipe: Recipe) -> list[str]:
     """The data and models of a recipe that are read from this machine's disk."""
     judges = [judge.reward for judge in (recipe.judge, recipe.eval.judge) if judge]
     rewards = [reward.model for reward in (recipe.eval.reward, *judges) if reward]
-    named = [*sources.all_paths(recipe.data), *recipe.select.test_sets, recipe.reward.base or ""]
+    named = [*all_paths(recipe.data), *recipe.select.test_sets, recipe.reward.base or ""]
     named += [*rewards, *(agent.base for agent in recipe.agents.values())]
-    return [path for path in dict.fromkeys(named) if path and sources.is_local(path)]
+    return [path for path in dict.fromkeys(named) if path and is_local(path)]
 
 
 def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:
@@ -229,7 +230,7 @@ def _lock(read: Read, place: str, name: str, store: Store) -> None:
     """Lay the published pins beside those of the run; they may not contradict each other."""
     mine = Lock(store.root).pins()
     try:
-        published = json.loads(_must(read, f"macpo/{name}/lock.json", place))
+        published = parse_json(_must(read, f"macpo/{name}/lock.json", place))
         pins = {kind: dict(published.get(kind, {})) for kind in ("models", "data")}
     except (ValueError, TypeError, AttributeError):
         raise HubError(f"{place}: its lock.json is damaged; ask who published it") from None
@@ -257,32 +258,36 @@ def _put(store: Store, name: str, read: Read) -> str:
             raise HubError(f"{name} was not published whole; ask who published it")
         folder = store.clear(name)
         try:
-            # Sealed beside the others first, under a name that no state looks at.
-            trial = Store(folder / ".pull", store.say)
-            trial.path(name).mkdir(parents=True)
-            (trial.path(name) / MANIFEST).write_bytes(content)
-            manifest = trial.manifest(name)
-            parts = ("files", "inputs", *(("summary",) if name.startswith("data/") else ()))
-            if manifest is None or not all(isinstance(manifest.get(p), dict) for p in parts):
-                raise StoreError(name)
-            brought = []
-            for file in manifest["files"]:
+            manifest = _checked(content, name, folder / MANIFEST)
+            for file, sha in manifest.files.items():
                 data = read(file) if _plain(file) else None
-                if data is not None:
-                    (trial.path(name) / file).write_bytes(data)
-                    brought.append(file)
-            if not brought:
+                if data is None:
+                    continue
+                if hashlib.sha256(data).hexdigest() != sha:
+                    raise StoreError(file)
+                (folder / file).write_bytes(data)
+            if not any(folder.iterdir()):
                 raise HubError(f"{name} was not published whole; ask who published it")
-            trial.verify(name, *brought)
+            with atomic(folder / MANIFEST) as temporary:
+                temporary.write_bytes(content)
         except StoreError:
             shutil.rmtree(folder)
             raise HubError(
                 f"{name} is not what its manifest says, and was not kept; ask who published it"
             ) from None
-        for file in (*brought, MANIFEST):
-            (trial.path(name) / file).replace(folder / file)
-        shutil.rmtree(trial.root)
         return f"pulled   {store.path(name)}"
+
+
+def _checked(content: bytes, name: str, path: Path) -> AnyManifest:
+    """The manifest of a result, which says all that a result from elsewhere has to say.
+
+    Raises:
+        StoreError: it does not, or is another result's.
+    """
+    facts, manifest = read_manifest(content, name, path)
+    if not {"inputs", *(["summary"] if name.startswith("data/") else [])} <= facts.keys():
+        raise StoreError(name)
+    return manifest
 
 
 def _plain(file: str) -> bool:

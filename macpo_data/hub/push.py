@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from macpo_data import hf as remote
 from macpo_data.errors import HubError, StoreError
+from macpo_data.forms import trainer
 from macpo_data.hub.index import INDEX, Index, config_name, owned, read_index
 from macpo_data.hub.tree import assemble, identity, render_step
 from macpo_data.plan import Plan, Step
-from macpo_data.sources import sources
+from macpo_data.sources.files import is_local
+from macpo_data.sources.places import all_paths
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store, atomic
 
@@ -212,7 +214,7 @@ def _publish(
     )
     if create_pr:
         return made
-    full = files | assemble(index, repo, "_full")
+    full = files | assemble(index, repo, trainer.FULL.suffix)
     _publish_full(api, repo, branches.get(FULL), made, full, f"{message}, full form as default")
     set_tag(api, repo, "dataset", push.tag, made)
     return made
@@ -315,8 +317,8 @@ def source_licence(plan: Plan, store: Store, say: Say) -> str | None:
     It is asked for once and then kept with the other pins, so that the same round stays the same.
     """
     data, lock = plan.recipe.data, Lock(store.root)
-    paths = list(dict.fromkeys(sources.all_paths(data)))
-    if not paths or any(sources.is_local(path) for path in paths):
+    paths = list(dict.fromkeys(all_paths(data)))
+    if not paths or any(is_local(path) for path in paths):
         return None
 
     def stated(path: str) -> str | None:

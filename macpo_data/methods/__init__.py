@@ -12,7 +12,7 @@ from pkgutil import iter_modules
 from macpo_data.methods import ceiling
 from macpo_data.methods.method import Method
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 
 SHARPENING = "sharpening (own likelihood)"
 

@@ -11,7 +11,7 @@ from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
 from macpo_data.methods.steps import EXCLUDE_READS, SFT_READS
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 
 NAME = "ceiling"
 

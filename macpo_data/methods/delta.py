@@ -27,8 +27,8 @@ from macpo_data.methods.steps import (
     weak_start,
 )
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
 from macpo_data.recipe.draft import Draft
+from macpo_data.recipe.recipe import Recipe
 
 
 def plan(recipe: Recipe) -> list[Step]:

@@ -26,8 +26,8 @@ from macpo_data.methods.steps import (
     switched_on,
 )
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
 from macpo_data.recipe.draft import Draft
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import SAMPLES
 
 CHOOSING_READS = ("sampling.n", "select.keep", "select.max_perplexity")

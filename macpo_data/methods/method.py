@@ -8,8 +8,8 @@ from typing import Any
 
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.plan import Step
-from macpo_data.recipe import Recipe
 from macpo_data.recipe.draft import Draft
+from macpo_data.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from macpo_data.methods.steps import (
     prefer,
 )
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import CANDIDATES, SCORES, check
 
 

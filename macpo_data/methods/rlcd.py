@@ -12,7 +12,7 @@ from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
 from macpo_data.methods.steps import CHOOSING, TEACHING, WRITING_READS, prefer, weak_start
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 
 
 def plan(recipe: Recipe) -> list[Step]:

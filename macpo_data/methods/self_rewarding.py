@@ -15,8 +15,8 @@ from macpo_data.methods import moaa
 from macpo_data.methods.method import Method
 from macpo_data.methods.steps import CHOOSING, TEACHING, weak_start
 from macpo_data.plan import Step
-from macpo_data.recipe import Recipe
 from macpo_data.recipe.draft import Draft
+from macpo_data.recipe.recipe import Recipe
 
 
 def plan(recipe: Recipe) -> list[Step]:

@@ -7,7 +7,7 @@ labelling teacher's answers. Those steps are MACPO's own, made once for all of t
 from __future__ import annotations
 
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 
 SFT_READS = ("seed", "lora", "train")
 DPO_READS = (*SFT_READS, "dpo")

@@ -12,7 +12,7 @@ from macpo_data.methods import macpo
 from macpo_data.methods.method import Method
 from macpo_data.methods.steps import CHOOSING, TEACHING, initialise, labels, weak_start
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import Recipe
+from macpo_data.recipe.recipe import Recipe
 
 
 def plan(recipe: Recipe) -> list[Step]:

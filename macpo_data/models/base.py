@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from macpo_data.errors import ModelError, first_line
 from macpo_data.models.chat import Chat, make_chat
-from macpo_data.recipe import Agent, digest
-from macpo_data.world import world
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.section import digest
+from macpo_data.world.bases import base_path
 from macpo_data.world.named import WORLD, check_world_base
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Base:
     def source(self) -> str:
         """What `from_pretrained` takes."""
         if self.is_world:
-            return str(world.base_path(self.id.removeprefix(WORLD)))
+            return str(base_path(self.id.removeprefix(WORLD)))
         return str(Path(self.id).expanduser()) if self.id.startswith("~") else self.id
 
     @property

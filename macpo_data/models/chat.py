@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from macpo_data.errors import ModelError
-from macpo_data.recipe import NAMED_TEMPLATES, read_template
+from macpo_data.recipe.agents import NAMED_TEMPLATES, read_template
 from macpo_data.schema import Message
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from macpo_data.errors import StoreError
 from macpo_data.evaluation import gap, probe
 from macpo_data.evaluation.advice import advise
 from macpo_data.evaluation.draws import described
-from macpo_data.evaluation.evaluate import Evaluation, latest
 from macpo_data.evaluation.headline import headline, scores_of
 from macpo_data.evaluation.probe import best_line
+from macpo_data.evaluation.results import Evaluation, latest
 from macpo_data.evaluation.verdict import Rows
 from macpo_data.methods import name_of
 from macpo_data.plan import Plan, Step

@@ -13,10 +13,11 @@ import yaml
 
 from macpo_data import hf as remote
 from macpo_data.errors import DataError, first_line
-from macpo_data.recipe import Columns
-from macpo_data.sources import sources
+from macpo_data.recipe.data import Columns
+from macpo_data.sources.files import is_local
+from macpo_data.sources.pairs import preference_rows
 from macpo_data.sources.tables import default_config, read_table
-from macpo_data.store.store import MANIFEST
+from macpo_data.store.manifests import MANIFEST
 
 _FINGERPRINT = re.compile(r"^[0-9a-f]{8}$")
 SCORED = ("chosen_perplexity", "rejected_perplexity", "chosen_num_tokens", "rejected_num_tokens")
@@ -60,13 +61,13 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
     place, _, revision = what.rpartition("@")
     if not place or Path(what).expanduser().exists():
         place, revision = what, ""
-    if revision and sources.is_local(place):
+    if revision and is_local(place):
         raise DataError(f"{place} is on this disk, where nothing has tags; leave out @{revision}")
     table = read_table(place, config, revision or None)
     columns = Columns()
     if "completion" in table.columns:  # published for fine-tuning
         columns = Columns(chosen="completion", rejected=None)
-    rows = sources.preference_rows(table, columns, place).filter(pl.col("prompt_id").is_not_null())
+    rows = preference_rows(table, columns, place).filter(pl.col("prompt_id").is_not_null())
     scores = [pl.col(name) for name in SCORED if name in table.columns]
     if len(rows) == len(table):
         rows = rows.with_columns(table.select(scores))
@@ -91,7 +92,7 @@ def _published_recipe(place: str, config: str | None, revision: str) -> dict[str
         name = config or default_config(folder / "README.md")
         path = folder / "macpo" / str(name) / "recipe.yaml"
         content = path.read_bytes() if path.is_file() else None
-    elif sources.is_local(place):
+    elif is_local(place):
         content = None
     else:
         with remote.one_line("read", place):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from macpo_data.recipe import Select
+from macpo_data.recipe.generation import Select
 
 ROWS = 50_000  # prompts whose n-grams are in memory at once
 SHINGLE = 3  # words that MinHash takes as one

@@ -15,7 +15,7 @@ import yaml
 
 from macpo_data import hf as remote
 from macpo_data.errors import DataError, first_line
-from macpo_data.sources import sources
+from macpo_data.sources.files import LOCAL_SUFFIXES, is_local, read_file
 
 
 def read_table(
@@ -36,8 +36,8 @@ def read_table(
     path = Path(place).expanduser()
     if path.is_dir():
         return _read_folder(path, config, split)
-    if sources.is_local(place):
-        return sources.read_file(place)
+    if is_local(place):
+        return read_file(place)
     return _read_hub(remote.check_repo(place), config, revision, split)
 
 
@@ -51,17 +51,27 @@ def default_config(card: Path | bytes) -> str | None:
 
 def _read_folder(folder: Path, config: str | None, split: str | None) -> pl.DataFrame:
     configs = _configs(_text(folder / "README.md"), f"{folder}/README.md")
-    if not configs:
-        found = sorted(p for p in folder.rglob("*") if p.name.endswith(sources.LOCAL_SUFFIXES))
-        found = [p for p in found if p.name not in ("manifest.json", "dataset_info.json")]
-        word = re.compile(rf"(?<![a-z]){re.escape(split or '')}(?![a-z])")
-        files = [p for p in found if split and word.search(p.name)]
-        if not files and split not in (None, "train"):
-            raise DataError(f"{folder} has no file for the split {split}; name its file instead")
-        files = files or found
-        if config is not None or not files:
-            raise DataError(f"{folder} has no configurations in a README.md; name its file instead")
-        return _read_files(files)
+    files = _of_config(folder, configs, config, split) if configs else _of_split(folder, split)
+    if not configs and (config is not None or not files):
+        raise DataError(f"{folder} has no configurations in a README.md; name its file instead")
+    return _read_files(files)
+
+
+def _of_split(folder: Path, split: str | None) -> list[Path]:
+    """The files of a folder without a card whose names have the split in them; else, all."""
+    every = sorted(p for p in folder.rglob("*") if p.name.endswith(LOCAL_SUFFIXES))
+    every = [p for p in every if p.name not in ("manifest.json", "dataset_info.json")]
+    word = re.compile(rf"(?<![a-z]){re.escape(split or '')}(?![a-z])")
+    files = [p for p in every if split and word.search(p.name)]
+    if not files and split not in (None, "train"):
+        raise DataError(f"{folder} has no file for the split {split}; name its file instead")
+    return files or every
+
+
+def _of_config(
+    folder: Path, configs: list[dict[str, Any]], config: str | None, split: str | None
+) -> list[Path]:
+    """The files of one configuration of a folder's card."""
     names = [str(each.get("config_name", "default")) for each in configs]
     default = next((n for n, each in zip(names, configs, strict=True) if each.get("default")), None)
     wanted = config or default or (names[0] if len(names) == 1 else None)
@@ -77,7 +87,7 @@ def _read_folder(folder: Path, config: str | None, split: str | None) -> pl.Data
     files = sorted({p for pattern in patterns for p in folder.glob(pattern)})
     if not files:
         raise DataError(f"{folder}: the files of {wanted}, split {split or 'any'}, are not there")
-    return _read_files(files)
+    return files
 
 
 def _text(card: Path) -> str:
@@ -99,23 +109,23 @@ def _configs(text: str, where: str) -> list[dict[str, Any]]:
 
 def _patterns(files: Any, split: str | None) -> list[Any]:
     """The patterns of a split, in each of the forms that a card may use; what is none, too."""
-    found: list[Any] = []
+    patterns: list[Any] = []
     for each in files if isinstance(files, list) else [files] if files else []:
         if not isinstance(each, dict):
-            found.append(each)
+            patterns.append(each)
         elif split in (None, each.get("split")):
             path = each.get("path", [])
-            found += path if isinstance(path, list) else [path]
-    return found
+            patterns += path if isinstance(path, list) else [path]
+    return patterns
 
 
 def _read_files(files: list[Path]) -> pl.DataFrame:
-    frames = [sources.read_file(str(path)) for path in files]
+    frames = [read_file(str(path)) for path in files]
     try:
         return pl.concat(frames, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
-        said = first_line(error)
-        raise DataError(f"{files[0].parent}: its files do not fit together: {said}") from None
+        why = first_line(error)
+        raise DataError(f"{files[0].parent}: its files do not fit together: {why}") from None
 
 
 def _read_hub(
@@ -129,8 +139,8 @@ def _read_hub(
         try:
             read = datasets.load_dataset(repo, config, split=split, revision=revision)
         except ValueError as error:  # how datasets says that it has no such configuration or split
-            said = first_line(error)
-            raise DataError(f"dataset {repo}: {said}; check --config and --revision") from None
+            why = first_line(error)
+            raise DataError(f"dataset {repo}: {why}; check --config and --revision") from None
         except datasets.exceptions.DatasetNotFoundError:
             raise DataError(
                 f"dataset {repo}: there is none of that name"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,11 @@ from filelock import FileLock
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.models import base as models
 from macpo_data.models.base import Base
-from macpo_data.recipe import Agent, Data
-from macpo_data.sources import sources
+from macpo_data.recipe.agents import Agent
+from macpo_data.recipe.data import Data
+from macpo_data.sources.files import is_local, resolve
+from macpo_data.sources.places import mores, paths
+from macpo_data.store.manifests import parse_json
 from macpo_data.store.store import write_json
 
 
@@ -46,8 +48,8 @@ class Lock:
         Raises:
             DataError: one cannot be reached, or a local file is not what it was.
         """
-        pins = self.datasets(sources.paths(data), getattr(data, "revision", "main"))
-        for more in sources.mores(data):
+        pins = self.datasets(paths(data), getattr(data, "revision", "main"))
+        for more in mores(data):
             pins |= self.datasets([more.path], more.revision)
         return pins
 
@@ -59,8 +61,8 @@ class Lock:
         """
         pins: dict[str, str | None] = {}
         for path in paths:
-            now = sources.resolve(path, revision) if sources.is_local(path) else None
-            pin = self._pin("data", f"{path}@{revision}", partial(sources.resolve, path, revision))
+            now = resolve(path, revision) if is_local(path) else None
+            pin = self._pin("data", f"{path}@{revision}", partial(resolve, path, revision))
             if now is not None and pin != now:
                 raise DataError(
                     f"{path} changed since this run first read it; restore it, or give the recipe "
@@ -80,7 +82,7 @@ class Lock:
             StoreError: the file is damaged.
         """
         try:
-            pins = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+            pins = parse_json(self.path.read_bytes()) if self.path.exists() else {}
             if all(isinstance(each, dict) for each in (pins, *pins.values())):
                 return {"models": {}, "data": {}} | pins
         except (ValueError, AttributeError):

@@ -12,20 +12,22 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 from filelock import FileLock, Timeout
 
 from macpo_data.errors import StoreError, hidden_os_error
 from macpo_data.plan import Plan, Step
-from macpo_data.recipe import digest
+from macpo_data.recipe.section import digest
+from macpo_data.store.manifests import MANIFEST as MANIFEST
+from macpo_data.store.manifests import MAX_BYTES, AnyManifest, read_manifest, seal
 
-MANIFEST = "manifest.json"
 Manifest = dict[str, Any]
+M = TypeVar("M", bound=AnyManifest)
 State = Literal["done", "ready", "waiting", "stale"]
 
 
@@ -68,11 +70,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
-    body = {k: v for k, v in manifest.items() if k != "seal"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
 class Store:
     """The results of one run, by the names that its plan gives them."""
 
@@ -89,28 +86,41 @@ class Store:
         """The manifest of a finished result, None if it is not finished.
 
         Raises:
-            StoreError: the manifest was edited or truncated.
+            StoreError: the manifest was edited or truncated, or is another result's.
         """
+        manifest = self._read(name)
+        return manifest and manifest[0]
+
+    def typed(self, name: str, kind: type[M]) -> M | None:
+        """The same as the model of its kind.
+
+        Raises:
+            StoreError: the manifest was edited or truncated, or is of another kind.
+        """
+        manifest = self._read(name)
+        if manifest is None:
+            return None
+        if not isinstance(manifest[1], kind):
+            raise StoreError(f"{self.path(name)} is no result of this kind; run `macpo status`")
+        return manifest[1]
+
+    def _read(self, name: str) -> tuple[Manifest, AnyManifest] | None:
         path = self.path(name) / MANIFEST
         try:
-            manifest: Manifest = json.loads(path.read_text("utf-8"))
-            intact = bool(manifest["seal"] == _seal(manifest))
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError):
-            intact = False
-        if not intact:
-            raise StoreError(f"{path} was edited or cut short; --redo makes the result anew")
-        return manifest
+        return read_manifest(content, name, path)
 
     def is_done(self, name: str) -> bool:
         """Whether a result is finished."""
-        return self.manifest(name) is not None
+        return self.typed(name, AnyManifest) is not None
 
     def content(self, name: str) -> str | None:
         """The sha256 over a finished result's files, None if it is not finished."""
-        manifest = self.manifest(name)
-        return None if manifest is None else str(manifest["content"])
+        manifest = self.typed(name, AnyManifest)
+        return None if manifest is None else manifest.content
 
     def read(self, name: str, file: str) -> pl.DataFrame:
         """Read a table of a finished result, after checking its bytes.
@@ -142,9 +152,9 @@ class Store:
         }
         content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        facts = {**manifest, "files": files, "content": content, "created": created}
+        facts = {**manifest, "files": files, "content": content, "created": created, "name": name}
         sealed: Manifest = json.loads(json.dumps(facts))
-        sealed["seal"] = _seal(sealed)
+        sealed["seal"] = seal(sealed)
         write_json(folder / MANIFEST, sealed)
         return sealed
 
@@ -248,8 +258,8 @@ def states(plan: Plan, store: Store) -> dict[Step, State]:
     for step in plan.steps:
         parents = plan.parents(step)
         try:
-            manifest = store.manifest(plan.name(step))
-            made_from: dict[str, str] = manifest["inputs"] if manifest else {}
+            manifest = store.typed(plan.name(step), AnyManifest)
+            made_from = manifest.inputs if manifest else {}
             fresh = all(store.content(n) in (c, None) for n, c in made_from.items())
         except StoreError:
             found[step] = "stale"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from macpo_data.errors import ModelError
-from macpo_data.world import world
+from macpo_data.world.bases import BASES, base_spec
 
 WORLD = "world:"
 
@@ -17,9 +17,9 @@ def check_world_base(base: str) -> None:
     if not base.startswith(WORLD):
         return
     try:
-        world.base_spec(base.removeprefix(WORLD))
+        base_spec(base.removeprefix(WORLD))
     except KeyError:
-        names = ", ".join(WORLD + n for n in world.BASES)
+        names = ", ".join(WORLD + n for n in BASES)
         raise ModelError(
             f"no base {base}; the embedded world has {names}, and of each others with another seed "
             f"of pretraining, such as {WORLD}weak-a/1"

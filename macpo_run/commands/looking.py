@@ -23,8 +23,8 @@ def status(options: RunOptions) -> None:
     """The steps, all signs of failure, what the probe advises, and the next command."""
     from macpo_data.evaluation import probe
     from macpo_data.evaluation.advice import advise
-    from macpo_data.evaluation.evaluate import latest
     from macpo_data.evaluation.headline import all_signs
+    from macpo_data.evaluation.results import latest
     from macpo_run.terminal.headline import print_advice
 
     with open_run(options) as run:

@@ -144,8 +144,9 @@ def _make_rounds(run: Run, rounds: Sequence[int]) -> tuple[int, Outcome]:
 
 def _print_results(run: Run, last: int) -> None:
     """What the run came to."""
-    from macpo_data.evaluation.evaluate import latest, trained
     from macpo_data.evaluation.headline import examples, headline
+    from macpo_data.evaluation.policies import trained
+    from macpo_data.evaluation.results import latest
     from macpo_run.terminal.headline import print_headline
 
     if run.recipe.data.source == "world":

@@ -25,8 +25,8 @@ def measure(
         against: compare with this policy, or with the human's chosen answers.
         redo: make anew what is damaged or made from what changed.
     """
-    from macpo_data.evaluation.evaluate import latest
     from macpo_data.evaluation.gap import lines
+    from macpo_data.evaluation.results import latest
     from macpo_data.signs.rules import flags
     from macpo_run.terminal.scores import print_evaluation
 
@@ -74,6 +74,6 @@ def import_sheets(options: RunOptions, sheets: list[Path], key: Path | None, *, 
 
 
 def _policies(run: Run, round_: str, agents: list[str]) -> list[Policy]:
-    from macpo_data.evaluation.evaluate import choose
+    from macpo_data.evaluation.policies import choose
 
     return choose(run.plan, run.store, round_, agents)

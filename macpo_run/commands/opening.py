@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from macpo_run.terminal.lines import say_aside
 
 if TYPE_CHECKING:
-    from macpo_data.recipe import Recipe
+    from macpo_data.recipe.recipe import Recipe
     from macpo_run.rounds import Run
 
 RUNS = Path("runs")  # where runs are unless --runs names another folder

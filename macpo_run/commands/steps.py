@@ -86,7 +86,7 @@ def print_costs_to_come(run: Run, steps: Sequence[Step]) -> None:
 
 def next_command(run: Run, states: Mapping[Step, State]) -> str:
     """The command that goes on from here."""
-    from macpo_data.evaluation.evaluate import unmeasured
+    from macpo_data.evaluation.results import unmeasured
 
     last = run.ended_after()
     for step in run.plan.steps:

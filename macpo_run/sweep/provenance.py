@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from macpo_data.recipe import Recipe
-from macpo_data.world import world
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.world.bases import VERSION
 from macpo_data.world.named import WORLD
 
 
@@ -36,7 +36,7 @@ class Provenance:
         if self.commit:
             found.append(f"table written by macpo at commit {self.commit}")
         if self.worlds:
-            found.append(f"the embedded world, version {world.VERSION}: {', '.join(self.worlds)}")
+            found.append(f"the embedded world, version {VERSION}: {', '.join(self.worlds)}")
         return found
 
 

@@ -15,8 +15,9 @@ import polars as pl
 
 from macpo_data import stats
 from macpo_data.evaluation import draws
-from macpo_data.evaluation.evaluate import Evaluation
 from macpo_data.evaluation.gap import Gap, pooled
+from macpo_data.evaluation.measures import PER_ANSWER as MEASURES
+from macpo_data.evaluation.results import Evaluation
 from macpo_data.schema import EVALUATION
 from macpo_data.stats import Estimate, Recovered
 from macpo_run.sweep import budget
@@ -24,7 +25,6 @@ from macpo_run.sweep.budget import WORD, Budget
 from macpo_run.sweep.provenance import Provenance
 from macpo_run.sweep.study import Primary
 
-MEASURES = {"gold": "responses", "reward": "responses", "win": "judgements"}  # the first there is
 RESULTS = {"variant": pl.String(), "seed": pl.Int64(), **EVALUATION}
 SCORES = {
     "variant": pl.String(),

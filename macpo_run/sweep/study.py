@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError
 from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.loading.explain import explain
 from macpo_data.loading.load import load_recipe, read_yaml
-from macpo_data.recipe import Count, Name, Recipe, Section, Seed
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import Count, Name, Section, Seed
 from macpo_data.shipped import recipes_folder
 
 Settings = dict[str, Any]  # dotted key of the recipe: value

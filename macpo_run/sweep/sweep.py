@@ -14,12 +14,16 @@ from statistics import median
 from typing import Any, TypeVar
 
 from macpo_data.errors import Interrupted, MacpoError, StoreError, first_line, plain
-from macpo_data.evaluation import evaluate, gap
-from macpo_data.evaluation.evaluate import Evaluation
+from macpo_data.evaluation import gap
+from macpo_data.evaluation.policies import CHOSEN, every_policy, find_policy, trained
+from macpo_data.evaluation.results import Evaluation
 from macpo_data.models.worker import Progress
 from macpo_data.plan import Policy, Step
-from macpo_data.recipe import TRAINED, Recipe, digest
-from macpo_data.store.store import MANIFEST, atomic, write_json, write_parquet
+from macpo_data.recipe.evaluation import TRAINED
+from macpo_data.recipe.recipe import Recipe
+from macpo_data.recipe.section import digest
+from macpo_data.store.manifests import MANIFEST
+from macpo_data.store.store import atomic, write_json, write_parquet
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.sweep import budget
@@ -93,12 +97,12 @@ class Sweep:
                     "nothing would measure the answers: set eval.reward to a reward model, or "
                     "eval.against to a baseline for a judge"
                 )
-            if against not in (None, evaluate.CHOSEN):
+            if against not in (None, CHOSEN):
                 try:
-                    evaluate.find_policy(run.plan, against)
+                    find_policy(run.plan, against)
                 except MacpoError as error:
                     raise MacpoError(f"{variant.name}: eval.against: {error}") from None
-            known |= {policy.agent for policy in evaluate.every_policy(run.plan)}
+            known |= {policy.agent for policy in every_policy(run.plan)}
         if wrong := [agent for agent in self.agents if agent not in known]:
             raise MacpoError(
                 f"no agent {wrong[0]!r} that is trained: measure {', '.join(sorted(known))}"
@@ -111,8 +115,8 @@ class Sweep:
         """
         steps = _steps(run)
         policies = self._measured(run, [p for s in steps if (p := s.makes)])
-        if run.recipe.eval.against not in (None, evaluate.CHOSEN):
-            policies.append(evaluate.find_policy(run.plan, str(run.recipe.eval.against)))
+        if run.recipe.eval.against not in (None, CHOSEN):
+            policies.append(find_policy(run.plan, str(run.recipe.eval.against)))
         needed = budget.ancestors(run.plan, policies)
         return [step for step in steps if step in needed]
 
@@ -241,7 +245,7 @@ class Sweep:
         }
 
     def _measure(self, run: Run) -> Evaluation | None:
-        made = evaluate.trained(run.plan, run.store, run.ended_after())
+        made = trained(run.plan, run.store, run.ended_after())
         policies = self._measured(run, made)
         model = run.recipe.eval.reward
         if policies and model and model.model == TRAINED:

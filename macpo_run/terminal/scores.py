@@ -14,7 +14,7 @@ from macpo_data.plan import Policy
 from macpo_run.terminal.text import interval, make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.evaluation.evaluate import Evaluation
+    from macpo_data.evaluation.results import Evaluation
 
 MEASURES = {"gold": "gold", "reward": "reward", "win": "win", "win_lc": "LC win"}
 KINDS = ["measure", "against", "by"]  # columns of an evaluation that together name a measurement

@@ -15,7 +15,7 @@ from macpo_run.terminal.text import make_table, plain, short_number
 
 if TYPE_CHECKING:
     from macpo_data.generation.cost import Ask
-    from macpo_data.recipe import Recipe
+    from macpo_data.recipe.recipe import Recipe
     from macpo_data.store.store import State
 
 STYLES = {"done": "green", "ready": "cyan", "waiting": "dim", "stale": "yellow"}

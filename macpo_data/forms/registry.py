@@ -1,0 +1,46 @@
+"""Every trainer that macpo knows: a new one is a file beside these, and its line here."""
+
+from __future__ import annotations
+
+from macpo_data.forms import (
+    alignment_handbook,
+    axolotl,
+    llama_factory,
+    macpo,
+    nemo_rl,
+    open_instruct,
+    openrlhf,
+    torchtune,
+    trl,
+)
+from macpo_data.forms.trainer import Form, Trainer, Tree
+
+OWN = macpo.TRAINER
+OTHERS = (
+    trl.TRAINER,
+    axolotl.TRAINER,
+    llama_factory.TRAINER,
+    openrlhf.TRAINER,
+    open_instruct.TRAINER,
+    alignment_handbook.TRAINER,
+    torchtune.TRAINER,
+    nemo_rl.TRAINER,
+)
+
+
+def trainers() -> tuple[Trainer, ...]:
+    """All of them, our own last."""
+    return (*OTHERS, OWN)
+
+
+def forms(preferences: bool) -> list[Form]:
+    """The forms in which pairs, or data for fine-tuning, are published: the plain one first."""
+    uses = [each.pairs if preferences else each.fine_tuning for each in trainers()]
+    known = {use.form.suffix: use.form for use in uses if use is not None}
+    return [known[suffix] for suffix in sorted(known)]
+
+
+def files(tree: Tree, repo: str | None) -> dict[str, bytes]:
+    """What trainers want at the top of the tree: path -> content."""
+    wanted = [each.files(tree, repo) for each in trainers() if each.files is not None]
+    return {path: content for each in wanted for path, content in each.items()}
