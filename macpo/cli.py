@@ -54,9 +54,7 @@ def _options(version: opt.VersionOption = False) -> None:
 def init(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe.")] = "quickstart",
     to: Annotated[Path, typer.Option(help="Where to write it.")] = Path("macpo.yaml"),
-    full: Annotated[
-        bool, typer.Option("--full", help="Every key, with what it means and its default.")
-    ] = False,
+    full: opt.FullOption = False,
 ) -> None:
     """Copy a shipped recipe to ./macpo.yaml, to be edited.
 

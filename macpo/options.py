@@ -52,6 +52,11 @@ RedoOption = Annotated[
     bool, typer.Option("--redo", help="Make the steps anew; old results are moved aside.")
 ]
 
+# `init`.
+FullOption = Annotated[
+    bool, typer.Option("--full", help="Every key, with what it means and its default.")
+]
+
 # `train` without a round.
 RewardOption = Annotated[
     bool, typer.Option("--reward", help="Train a reward model on D1's human pairs, for `eval`.")

@@ -20,16 +20,17 @@ from macpo_data.loading.load import shipped
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def loaded_by(code: str) -> set[str]:
-    """The heavy modules that a piece of code loads, in a fresh process."""
-    heavy = ["torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "vllm"]
-    script = (
-        f"{code}\nimport sys\nprint(*[m for m in {[*heavy, 'macpo_train']} if m in sys.modules])"
-    )
+HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "vllm")
+
+
+def loaded_by(code: str, *others: str, cwd: Path | None = None) -> set[str]:
+    """The heavy modules, or others besides, that a piece of code loads in a fresh process."""
+    names = [*HEAVY, *others]
+    script = f"{code}\nimport sys\nprint('|', *[m for m in {names} if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, check=True
     )
-    return set(done.stdout.split())
+    return set(done.stdout.rpartition("|")[2].split())
 
 
 def test_import_boundaries() -> None:
@@ -38,11 +39,21 @@ def test_import_boundaries() -> None:
         for p in (ROOT / "macpo_data").rglob("*.py")
     ]
     names = [n.replace("/", ".").removesuffix(".__init__") for n in everything]
-    assert loaded_by("import " + ", ".join(names)) == set()
+    assert loaded_by("import " + ", ".join(names), "macpo_train", "macpo_run") == set()
     assert loaded_by("import macpo.cli, macpo_run.rounds") == set()
-    assert "macpo_train" not in loaded_by(
-        "import macpo_data.generation.context, macpo_data.methods.macpo"
-    )
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [(["--help"], set()), (["status"], {"polars", "pydantic"})],
+)
+def test_a_look_loads_only_what_it_needs(
+    command: list[str], expected: set[str], tmp_path: Path
+) -> None:
+    """`status` reads no scores yet; the others take as long to load as all that --help does."""
+    code = f"from macpo.cli import app\napp({command}, standalone_mode=False)"
+    seen = loaded_by(code, "polars", "pydantic", "numpy", "scipy", "pyarrow", cwd=tmp_path)
+    assert seen == expected
 
 
 def test_help_is_quick_and_loads_no_torch(macpo: Macpo) -> None:
