@@ -16,7 +16,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -36,10 +35,9 @@ from macpo_data.engines.protocol import (
 from macpo_data.errors import ModelError, plain
 from macpo_data.models.base import adapter_sha256
 from macpo_data.recipe import Endpoint
+from macpo_data.waiting import retry_after
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from openai import APIStatusError, AsyncOpenAI
 
 PAUSE = 1.0  # seconds before the first repetition; each further one doubles it
@@ -339,7 +337,7 @@ def _refusal(line: _Line, error: APIStatusError, body: dict[str, Any]) -> _Troub
             "api_key_env of that endpoint"
         )
     if status in _PASSES or status >= 500:
-        return _Trouble(f"HTTP {status}", wait=_retry_after(error.response.headers))
+        return _Trouble(f"HTTP {status}", wait=retry_after(error.response.headers, MAX_RETRY_AFTER))
     if _TOO_LONG.search(error.message):
         room = body.get("max_completion_tokens") or body.get("max_tokens") or 0
         # Servers name the answer's tokens for a long prompt as well; these fit beside none.
@@ -356,19 +354,6 @@ def _said(line: _Line, error: APIStatusError) -> str:
     """A server's words in a line, without the key, which some repeat."""
     said = plain(" ".join(error.message.split()))
     return (said.replace(line.client.api_key, "***") if line.endpoint.api_key_env else said)[:200]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait, a number or a date; 0 if it does not."""
-    said = headers.get("retry-after", "")
-    try:
-        seconds = float(said)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(said).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else 0.0
 
 
 def _body(endpoint: Endpoint, request: Request, spoilt: int) -> dict[str, Any]:
