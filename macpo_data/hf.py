@@ -5,23 +5,26 @@ Whatever publishes or fetches a round goes through `ask`.
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from macpo_data.errors import HubError
+from macpo_data.waiting import retry_after
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+T = TypeVar("T")
+Say = Callable[[str], None]
 RepoType = Literal["dataset", "model"]
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries of one call, times MACPO_HUB_PAUSE
+TRIES = 5  # at a branch that others push to
 TIMEOUT = 60.0  # seconds without an answer
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _PASSING = (408, 429, 500, 502, 503, 504)
@@ -46,12 +49,14 @@ def connect() -> HfApi:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     def client() -> Any:
-        made = default_client_factory()
-        made.timeout = float(os.environ.get("MACPO_HUB_TIMEOUT", TIMEOUT))
-        return made
+        patient = default_client_factory()
+        patient.timeout = float(os.environ.get("MACPO_HUB_TIMEOUT", TIMEOUT))
+        return patient
 
     set_client_factory(client)
     disable_progress_bars()
+    # That a commit would change nothing is no warning here: a push may be repeated.
+    logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)
     return HfApi()
 
 
@@ -64,16 +69,35 @@ def status_of(error: BaseException) -> int | None:
 def ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call the Hub; try again where it is busy, silent or out of reach for a moment."""
     scale = float(os.environ.get("MACPO_HUB_PAUSE", 1))
-    for pause in (*PAUSES, None):
+    for pause in PAUSES:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            kinds = {c.__name__ for e in _chain(error) for c in type(e).__mro__}
-            passing = status_of(error) in _PASSING or bool(kinds & _BROKEN)
-            if pause is None or not passing:
+            if not _passes(error):
                 raise
-            time.sleep(max(pause * scale, _retry_after(error)))
-    raise AssertionError("the last try returns or raises")
+            response = _response(error)
+            asked = retry_after(response.headers, TIMEOUT) if response is not None else 0.0
+            time.sleep(max(pause * scale, asked))
+    return function(*args, **kwargs)
+
+
+def until_settled(attempt: Callable[[], T], repo: str, say: Say = lambda line: None) -> T:
+    """Look at a repository and commit to it, anew as long as others commit in between.
+
+    Args:
+        attempt: looks and commits; raises Moved where what it saw is no longer so.
+        repo: for the error.
+        say: prints a line where it starts anew.
+
+    Raises:
+        HubError: others keep committing.
+    """
+    for _ in range(TRIES):
+        try:
+            return attempt()
+        except Moved:
+            say("somebody else pushed in between; looking again")
+    raise HubError(f"cannot push to {repo}: others keep pushing to it; run the command again later")
 
 
 @contextmanager
@@ -90,7 +114,7 @@ def one_line(what: str, repo: str) -> Iterator[None]:
         raise
     except Exception as error:
         kind = type(error).__name__
-        kinds = {c.__name__ for e in _chain(error) for c in type(e).__mro__}
+        kinds = _classes(error)
         status = status_of(error)
         known = isinstance(error, HfHubHTTPError | HFValidationError | LocalTokenNotFoundError)
         silent = {"HTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
@@ -99,28 +123,39 @@ def one_line(what: str, repo: str) -> Iterator[None]:
         raise HubError(f"cannot {what} {repo}: {_hint(kind, status, kinds)}") from None
 
 
+# By the class of the error, or of what it was raised from.
+_HINTS = {
+    "HFValidationError": "that is no repository id; write it as org/name",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set; unset it, or use --to DIR",
+    "LocalTokenNotFoundError": "no valid token for it; run `hf auth login`, or set HF_TOKEN",
+}
+# By status, unless the error's own class says more.
+_STATUS_HINTS = {
+    401: _HINTS["LocalTokenNotFoundError"],
+    403: "the token has no right to do that; ask its owner, or use a token with write access",
+    404: "there is no such repository, or it is private; check the name, or `hf auth login`",
+    429: "the Hub asks for fewer requests; wait some minutes and run the same command again",
+}
+_CLASS_HINTS = {
+    "RevisionNotFoundError": "it has no such tag, branch or commit; look at its page which there "
+    "are",
+    "GatedRepoError": "it is gated; accept its terms on its page, then run `hf auth login`",
+}
+
+
 def _hint(kind: str, status: int | None, kinds: set[str]) -> str:
-    if kind == "HFValidationError":
-        return "that is no repository id; write it as org/name"
-    if "OfflineModeIsEnabled" in kinds:
-        return "HF_HUB_OFFLINE is set; unset it, or use --to DIR"
-    if kind == "LocalTokenNotFoundError" or status == 401:
-        return "no valid token for it; run `hf auth login`, or set HF_TOKEN"
-    if status == 403:
-        return "the token has no right to do that; ask its owner, or use a token with write access"
-    if kind == "RevisionNotFoundError":
-        return "it has no such tag, branch or commit; look at its page which there are"
-    if kind == "GatedRepoError":
-        return "it is gated; accept its terms on its page, then run `hf auth login`"
-    if status == 404:
-        return "there is no such repository, or it is private; check the name, or `hf auth login`"
-    if status == 429:
-        return "the Hub asks for fewer requests; wait some minutes and run the same command again"
-    if status is not None and status >= 500:
+    if named := next((hint for name, hint in _HINTS.items() if name in kinds), None):
+        return named
+    if status in (401, 403):
+        return _STATUS_HINTS[status]
+    if kind in _CLASS_HINTS:
+        return _CLASS_HINTS[kind]
+    if status is None:
+        return "the Hub does not answer; check the network and run the same command again"
+    if status >= 500:
         return f"the Hub is out of order (status {status}); run the same command again later"
-    if status is not None:
-        return f"the Hub refused it (status {status}); check the name and your rights"
-    return "the Hub does not answer; check the network and run the same command again"
+    refused = f"the Hub refused it (status {status}); check the name and your rights"
+    return _STATUS_HINTS.get(status, refused)
 
 
 def commits(api: HfApi, repo: str, kind: RepoType) -> tuple[dict[str, str], dict[str, str]]:
@@ -139,20 +174,6 @@ def listing(api: HfApi, repo: str, kind: RepoType, commit: str) -> dict[str, str
         lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind))
     )
     return {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree if isinstance(f, RepoFile)}
-
-
-def differs(content: Path | bytes, remote: str | None) -> bool:
-    """Whether a file here is not the one that a listing names."""
-    if remote is None:
-        return True
-    sha, git = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
-    with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
-        git.update(f"blob {file.seek(0, os.SEEK_END)}\0".encode())
-        file.seek(0)
-        while block := file.read(1 << 20):
-            sha.update(block)
-            git.update(block)
-    return remote not in (sha.hexdigest(), git.hexdigest())
 
 
 def fetch(api: HfApi, repo: str, kind: RepoType, commit: str, path: str) -> bytes | None:
@@ -188,19 +209,13 @@ def commit(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    there = listing(api, repo, kind, parent)
-    changed = {
-        path: content for path, content in files.items() if differs(content, there.get(path))
-    }
-    gone = [path for path in there if path not in files and remove(path)]
-    if not changed and not gone:
-        return parent, False
+    gone = [p for p in listing(api, repo, kind, parent) if p not in files and remove(p)]
 
     def send() -> Any:
         return api.create_commit(
             repo,
             [
-                *(CommitOperationAdd(path, _source(c)) for path, c in sorted(changed.items())),
+                *(CommitOperationAdd(path, _source(c)) for path, c in sorted(files.items())),
                 *(CommitOperationDelete(path) for path in sorted(gone)),
             ],
             commit_message=message,
@@ -211,12 +226,12 @@ def commit(
         )
 
     try:
-        made = ask(send)
+        done = ask(send)  # which leaves out what is there already, and commits nothing for nothing
     except Exception as error:
         if status_of(error) in (409, 412):
             raise Moved from None
         raise
-    return str(made.pr_url if create_pr else made.oid), True
+    return str((create_pr and done.pr_url) or done.oid), done.oid != parent
 
 
 class Moved(Exception):
@@ -234,13 +249,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _response(error: BaseException) -> Any:
-    found = (getattr(each, "response", None) for each in _chain(error))
-    return next((response for response in found if response is not None), None)
+    responses = (getattr(each, "response", None) for each in _chain(error))
+    return next((response for response in responses if response is not None), None)
 
 
-def _retry_after(error: BaseException) -> float:
-    response = _response(error)
-    try:
-        return 0.0 if response is None else min(float(response.headers["Retry-After"]), TIMEOUT)
-    except (KeyError, ValueError):
-        return 0.0
+def _classes(error: BaseException) -> set[str]:
+    """The names of an error's classes, and of those of what it was raised from."""
+    return {c.__name__ for each in _chain(error) for c in type(each).__mro__}
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the same call may well succeed in a moment."""
+    return status_of(error) in _PASSING or bool(_classes(error) & _BROKEN)

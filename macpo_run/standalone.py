@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macpo_data import hf as remote
+from macpo_data import hf
 from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.loading.load import load_settings
 from macpo_data.models import base as models
@@ -249,13 +249,13 @@ def _adapter(init: str) -> Path:
         return folder
     place, _, revision = init.partition("@")
     parts = place.split("/")
-    repo = remote.check_repo("/".join(parts[:2]))
+    repo = hf.check_repo("/".join(parts[:2]))
     prefix = "".join(f"{part}/" for part in parts[2:])
-    with remote.one_line("fetch the adapter", init):
+    with hf.one_line("fetch the adapter", init):
         from huggingface_hub import snapshot_download
 
-        remote.connect()
-        where = remote.ask(
+        hf.connect()
+        where = hf.ask(
             snapshot_download,
             repo,
             revision=revision or None,

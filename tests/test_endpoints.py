@@ -34,6 +34,7 @@ from macpo_data.plan import Policy
 from macpo_data.recipe.agents import Endpoint
 from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import MESSAGES
+from macpo_data.waiting import retry_after
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=64)
@@ -123,7 +124,7 @@ def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> Non
     [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 600)],
 )
 def test_retry_after(said: str, seconds: float) -> None:
-    assert endpoint._retry_after({"retry-after": said}) == seconds
+    assert retry_after({"retry-after": said}, 600) == seconds
 
 
 def test_retry_after_as_a_date_is_waited_for(open_run: OpenRun) -> None:

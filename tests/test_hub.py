@@ -223,6 +223,18 @@ def test_pull_on_an_empty_machine_and_train(macpo: Macpo, hub: Hub, tmp_path: Pa
     assert "pulled" not in again
 
 
+def test_adapters_that_are_there_are_kept(macpo: Macpo, hub: Hub) -> None:
+    """The second push changes nothing, uploads nothing, and warns of nothing."""
+    push = ["push", "--round", "0", "--repo", REPO, "--learner", "student", "--adapters"]
+    assert f"pushed 2 adapters in {REPO}-adapters" in ok(macpo(*push))
+    commits, tags = (dict(getattr(hub.model(f"{REPO}-adapters"), n)) for n in ("commits", "tags"))
+    uploads = hub.count("PUT /lfs/")
+    again = macpo(*push)
+    assert f"kept 2 adapters in {REPO}-adapters" in ok(again) and "modified" not in again.stderr
+    repo = hub.model(f"{REPO}-adapters")
+    assert (repo.commits, repo.tags) == (commits, tags) and hub.count("PUT /lfs/") == uploads
+
+
 def test_pull_says_what_was_never_pushed(macpo: Macpo, tmp_path: Path) -> None:
     ok(macpo("push", "--round", "1", "--repo", REPO))
     empty = tmp_path / "empty"

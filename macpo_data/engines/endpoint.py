@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +17,9 @@ from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import ModelError, plain
 from macpo_data.models.base import adapter_sha256
 from macpo_data.recipe.agents import Endpoint
+from macpo_data.waiting import retry_after
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from openai import APIStatusError, AsyncOpenAI
 
 MAX_RETRY_AFTER = 600.0  # seconds
@@ -184,7 +181,7 @@ def _refusal(line: Line, error: APIStatusError, body: dict[str, Any]) -> Trouble
             "api_key_env of that endpoint"
         )
     if status in _PASSES or status >= 500:
-        return Trouble(f"HTTP {status}", wait=_retry_after(error.response.headers))
+        return Trouble(f"HTTP {status}", wait=retry_after(error.response.headers, MAX_RETRY_AFTER))
     if _TOO_LONG.search(error.message):
         room = body.get("max_completion_tokens") or body.get("max_tokens") or 0
         # Servers name the answer's tokens for a long prompt as well; these fit beside none.
@@ -201,19 +198,6 @@ def _words(line: Line, error: APIStatusError) -> str:
     """A server's words in a line, without the key, which some repeat."""
     words = plain(" ".join(error.message.split()))
     return (words.replace(line.client.api_key, "***") if line.endpoint.api_key_env else words)[:200]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait, a number or a date; 0 if it does not."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(seconds, MAX_RETRY_AFTER) if seconds > 0 else 0.0
 
 
 def _body(endpoint: Endpoint, request: Request, spoilt: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from macpo_data import hf as remote
+from macpo_data import hf
 from macpo_data.errors import HubError
 from macpo_data.hub.index import adapters_repo
 from macpo_data.hub.push import Push, ensure, set_tag
@@ -24,7 +24,6 @@ from macpo_data.store.pins import Lock
 from macpo_data.world.named import WORLD
 
 INDEX = "adapters.json"
-TRIES = 5
 
 
 def push_adapters(push: Push, *, private: bool, merge: bool, progress: Progress) -> list[str]:
@@ -36,14 +35,14 @@ def push_adapters(push: Push, *, private: bool, merge: bool, progress: Progress)
     Raises:
         HubError: an adapter of that name is there with other weights, or the Hub refuses.
     """
-    repo = adapters_repo(remote.check_repo(str(push.repo)))
+    repo = adapters_repo(hf.check_repo(str(push.repo)))
     found = {Path(name).name: name for name in _names(push)}
     if not found:
         raise HubError(f"no adapter of {push.tag} is trained yet; run `macpo train`")
-    with remote.one_line("push adapters to", repo):
+    with hf.one_line("push adapters to", repo):
         said = [_push(push, repo, found, private)]
     if merge:
-        with remote.one_line("push the merged model to", f"{push.repo}-merged"):
+        with hf.one_line("push the merged model to", f"{push.repo}-merged"):
             said.append(_push_merged(push, f"{push.repo}-merged", private, progress))
     return said
 
@@ -61,7 +60,7 @@ def _names(push: Push) -> list[str]:
 
 
 def _push(push: Push, repo: str, found: dict[str, str], private: bool) -> str:
-    api = remote.connect()
+    api = hf.connect()
     ensure(api, repo, "model", private)
     files: dict[str, Path | bytes] = {}
     mine: dict[str, dict[str, Any]] = {}
@@ -71,37 +70,28 @@ def _push(push: Push, repo: str, found: dict[str, str], private: bool) -> str:
         mine[short] = {key: manifest.get(key) for key in keys}
         for file in (*manifest["files"], MANIFEST):
             files[f"{short}/{file}"] = push.store.path(name) / file
-    for _ in range(TRIES):
-        branches, tags = remote.commits(api, repo, "model")
+
+    def attempt() -> str:
+        branches, tags = hf.commits(api, repo, "model")
         head = branches["main"]
-        known = json.loads(remote.fetch(api, repo, "model", head, INDEX) or b"{}")
+        published = json.loads(hf.fetch(api, repo, "model", head, INDEX) or b"{}")
         for short in mine:
-            other = known.get(short, mine[short])["adapter_sha256"]
+            other = published.get(short, mine[short])["adapter_sha256"]
             if other != mine[short]["adapter_sha256"]:
                 raise HubError(f"{repo} has another {short}; choose another --repo")
-        index = dict(sorted({**known, **mine}.items()))
+        index = dict(sorted({**published, **mine}.items()))
         common: dict[str, Path | bytes] = {
             INDEX: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(),
             "README.md": _card(push, repo, index).encode(),
         }
         message = f"{push.tag}: {len(mine)} adapters"
-        try:
-            made, new = remote.commit(
-                api,
-                repo,
-                "model",
-                "main",
-                head,
-                files | common,
-                message,
-            )
-            for short in mine:
-                if short not in tags:
-                    set_tag(api, repo, "model", short, made)
-        except remote.Moved:
-            continue
+        commit, new = hf.commit(api, repo, "model", "main", head, files | common, message)
+        for short in mine:
+            if short not in tags:
+                set_tag(api, repo, "model", short, commit)
         return f"{'pushed' if new else 'kept'} {len(mine)} adapters in {repo}"
-    raise HubError(f"cannot push to {repo}: others keep pushing to it; run the command again later")
+
+    return hf.until_settled(attempt, repo)
 
 
 def _card(push: Push, repo: str, index: dict[str, dict[str, Any]]) -> str:
@@ -140,7 +130,7 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
     )
     if step is None or not store.is_done(plan.name(step)):
         raise HubError(f"{student} of {push.tag} is not trained yet; run `macpo train`")
-    api = remote.connect()
+    api = hf.connect()
     ensure(api, repo, "model", private)
     agent = plan.recipe.agents[student]
     manifest = store.verify(plan.name(step))
@@ -173,20 +163,19 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
             tag=push.tag,
             facts=facts,
         ).encode()
-        for _ in range(TRIES):
-            branches, tags = remote.commits(api, repo, "model")
+
+        def attempt() -> str:
+            branches, tags = hf.commits(api, repo, "model")
             if push.tag in tags:
                 return f"{repo} has {push.tag} already"
-            try:
-                made, _new = remote.commit(
-                    api, repo, "model", "main", branches["main"], files, push.tag,
-                    remove=lambda path: path not in files and path != ".gitattributes",
-                )  # fmt: skip
-                set_tag(api, repo, "model", push.tag, made)
-            except remote.Moved:
-                continue
+            commit, _ = hf.commit(
+                api, repo, "model", "main", branches["main"], files, push.tag,
+                remove=lambda path: path not in files and path != ".gitattributes",
+            )  # fmt: skip
+            set_tag(api, repo, "model", push.tag, commit)
             return f"pushed {repo} at {push.tag}"
-        raise HubError(f"cannot push to {repo}: others keep pushing to it; try again later")
+
+        return hf.until_settled(attempt, repo)
     finally:
         workers.close()
         shutil.rmtree(out, ignore_errors=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from macpo_data import hf as remote
+from macpo_data import hf
 from macpo_data.errors import HubError, StoreError, plain
 from macpo_data.hub.index import INDEX, Index, read_index
 from macpo_data.loading.load import load_recipe
@@ -41,11 +41,11 @@ def _folder(root: Path) -> Read:
     return lambda path: file.read_bytes() if (file := root / path).is_file() else None
 
 
-def _repository(repo: str, kind: remote.RepoType, revision: str) -> Read:
+def _repository(repo: str, kind: hf.RepoType, revision: str) -> Read:
     """A repository on the Hub, at the commit that the revision names."""
-    api = remote.connect()
-    commit = str(remote.ask(api.repo_info, repo, repo_type=kind, revision=revision).sha)
-    return partial(remote.fetch, api, repo, kind, commit)
+    api = hf.connect()
+    commit = str(hf.ask(api.repo_info, repo, repo_type=kind, revision=revision).sha)
+    return partial(hf.fetch, api, repo, kind, commit)
 
 
 def pull_round(
@@ -77,7 +77,7 @@ def pull_round(
         HubError: it is not there, or not what its manifests say.
     """
     here = Path(place).is_dir()
-    with nullcontext() if here else remote.one_line("pull from", remote.check_repo(place)):
+    with nullcontext() if here else hf.one_line("pull from", hf.check_repo(place)):
         if here:
             read = _folder(Path(place))
         else:
@@ -87,15 +87,7 @@ def pull_round(
 
         # 2. The recipe, and whether it may be written where it should go.
         main = next((name for name, e in entries.items() if e["main"]), next(iter(entries)))
-        text, templates = _recipe(read, place, main, recipe_to.parent)
-        for path, written in {recipe_to: text, **templates}.items():
-            if path.exists() and path.read_bytes() != written.encode():
-                raise HubError(f"{path} is another one; choose a name with --recipe-to FILE")
-        recipe_to.parent.mkdir(parents=True, exist_ok=True)
-        fresh = [path for path in (recipe_to, *templates) if not path.exists()]
-        for path, written in {**templates, recipe_to: text}.items():
-            path.write_bytes(written.encode())
-        try:
+        with _written(_recipe(read, place, main, recipe_to)) as fresh:
             recipe = load_recipe(str(recipe_to.absolute()))
             if not local_paths and (own := _local_paths(recipe)):
                 raise HubError(
@@ -107,20 +99,38 @@ def pull_round(
             store = Store(runs / recipe.run, say)
             steps = _steps(plan, entries, place)
             _lock(read, place, main, store)
-        except BaseException:
-            for path in fresh:
-                path.unlink()
-            raise
 
         # 3. Datasets, then the adapters from which they are trained.
-        said = [f"wrote    {recipe_to}"] if fresh else []
+        lines = [f"wrote    {recipe_to}"] if fresh else []
         for name, step in steps.items():
             result = plan.name(step)
-            said.append(_put(store, result, _under(read, f"macpo/{name}/{result}")))
+            lines.append(_put(store, result, _under(read, f"macpo/{name}/{result}")))
         for name in steps:
             for start in _starts(_must(read, f"macpo/{name}/adapters.json", place), place):
-                said += _adapter(plan, store, start)
-        return list(dict.fromkeys(said))
+                lines += _adapter(plan, store, start)
+        return list(dict.fromkeys(lines))
+
+
+@contextmanager
+def _written(files: dict[Path, str]) -> Iterator[list[Path]]:
+    """Write texts where nothing else stands; those that are new are gone again after an error.
+
+    Raises:
+        HubError: another text stands there.
+    """
+    for path, text in files.items():
+        if path.exists() and path.read_bytes() != text.encode():
+            raise HubError(f"{path} is another one; choose a name with --recipe-to FILE")
+    fresh = [path for path in files if not path.exists()]
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    try:
+        yield fresh
+    except BaseException:
+        for path in fresh:
+            path.unlink()
+        raise
 
 
 def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
@@ -137,7 +147,7 @@ def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
 
 def _tag(repo: str, round_: int, learner: str | None) -> str:
     """The round's tag, or that of the one learner."""
-    _, tags = remote.commits(remote.connect(), repo, "dataset")
+    _, tags = hf.commits(hf.connect(), repo, "dataset")
     wanted = [f"round-{round_}", *([f"round-{round_}-{learner}"] if learner else [])]
     for tag in wanted:
         if tag in tags:
@@ -167,8 +177,8 @@ def _entries(read: Read, place: str, round_: int, learner: str | None) -> Index:
     return entries
 
 
-def _recipe(read: Read, place: str, name: str, to: Path) -> tuple[str, dict[Path, str]]:
-    """The recipe's text and the templates it names, which lie beside it."""
+def _recipe(read: Read, place: str, name: str, to: Path) -> dict[Path, str]:
+    """What to write for a recipe to stand in a file: the templates it names beside it, and it."""
     text = _must(read, f"macpo/{name}/recipe.yaml", place).decode("utf-8", "replace")
     try:
         values: dict[str, Any] = yaml.safe_load(text)
@@ -191,15 +201,15 @@ def _recipe(read: Read, place: str, name: str, to: Path) -> tuple[str, dict[Path
         content = _must(read, f"macpo/{name}/{file}", place)
         if hashlib.sha256(content).hexdigest()[:12] != Path(file).stem.rpartition("-")[2]:
             raise HubError(f"{place}: {file} is not what its name says; ask who published it")
-        templates[to / file] = content.decode("utf-8", "replace")
-        section[key] = str(to / file)
+        templates[to.parent / file] = content.decode("utf-8", "replace")
+        section[key] = str(to.parent / file)
     for agent in agents:
         # Running code that a stranger's base brings is for the person here to allow.
         agent["trust_remote_code"] = False
         # So is sending a key to a server that a stranger names.
         if isinstance(agent.get("endpoint"), dict):
             agent["endpoint"]["api_key_env"] = None
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True), templates
+    return {**templates, to: yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}
 
 
 def _local_paths(recipe: Recipe) -> list[str]:
@@ -309,12 +319,12 @@ def _adapter(plan: Plan, store: Store, start: dict[str, Any]) -> list[str]:
     if repo is None:
         return [f"{missing}; it was never pushed (`macpo push --adapters` does)"]
     try:
-        read = _repository(remote.check_repo(repo), "model", str(revision))
+        read = _repository(hf.check_repo(repo), "model", str(revision))
         line = _put(store, name, _under(read, Path(name).name))
     except HubError:
         raise
     except Exception as error:
-        if remote.status_of(error) not in (401, 403, 404):
+        if hf.status_of(error) not in (401, 403, 404):
             raise
         return [f"{missing}; {repo} has none at {revision}, it was never pushed or is private"]
     if adapter_sha256(store.path(name)) != start["adapter_sha256"]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macpo_data import hf as remote
+from macpo_data import hf
 from macpo_data.errors import HubError, StoreError
 from macpo_data.forms import trainer
 from macpo_data.hub.index import INDEX, Index, config_name, owned, read_index
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 FULL = "full"  # the branch whose default configuration is the full form
 _STAGING = ".staging"  # inside a folder that is pushed to
-TRIES = 5  # at a branch that others push to
 _TAG = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 Say = Callable[[str], None]
 
@@ -110,39 +109,54 @@ def push_to_folder(push: Push, to: Path) -> bool:
 
 
 def _into_folder(push: Push, to: Path) -> bool:
+    before = _index_there(to)
+    staging = to / _STAGING
+    entries = push.render(staging)
+    files = _files(entries, staging)
+    common = assemble(before | entries, push.repo)
+    written = [_write(to / path, content) for path, content in (files | common).items()]
+    # Whatever else lies in the folder, such as a repository's own files, is none of ours.
+    ours = [path for top in ("data", "macpo") for path in (to / top).rglob("*")]
+    left = [p for name in common for p in to.glob(f".{name}.*.tmp") if "/" not in name]
+    stale = [old for old in sorted(ours + left) if _is_stale(push, to, old, files)]
+    for old in stale:
+        old.unlink()
+    shutil.rmtree(staging)
+    for folder in sorted(ours, reverse=True):
+        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+            folder.rmdir()
+    return any(written) or bool(stale)
+
+
+def _index_there(to: Path) -> Index:
+    """What a folder holds of earlier pushes.
+
+    Raises:
+        HubError: it holds something else.
+    """
     known = to / INDEX
     if to.exists() and not to.is_dir():
         raise HubError(f"{to} is a file; choose another folder with --to")
     if to.exists() and any(to.iterdir()) and not known.is_file() and not (to / _STAGING).exists():
         raise HubError(f"{to} is not empty and no tree of macpo; choose another folder with --to")
-    before = read_index(known.read_bytes() if known.is_file() else None, str(to))
-    staging = to / _STAGING
-    entries = push.render(staging)
-    files: dict[str, Path | bytes] = _files(entries, staging)
-    common = assemble(before | entries, push.repo)
-    changed = False
-    for path, content in [*files.items(), *common.items()]:
-        target = to / path
-        new = content if isinstance(content, bytes) else content.read_bytes()
-        if target.is_file() and target.read_bytes() == new:
-            continue
-        changed = True
-        with atomic(target) as temporary:
-            temporary.write_bytes(new)
-    # Whatever else lies in the folder, such as a repository's own files, is none of ours.
-    ours = [path for top in ("data", "macpo") for path in (to / top).rglob("*")]
-    left = [p for name in ("README.md", "dataset_info.json") for p in to.glob(f".{name}.*.tmp")]
-    for old in sorted(ours + left):
-        path = old.relative_to(to).as_posix()
-        killed = old.name.startswith(".") and old.suffix == ".tmp"
-        if old.is_file() and (killed or push.owns(path)) and path not in files:
-            old.unlink()
-            changed = True
-    shutil.rmtree(staging)
-    for folder in sorted(ours, reverse=True):
-        if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-            folder.rmdir()
-    return changed
+    return read_index(known.read_bytes() if known.is_file() else None, str(to))
+
+
+def _write(target: Path, content: Path | bytes) -> bool:
+    """Write a file unless it is there as it should be; says whether it did."""
+    new = content if isinstance(content, bytes) else content.read_bytes()
+    if target.is_file() and target.read_bytes() == new:
+        return False
+    with atomic(target) as temporary:
+        temporary.write_bytes(new)
+    return True
+
+
+def _is_stale(push: Push, to: Path, path: Path, files: Mapping[str, Path | bytes]) -> bool:
+    """Whether a file was left by a push that was killed, or by an earlier one of the same round."""
+    inside = path.relative_to(to).as_posix()
+    killed = path.name.startswith(".") and path.suffix == ".tmp"
+    return path.is_file() and (killed or push.owns(inside)) and inside not in files
 
 
 def push_to_hub(
@@ -156,32 +170,30 @@ def push_to_hub(
     Raises:
         HubError: the tag exists with other content, or the Hub refuses.
     """
-    repo = remote.check_repo(str(push.repo))
+    repo = hf.check_repo(str(push.repo))
     staging = push.store.root / ".push"
-    with remote.one_line("push to", repo), push.store.lock("push"):
-        api = remote.connect()
+    with hf.one_line("push to", repo), push.store.lock("push"):
+        api = hf.connect()
         ensure(api, repo, "dataset", private)
-        entries: Index | None = None
+        entries: Index = {}
+
+        def attempt() -> str:
+            branches, tags = hf.commits(api, repo, "dataset")
+            if push.tag in tags:
+                _same_or_refuse(api, push, repo, tags[push.tag])
+                return f"{repo} has {push.tag} already, with the same content"
+            if not entries:
+                say(f"rendering {', '.join(push.names)}")
+                entries.update(push.render(staging))
+            commit = _publish(api, push, repo, branches, entries, staging, create_pr)
+            if create_pr:
+                return f"opened {commit}; push again when it is merged, for the tag"
+            return f"pushed {repo} at {push.tag} ({commit[:12]})"
+
         try:
-            for _ in range(TRIES):
-                branches, tags = remote.commits(api, repo, "dataset")
-                if push.tag in tags:
-                    _same_or_refuse(api, push, repo, tags[push.tag])
-                    return f"{repo} has {push.tag} already, with the same content"
-                if entries is None:
-                    say(f"rendering {', '.join(push.names)}")
-                    entries = push.render(staging)
-                try:
-                    done = _publish(api, push, repo, branches, entries, staging, create_pr)
-                except remote.Moved:
-                    say("somebody else pushed in between; looking again")
-                    continue
-                if create_pr:
-                    return f"opened {done}; push again when it is merged, for the tag"
-                return f"pushed {repo} at {push.tag} ({done[:12]})"
+            return hf.until_settled(attempt, repo, say)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    raise HubError(f"cannot push to {repo}: others keep pushing to it; run the command again later")
 
 
 def _publish(
@@ -195,13 +207,13 @@ def _publish(
 ) -> str:
     """Bring main, the branch of the full form and the tag to where they should be."""
     head = branches["main"]
-    known = remote.fetch(api, repo, "dataset", head, INDEX)
-    if known is None and remote.fetch(api, repo, "dataset", head, "README.md") is not None:
+    known = hf.fetch(api, repo, "dataset", head, INDEX)
+    if known is None and hf.fetch(api, repo, "dataset", head, "README.md") is not None:
         raise HubError(f"{repo} holds a dataset that macpo did not make; choose another --repo")
     index = read_index(known, repo) | entries
     files = _files(entries, staging)
     message = f"{push.tag}: {', '.join(push.names)}"
-    made, _ = remote.commit(
+    made, _ = hf.commit(
         api,
         repo,
         "dataset",
@@ -233,35 +245,35 @@ def _publish_full(
     Where a push that was killed left it without files that are not at hand here, it is made anew
     from main: its history is of no interest.
     """
-    wanted = remote.listing(api, repo, "dataset", main)
+    wanted = hf.listing(api, repo, "dataset", main)
     if branch is not None:
-        there = remote.listing(api, repo, "dataset", branch)
+        there = hf.listing(api, repo, "dataset", branch)
         if any(there.get(path) != oid for path, oid in wanted.items() if path not in files):
-            remote.ask(api.delete_branch, repo, branch=FULL, repo_type="dataset")
+            hf.ask(api.delete_branch, repo, branch=FULL, repo_type="dataset")
             branch = None
     if branch is None:
-        remote.ask(
+        hf.ask(
             api.create_branch, repo, branch=FULL, revision=main, repo_type="dataset", exist_ok=True
         )
-        branch = remote.commits(api, repo, "dataset")[0][FULL]
-    remote.commit(
+        branch = hf.commits(api, repo, "dataset")[0][FULL]
+    hf.commit(
         api, repo, "dataset", FULL, branch, files, message, remove=lambda path: path not in wanted
     )
 
 
-def set_tag(api: HfApi, repo: str, kind: remote.RepoType, tag: str, made: str) -> None:
+def set_tag(api: HfApi, repo: str, kind: hf.RepoType, tag: str, made: str) -> None:
     """Set a tag; one that was set in the meantime sends us back to look at it."""
     try:
-        remote.ask(api.create_tag, repo, tag=tag, revision=made, repo_type=kind)
+        hf.ask(api.create_tag, repo, tag=tag, revision=made, repo_type=kind)
     except Exception as error:
-        if remote.status_of(error) == 409:
-            raise remote.Moved from None
+        if hf.status_of(error) == 409:
+            raise hf.Moved from None
         raise
 
 
 def _same_or_refuse(api: HfApi, push: Push, repo: str, commit: str) -> None:
     """Refuse a tag that names other content than what would be pushed."""
-    there = read_index(remote.fetch(api, repo, "dataset", commit, INDEX), repo)
+    there = read_index(hf.fetch(api, repo, "dataset", commit, INDEX), repo)
     mine = push.identities()
     found = {name: there[name]["identity"] for name in mine if name in there}
     if found != mine:
@@ -271,14 +283,14 @@ def _same_or_refuse(api: HfApi, push: Push, repo: str, commit: str) -> None:
         )
 
 
-def ensure(api: HfApi, repo: str, kind: remote.RepoType, private: bool) -> None:
+def ensure(api: HfApi, repo: str, kind: hf.RepoType, private: bool) -> None:
     """Make the repository if it is not there."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        remote.ask(api.repo_info, repo, repo_type=kind)
+        hf.ask(api.repo_info, repo, repo_type=kind)
     except RepositoryNotFoundError:
-        remote.ask(api.create_repo, repo, repo_type=kind, private=private, exist_ok=True)
+        hf.ask(api.create_repo, repo, repo_type=kind, private=private, exist_ok=True)
 
 
 def _files(entries: Index, staging: Path) -> dict[str, Path | bytes]:
@@ -322,7 +334,7 @@ def source_licence(plan: Plan, store: Store, say: Say) -> str | None:
         return None
 
     def stated(path: str) -> str | None:
-        card = remote.connect().dataset_info(path).card_data
+        card = hf.connect().dataset_info(path).card_data
         licence = getattr(card, "license", None)
         return licence if isinstance(licence, str) else None
 

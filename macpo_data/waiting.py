@@ -1,0 +1,28 @@
+"""How long a server asks to be left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+
+def retry_after(headers: Mapping[str, str], most: float) -> float:
+    """Seconds that the header Retry-After asks to wait, a number or a date.
+
+    Args:
+        headers: of an answer; without regard to case, or with names in small letters.
+        most: the longest wait, in seconds.
+
+    Returns:
+        0 where it asks for none.
+    """
+    text = headers.get("retry-after", "")
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(seconds, most) if seconds > 0 else 0.0
