@@ -7,7 +7,7 @@ from typing import Any
 from macpo_data import prompts
 from macpo_data.errors import ModelError
 from macpo_data.models.base import check_world_base
-from macpo_data.recipe import DPO, SMOOTHED, DataBase, Recipe, Section, Select
+from macpo_data.recipe import DPO, DataBase, Recipe, Section, Select
 
 
 def unfilled(recipe: Recipe) -> list[str]:
@@ -198,10 +198,8 @@ def untrainable(values: dict[str, Any], *sections: str) -> list[str]:
         _raw(values, "dpo", "loss", "sigmoid"),
         _raw(values, "dpo", "label_smoothing", 0),
     )
-    if loss == "exo_pair" and smoothing == 0:
-        problems.append("dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3")
-    elif smoothing and loss not in SMOOTHED:
-        problems.append(f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}")
+    if smoothing and loss != "sigmoid":
+        problems.append(f"dpo.label_smoothing: {loss} knows none; set it to 0, or dpo.loss=sigmoid")
     if loss == "none" and _raw(values, "dpo", "gamma", DPO().gamma) == 0:
         problems.append("dpo.gamma: with loss none the SFT term is all there is; set it above 0")
     micro = _raw(values, "train", "micro_batch_size", None)

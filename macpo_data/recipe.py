@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     JsonValue,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
@@ -34,7 +35,6 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # strict: yes is no number
-SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")  # losses with label_smoothing
 TRAINED = "trained"  # names the reward model that `macpo train --reward` makes
 NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
 
@@ -383,29 +383,25 @@ class DPO(Section):
     beta: Positive = 0.1
     gamma: Annotated[float, Field(ge=0.0)] = 0.2  # weight of the SFT term
     sft_normalization: Literal["response", "token"] = "response"
-    loss: Literal[
-        "sigmoid",
-        "sigmoid_norm",
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_unpaired",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "none",
-    ] = "sigmoid"  # of the preferences, by trl's names; none: the SFT term alone
+    # Of the preferences: sigmoid is DPO's own; none: the SFT term alone.
+    loss: Literal["sigmoid", "hinge", "ipo", "none"] = "sigmoid"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = (
         0.0  # share of pairs taken as swapped
     )
     # What the policy is held to: the bare base, the policy at the start of the round, or the
     # agent's positive policy of round 0 in every round.
     reference: Literal["base", "previous", "initial"] = "base"
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _is_ours(cls, value: Any) -> Any:
+        names = get_args(cls.model_fields["loss"].annotation)
+        if value not in names:
+            raise ValueError(
+                f"{value!r} is none of {', '.join(names)}; with other losses the published pairs "
+                "train with trl: see the card"
+            )
+        return value
 
 
 class Lora(Section):
