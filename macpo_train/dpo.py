@@ -16,9 +16,10 @@ from trl import DPOConfig, DPOTrainer
 
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs, why_not_shared, window
+from macpo_data.models.worker import Report
 from macpo_data.recipe import DPO
 from macpo_train.encode import Encoded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments
 from macpo_train.loss import dpo_loss, hinge_loss, ipo_loss, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs

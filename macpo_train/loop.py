@@ -19,10 +19,11 @@ from transformers import PrinterCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.models.base import adapter_sha256
+from macpo_data.models.worker import Report
 from macpo_data.recipe import DPO, NAMED_TEMPLATES, digest, read_template
 from macpo_data.signs.training import of_training
 from macpo_train.adapter import sharded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.watch import Watch, last_checkpoint, say
 
 _LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")  # a person's own wish
