@@ -1,29 +1,27 @@
 """DPO + gamma * SFT, in the frame of trl's DPOTrainer.
 
-trl keeps the loop, the logging, the devices, the checkpoints, and every loss but the sigmoid. Ours
-are the token ids (the same as in generation and scoring), the reference's log-probabilities (known
-before the first step), the reading of chosen and rejected behind one prompt, and the SFT term.
+trl keeps the loop, the logging, the devices and the checkpoints. Ours are the token ids (the same
+as in generation and scoring), the reference's log-probabilities (known before the first step), the
+reading of chosen and rejected behind one prompt, and the losses.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn.functional import pad
+from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 
-from macpo_data.errors import ModelError
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs, why_not_shared, window
+from macpo_data.models.worker import Report
 from macpo_data.recipe.training import DPO
 from macpo_train.encode import Encoded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments
-from macpo_train.loss import dpo_loss, macpo_loss, sft_loss
+from macpo_train.loss import dpo_loss, hinge_loss, ipo_loss, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs
 from macpo_train.watch import say
 
@@ -43,7 +41,7 @@ METRICS = {
 
 
 class Trainer(DPOTrainer):  # type: ignore[misc]
-    """trl's trainer on token ids, with MACPO's loss."""
+    """trl's trainer on token ids, with our losses."""
 
     settings: DPO
     pad_id: int
@@ -69,7 +67,7 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             batch["token_weight"] = batch["tokens"] * parts / tokens
         return batches, None
 
-    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> torch.Tensor:
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Tensor:
         rows, settings, weight = inputs["rows"], self.settings, inputs["weight"]
         logprobs, mask = answer_logprobs(
             model,
@@ -85,21 +83,15 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             torch.tensor([row["reference_chosen"] for row in rows], device=chosen.device),
             torch.tensor([row["reference_rejected"] for row in rows], device=chosen.device),
         )
-        each, chosen_reward, rejected_reward = dpo_loss(
-            chosen, rejected, *reference, settings.beta, settings.label_smoothing
+        chosen_tokens, rejected_tokens = mask.sum(1).chunk(2)
+        each, margin = self._preferences(
+            (chosen, rejected, *reference), (chosen_tokens, rejected_tokens)
         )
-        if settings.loss == "none":
-            dpo = torch.zeros_like(each).mean()
-        elif settings.loss == "sigmoid":
-            dpo = each.mean()
-        else:
-            dpo = self._named(logprobs, mask, reference)
         half = len(rows)
         sft = sft_loss(logprobs[:half], mask[:half], settings.sft_normalization)
         by_token = settings.sft_normalization == "token"
-        dpo, sft = dpo * weight, sft * (inputs["token_weight"] if by_token else weight)
-        margin = chosen_reward - rejected_reward
-        told = {
+        dpo, sft = each.mean() * weight, sft * (inputs["token_weight"] if by_token else weight)
+        metrics = {
             "loss/dpo": dpo,
             "loss/sft": sft,
             "rewards/margins": margin.mean() * weight,
@@ -109,47 +101,31 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             "shift/chosen": (chosen - reference[0]).mean() * weight,
             "shift/rejected": (rejected - reference[1]).mean() * weight,
         }
-        means = torch.stack([value.detach() for value in told.values()])
+        means = torch.stack([value.detach() for value in metrics.values()])
         means = self.accelerator.gather(means[None]).mean(0)
-        for name, value in zip(told, means.tolist(), strict=True):
+        for name, value in zip(metrics, means.tolist(), strict=True):
             self._metrics["train"][name].append(value)
         return macpo_loss(dpo, sft, settings.gamma)
 
-    def _named(
-        self,
-        logprobs: torch.Tensor,
-        mask: torch.Tensor,
-        reference: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:
-        """A loss by trl's name, by trl's own code on our log-probabilities.
+    def _preferences(
+        self, pair: tuple[Tensor, Tensor, Tensor, Tensor], tokens: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of each pair, and the margin between its rewards, both (B,).
 
         Args:
-            logprobs: (2B, R), chosen before rejected.
-            mask: (2B, R) response tokens.
-            reference: (B,) of chosen and (B,) of rejected.
+            pair: (B,) log-probabilities of chosen and of rejected, then both under the reference.
+            tokens: (B,) of chosen and (B,) of rejected.
         """
-
-        def read(**_: Any) -> SimpleNamespace:
-            nothing = torch.zeros_like(logprobs)
-            return SimpleNamespace(
-                log_probs=logprobs, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
-            )
-
-        # trl looks at the tokens that predict, one before each that is predicted.
-        moved = pad(mask.long(), (1, 0))
-        chosen, rejected = reference
-        inputs = {
-            "input_ids": moved,
-            "attention_mask": moved,
-            "completion_mask": moved,
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
-        }
-        metrics, self._metrics = self._metrics, {"train": defaultdict(list)}
-        self.precompute_ref_logps = True
-        loss: torch.Tensor = super()._compute_loss(read, inputs, False)
-        self._metrics = metrics
-        return loss
+        settings, beta = self.settings, self.settings.beta
+        each, chosen_reward, rejected_reward = dpo_loss(*pair, beta, settings.label_smoothing)
+        match settings.loss:
+            case "hinge":
+                each = hinge_loss(*pair, beta)
+            case "ipo":
+                each = ipo_loss(*pair, *tokens, beta)
+            case "none":
+                each = torch.zeros_like(each)
+        return each, chosen_reward - rejected_reward
 
 
 def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -> dict[str, Any]:
@@ -160,19 +136,10 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
 
     Returns:
         For the manifest, one row per optimiser step among it.
-
-    Raises:
-        ModelError: the loss cannot be taken in parts.
     """
     settings = job.settings
     assert isinstance(settings, DPO)
     arguments = training_arguments(job, len(data.prompts))
-    cut = arguments["per_device_train_batch_size"] < settings.batch_size
-    if cut and settings.loss in ("aot", "aot_unpaired"):
-        raise ModelError(
-            f"dpo.loss={settings.loss} sorts the whole batch: it needs one process, and "
-            "train.micro_batch_size=null"
-        )
     facts: dict[str, Any] = {}
     columns: dict[str, list[Any]] = {"prompt_ids": data.prompts}
     columns |= {f"{side}_ids": data.responses[side] for side in SIDES}
@@ -181,12 +148,7 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         with exact(model):
             trainer = Trainer(
                 model=model,
-                args=DPOConfig(
-                    **arguments,
-                    beta=settings.beta,
-                    loss_type=["sigmoid" if settings.loss == "none" else settings.loss],
-                    label_smoothing=settings.label_smoothing,
-                ),
+                args=DPOConfig(**arguments),
                 train_dataset=Dataset.from_dict(columns),
                 processing_class=chat.tokenizer,
                 data_collator=hold,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from typing import Any
 from macpo_data.models.base import Base
 from macpo_data.recipe.training import DPO, SFT, Confidence, Lora, RewardTraining, Train
 from macpo_data.signs.rules import Signs
-
-Report = Callable[[int, int, str], None]  # done, of, and a note for whoever waits
 
 
 @dataclass(frozen=True)

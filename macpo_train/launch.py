@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from macpo_data.errors import MacpoError, ModelError
-from macpo_train.job import Job, Report
+from macpo_data.models.worker import Report
+from macpo_train.job import Job
 
 SIGN = "\x1emacpo "  # begins a line that is meant for us
 

@@ -19,12 +19,13 @@ from transformers import PrinterCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.models.base import adapter_sha256
+from macpo_data.models.worker import Report
 from macpo_data.recipe.agents import NAMED_TEMPLATES, read_template
 from macpo_data.recipe.section import digest
 from macpo_data.recipe.training import DPO
 from macpo_data.signs.training import of_training
 from macpo_train.adapter import sharded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.watch import Watch, last_checkpoint, say
 
 _LOGS = os.environ.get("TENSORBOARD_LOGGING_DIR")  # a person's own wish

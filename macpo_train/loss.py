@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn.functional import logsigmoid, nll_loss
+from torch.nn.functional import logsigmoid, nll_loss, relu
 
 
 def dpo_loss(
@@ -39,6 +39,67 @@ def dpo_loss(
     if label_smoothing:
         loss = (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-margin)
     return loss, chosen.detach(), rejected.detach()
+
+
+def hinge_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
+) -> Tensor:
+    """A hinge on the margin of DPO's rewards, in place of its sigmoid.
+
+    max(0, 1 - beta * [(log pi(y+|x) - log ref(y+|x)) - (log pi(y-|x) - log ref(y-|x))])
+
+    SLiC's calibration loss (Zhao et al. 2023) on log-probabilities that the reference's are taken
+    off, as in RSO (Liu et al. 2024): a pair that is apart by 1 / beta nats has no gradient.
+
+    Args:
+        policy_chosen: (B,) log-probability of each chosen response, summed over its tokens.
+        policy_rejected: (B,) likewise.
+        reference_chosen: (B,) likewise, under the reference.
+        reference_rejected: (B,) likewise.
+        beta: how strongly the policy is held to the reference.
+
+    Returns:
+        The (B,) losses.
+    """
+    margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
+    return relu(1 - beta * margin)
+
+
+def ipo_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    beta: float,
+) -> Tensor:
+    """Identity preference optimisation (Azar et al. 2023, eq. 17): the margin goes to 1 / (2 beta).
+
+    (h - 1 / (2 beta))^2,  h = (log pi(y+|x) - log ref(y+|x)) - (log pi(y-|x) - log ref(y-|x))
+
+    The paper's log-probabilities are sums. Here each side is a mean over its tokens, as in trl,
+    whose authors had this confirmed by those of the paper: so length does not set the scale.
+
+    Args:
+        policy_chosen: (B,) log-probability of each chosen response, summed over its tokens.
+        policy_rejected: (B,) likewise.
+        reference_chosen: (B,) likewise, under the reference.
+        reference_rejected: (B,) likewise.
+        chosen_tokens: (B,) how many tokens each chosen response has.
+        rejected_tokens: (B,) likewise.
+        beta: the paper's tau.
+
+    Returns:
+        The (B,) losses.
+    """
+    chosen = (policy_chosen - reference_chosen) / chosen_tokens.clamp(min=1)
+    rejected = (policy_rejected - reference_rejected) / rejected_tokens.clamp(min=1)
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, normalization: str) -> Tensor:

@@ -15,7 +15,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import count, islice
@@ -28,6 +28,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from macpo_data.models.logprobs import attention, pack
+from macpo_data.models.worker import Report
 from macpo_data.world.bases import VERSION, BaseSpec, base_path, base_spec, is_ready
 from macpo_data.world.grammar import asks, bad, examples, good, shuffled, third
 
@@ -39,7 +41,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 VOCABULARY = 1200
-Report = Callable[[int, int, str], None]
 PROMPT_WEIGHT = 0.2
 """A prompt token's share in the loss: prompts teach the words, answers teach the behavior."""
 ANSWERS = (good, good, bad)
@@ -58,18 +59,11 @@ class Document(NamedTuple):
         """Tokens in all."""
         return len(self.prompt) + sum(map(len, self.answers))
 
-
-class Packed(NamedTuple):
-    """A batch of B documents, a row each, with T tokens to predict in all."""
-
-    ids: torch.Tensor  # (B, L)
-    positions: torch.Tensor  # (B, L), counted within prompt + answer
-    sees: torch.Tensor  # (B, 1, L, L), which tokens attend to which
-    # A prompt's last token has as many successors as there are answers, so that labels cannot
-    # simply be the ids moved by one.
-    sources: torch.Tensor  # (T,), where in the flattened ids the predicting token stands
-    targets: torch.Tensor  # (T,), the token to predict
-    weights: torch.Tensor  # (T,), its share in the loss
+    @property
+    def weights(self) -> list[float]:
+        """Shares in the loss: of the prompt's tokens but the first, then of all answers' tokens."""
+        prompt = len(self.prompt)
+        return [PROMPT_WEIGHT] * (prompt - 1) + [1.0] * (self.tokens - prompt)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -204,7 +198,7 @@ def _fit(
     losses: list[float] = []
     done = 0
     for batch in _batches(documents, spec):
-        loss = _loss(model, _pack(batch, model.config.pad_token_id))
+        loss = _loss(model, batch)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -216,12 +210,19 @@ def _fit(
     return sum(losses[-50:]) / len(losses[-50:])
 
 
-def _loss(model: LlamaForCausalLM, packed: Packed) -> torch.Tensor:
+def _loss(model: LlamaForCausalLM, batch: list[Document]) -> torch.Tensor:
+    """Mean over the batch's tokens, each prompt read once with its answers behind it."""
+    prompts, answers = [document.prompt for document in batch], [d.answers for d in batch]
+    packed = pack(prompts, answers, model.config.pad_token_id, predict_prompts=True)
     logits = model(
-        packed.ids, attention_mask=packed.sees, position_ids=packed.positions, use_cache=False
+        packed.ids,
+        attention_mask=attention(model, packed.parts),
+        position_ids=packed.positions,
+        use_cache=False,
     ).logits
     each = cross_entropy(logits.flatten(0, 1)[packed.sources], packed.targets, reduction="none")
-    return (each * packed.weights).sum() / packed.weights.sum()
+    weights = torch.tensor([weight for document in batch for weight in document.weights])
+    return (each * weights).sum() / weights.sum()
 
 
 def _rate(progress: float) -> float:
@@ -239,42 +240,3 @@ def _batches(documents: list[Document], spec: BaseSpec) -> Iterator[list[Documen
         batches = [near[i : i + spec.batch] for i in range(0, len(near), spec.batch)]
         rng.shuffle(batches)
         yield from batches
-
-
-def _pack(batch: list[Document], pad: int) -> Packed:
-    """Lay out a row per prompt with its answers behind it, none of which sees another.
-
-    Positions and mask let each answer follow the prompt directly: the loss is that of separate
-    sequences, but for the prompt, which counts once.
-    """
-    length = max(document.tokens for document in batch)
-    ids = torch.full((len(batch), length), pad)
-    positions = torch.zeros(len(batch), length, dtype=torch.long)
-    parts = torch.full((len(batch), length), -1)
-    sources: list[int] = []
-    targets: list[int] = []
-    weights: list[float] = []
-    for row, (prompt, answers) in enumerate(batch):
-        start = 0
-        for part, tokens in enumerate((prompt, *answers)):
-            end = start + len(tokens)
-            first = len(prompt) if part else 0
-            ids[row, start:end] = torch.tensor(tokens)
-            positions[row, start:end] = torch.arange(first, first + len(tokens))
-            parts[row, start:end] = part
-            before = [len(prompt) - 1, *range(start, end - 1)] if part else range(end - 1)
-            sources += [row * length + source for source in before]
-            targets += tokens if part else tokens[1:]
-            weights += [1.0 if part else PROMPT_WEIGHT] * len(before)
-            start = end
-    # Padding sees padding and the prompt, for a row of the mask must not be empty; nothing sees it.
-    same = parts[:, :, None] == parts[:, None, :]
-    sees = (same | (parts == 0)[:, None, :]) & torch.ones(length, length).tril().bool()
-    return Packed(
-        ids,
-        positions,
-        sees[:, None],
-        torch.tensor(sources),
-        torch.tensor(targets),
-        torch.tensor(weights),
-    )

@@ -25,11 +25,12 @@ from macpo_data.errors import ModelError, first_line
 from macpo_data.models.base import voice_identity
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs
+from macpo_data.models.worker import Report
 from macpo_data.recipe.section import digest
 from macpo_data.recipe.training import DPO
 from macpo_train.adapter import check_adapter, sharded
 from macpo_train.encode import Encoded, finished
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 
 SIDES = ("chosen", "rejected")
 Logprobs = dict[str, list[float]]

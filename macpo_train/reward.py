@@ -11,10 +11,11 @@ from trl import RewardConfig, RewardTrainer
 from macpo_data.errors import ModelError
 from macpo_data.models.base import load_classifier
 from macpo_data.models.chat import Chat
+from macpo_data.models.worker import Report
 from macpo_data.recipe.training import RewardTraining
 from macpo_train.adapter import save_adapter, sharded, with_adapter
 from macpo_train.encode import Encoded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.loop import run, training_arguments
 
 METRICS = {

@@ -11,9 +11,10 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from macpo_data.models.chat import Chat
+from macpo_data.models.worker import Report
 from macpo_data.recipe.training import SFT, Confidence
 from macpo_train.encode import Encoded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments
 from macpo_train.loss import confidence_weight, confident_loss
 from macpo_train.watch import say

@@ -13,9 +13,10 @@ import polars as pl
 from macpo_data.errors import ModelError
 from macpo_data.models.base import load_tokenizer
 from macpo_data.models.chat import make_chat
+from macpo_data.models.worker import Report
 from macpo_data.recipe.training import SFT, RewardTraining
 from macpo_train.adapter import ADAPTER_FILES, gathered, policy, save_adapter, sharded
-from macpo_train.job import Job, Report
+from macpo_train.job import Job
 from macpo_train.launch import launch
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from macpo_data.errors import ModelError
+from macpo_data.models.worker import Report
 from macpo_data.signs.rules import ENOUGH, Signs, sentences
 
-Report = Callable[[int, int, str], None]
 History = list[dict[str, float]]
 SHOWN = ("loss", "dpo", "sft", "weak", "own", "margin", "chosen_logprob", "rejected_logprob")
 MARK = "macpo.json"

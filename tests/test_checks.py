@@ -366,7 +366,8 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     ("setting", "said"),
     [
         ("seed=-1", "seed: input should be greater"),
-        ("dpo.loss=exo_pair", "exo_pair needs it above 0"),
+        ("dpo.loss=exo_pair", "'exo_pair' is none of sigmoid, hinge, ipo, none; .* see the card"),
+        ("dpo.label_smoothing=0.1 dpo.loss=hinge", "hinge knows none; .* dpo.loss=sigmoid"),
         ("dpo.label_smoothing=0.1 dpo.loss=ipo", "ipo knows none"),
         ("train.micro_batch_size=3", "3 does not divide dpo's 16"),
         ("confidence.weight=0.5", "only objective=sft reads it"),

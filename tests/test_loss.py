@@ -11,6 +11,8 @@ from macpo_train.loss import (
     confidence_weight,
     confident_loss,
     dpo_loss,
+    hinge_loss,
+    ipo_loss,
     macpo_loss,
     sft_loss,
 )
@@ -72,6 +74,32 @@ def test_label_smoothing_by_hand() -> None:
         label_smoothing=0.1,
     )
     assert loss.item() == pytest.approx(0.3514133, abs=1e-6)
+
+
+def test_hinge_by_hand() -> None:
+    """Three pairs with beta 0.5 and margins of 3, 2 and -1 nats: 1 - 1.5 < 0, 1 - 1, 1 + 0.5."""
+    policy_chosen = torch.tensor([-10.0, -10.0, -10.0], requires_grad=True)
+    rejected = torch.tensor([-9.0, -9.0, -9.0])
+    before = torch.tensor([-12.0, -12.0, -12.0]), torch.tensor([-8.0, -9.0, -12.0])
+    loss = hinge_loss(policy_chosen, rejected, *before, 0.5)
+    assert loss.tolist() == pytest.approx([0.0, 0.0, 1.5])
+    torch.autograd.backward(loss.sum())
+    assert policy_chosen.grad is not None
+    assert policy_chosen.grad.tolist() == pytest.approx([0.0, 0.0, -0.5])  # apart is apart
+
+
+def test_ipo_by_hand() -> None:
+    """One pair of 4 and 2 tokens with beta 0.5, so that the margin per token is to be 1.
+
+    log-ratios: chosen -10 + 12 = 2, over 4 tokens 0.5; rejected -9 + 8 = -1, over 2 tokens -0.5.
+    The margin is 1 and the loss 0; with the sums it would be (3 - 1)^2 = 4. With beta 0.25 the
+    margin is to be 2: (1 - 2)^2 = 1.
+    """
+    policy = torch.tensor([-10.0]), torch.tensor([-9.0])
+    before = torch.tensor([-12.0]), torch.tensor([-8.0])
+    tokens = torch.tensor([4]), torch.tensor([2])
+    assert ipo_loss(*policy, *before, *tokens, beta=0.5).tolist() == pytest.approx([0.0])
+    assert ipo_loss(*policy, *before, *tokens, beta=0.25).tolist() == pytest.approx([1.0])
 
 
 def test_confidence_by_hand() -> None:

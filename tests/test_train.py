@@ -192,12 +192,6 @@ def test_accumulation_gives_the_same_adapter(
             torch.testing.assert_close(matrices[name], matrix, atol=1e-5, rtol=1e-3)
 
 
-def test_a_loss_over_the_whole_batch_is_not_cut(started: Job) -> None:
-    sorts = replace(started, settings=DPO(batch_size=4, loss="aot"))
-    with pytest.raises(ModelError, match="aot sorts the whole batch"):
-        train(quiet, replace(sorts, train=Train(dtype="float32", micro_batch_size=2)))
-
-
 def begun(job: Job, folder: Path, **config: Any) -> Job:
     """A job that goes on from an adapter which somebody else's code made."""
     model = load_model(job.base, "float32")

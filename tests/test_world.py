@@ -215,10 +215,10 @@ def test_packed_answers_cost_what_separate_ones_cost() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from macpo_train.pretrain import PROMPT_WEIGHT, Document, _loss, _pack
+    from macpo_train.pretrain import PROMPT_WEIGHT, Document, _loss
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_attention_heads=2, **sizes)).eval()
     documents = [Document([1, 2, 3], [[4, 5], [6, 7, 8]]), Document([9, 8, 7, 6], [[5], [4, 4]])]
     total = weights = 0.0
@@ -233,7 +233,7 @@ def test_packed_answers_cost_what_separate_ones_cost() -> None:
             if number == 0:
                 total += PROMPT_WEIGHT * float(losses[:cut].sum())
                 weights += PROMPT_WEIGHT * cut
-    packed = _loss(model, _pack(documents, pad=0)).item()
+    packed = _loss(model, documents).item()
     assert packed == pytest.approx(total / weights, rel=1e-4)
 
 

@@ -14,7 +14,7 @@ from macpo_data.errors import ModelError
 from macpo_data.methods import methods, names
 from macpo_data.recipe.draft import Draft, items
 from macpo_data.recipe.recipe import Recipe
-from macpo_data.recipe.training import DPO, SMOOTHED
+from macpo_data.recipe.training import DPO
 from macpo_data.world.named import check_world_base
 
 
@@ -153,10 +153,8 @@ def untrainable(values: dict[str, Any], *sections: str) -> list[str]:
 
 def _losses(draft: Draft) -> Iterator[str]:
     loss, smoothing = draft.read("dpo", "loss", "sigmoid"), draft.read("dpo", "label_smoothing", 0)
-    if loss == "exo_pair" and smoothing == 0:
-        yield "dpo.label_smoothing: exo_pair needs it above 0, its paper has 1e-3"
-    elif smoothing and loss not in SMOOTHED:
-        yield f"dpo.label_smoothing: {loss} knows none, these do: {', '.join(SMOOTHED)}"
+    if smoothing and loss != "sigmoid":
+        yield f"dpo.label_smoothing: {loss} knows none; set it to 0, or dpo.loss=sigmoid"
     if loss == "none" and draft.read("dpo", "gamma", DPO().gamma) == 0:
         yield "dpo.gamma: with loss none the SFT term is all there is; set it above 0"
 

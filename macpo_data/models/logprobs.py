@@ -29,7 +29,7 @@ MAX_MASK = 1 << 26
 
 @dataclass(frozen=True)
 class Packed:
-    """B prompts with all their answers, a row each; T response tokens, N answers in all."""
+    """B prompts with all their answers, a row each; T tokens to predict, N answers in all."""
 
     ids: torch.Tensor  # (B, L)
     positions: torch.Tensor  # (B, L), restarted behind the prompt for each answer
@@ -113,12 +113,12 @@ def shared_logprobs(
     """
     causal = _causal(model)
     packed = pack(prompts, answers, pad_id, causal.device)
-    attention = _attention(causal, packed.parts)
+    seen = attention(causal, packed.parts)
     # The call goes through the model as it is wrapped: what wraps it counts its calls.
     with in_place_of_logits(causal, packed.sources, packed.targets):
         found = model(
             input_ids=packed.ids,
-            attention_mask=attention,
+            attention_mask=seen,
             position_ids=packed.positions,
             use_cache=False,
         ).logits
@@ -131,14 +131,29 @@ def pack(
     answers: Sequence[Sequence[list[int]]],
     pad_id: int,
     device: torch.device | str = "cpu",
+    predict_prompts: bool = False,
 ) -> Packed:
-    """Lay out prompts with their answers, padded on the right."""
+    """Lay out prompts with their answers, padded on the right.
+
+    Args:
+        prompts: token ids, B lists, none empty.
+        answers: token ids, B lists of one or more answers, N in all.
+        pad_id: any token; nothing sees it.
+        device: of the tensors.
+        predict_prompts: predict each prompt's tokens as well, but for its first one; they come
+            before those of its answers.
+    """
     import torch
 
     width = max(len(p) + sum(map(len, own)) for p, own in zip(prompts, answers, strict=True))
-    ids, positions, parts, sources, targets = [], [], [], [], []
+    ids, positions, parts = [], [], []
+    sources: list[int] = []
+    targets: list[int] = []
     for row, (prompt, own) in enumerate(zip(prompts, answers, strict=True)):
         line, at, part = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+        if predict_prompts:
+            sources += range(row * width, row * width + len(prompt) - 1)
+            targets += prompt[1:]
         for number, answer in enumerate(own, start=1):
             begin = row * width + len(line)
             if answer:
@@ -215,7 +230,7 @@ def _causal(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _attention(causal: Any, parts: torch.Tensor) -> torch.Tensor:
+def attention(causal: Any, parts: torch.Tensor) -> torch.Tensor:
     """The mask: earlier tokens of the prompt and of the same answer are seen.
 
     Padding sees itself and the prompt, for a row of the mask must not be empty; nothing sees it.

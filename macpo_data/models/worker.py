@@ -25,7 +25,7 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-Report = Callable[[int, int, str], None]
+Report = Callable[[int, int, str], None]  # done, of how many, and a note for whoever waits
 Progress = Callable[[str], AbstractContextManager[Report]]  # of what, as a person reads it
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from macpo_data.recipe.section import KNOB, Count, Positive, Section, Share
-
-SMOOTHED = ("sigmoid", "robust", "exo_pair", "aot", "aot_unpaired")  # losses with label_smoothing
 
 
 class SFT(Section):
@@ -72,31 +70,27 @@ class DPO(Section):
     sft_normalization: Literal["response", "token"] = "response"
     """response: the SFT term is the mean of each answer's per-token mean. token: the mean over all
     tokens, so that long answers weigh more."""
-    loss: Literal[
-        "sigmoid",
-        "sigmoid_norm",
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_unpaired",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "none",
-    ] = "sigmoid"
-    """Loss of the preferences, by trl's names; sigmoid is DPO's own. With hinge a pair that is
-    apart by 1 / beta nats is not pulled further. none: the SFT term alone."""
+    loss: Literal["sigmoid", "hinge", "ipo", "none"] = "sigmoid"
+    """Loss of the preferences. sigmoid: DPO's own. hinge: a pair that is apart by 1 / beta nats is
+    not pulled further. ipo: a pair is to be apart by so much and no more. none: the SFT term alone.
+    With trl's other losses the published pairs train with trl."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
     """Share of the pairs that are taken to be the wrong way round."""
     reference: Literal["base", "previous", "initial"] = "base"
     """What the policy is held to. base: the bare base model in every round. previous: the policy at
     the start of the round, the common practice. initial: the agent's positive policy of round 0 in
     every round."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _is_ours(cls, value: Any) -> Any:
+        names = get_args(cls.model_fields["loss"].annotation)
+        if value not in names:
+            raise ValueError(
+                f"{value!r} is none of {', '.join(names)}; with other losses the published pairs "
+                "train with trl: see the card"
+            )
+        return value
 
 
 class Lora(Section):
