@@ -286,7 +286,7 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
         ("agents.t.lr_scal=1", "agents.t.lr_scal: unknown key (did you mean lr_scale?)"),
         ("engine.vllm.memry=1", "engine.vllm.memry: unknown key (did you mean memory?)"),
         ("eval.judge={kin: gold}", "eval.judge.kin: unknown key (did you mean kind?)"),
-        ("dpo.loss=hing", "or 'none' (did you mean hinge?)"),
+        ("dpo.loss=hing", "none (did you mean hinge?)"),
         ("data.source=wrld", "'pairs' (did you mean world?)"),
         ("eval.judge.kind=glod", "or 'points' (did you mean gold?)"),
         ("dpo.beta=strong", "dpo.beta: "),

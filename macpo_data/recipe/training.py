@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -86,9 +87,11 @@ class DPO(Section):
     def _is_ours(cls, value: Any) -> Any:
         names = get_args(cls.model_fields["loss"].annotation)
         if value not in names:
+            near = get_close_matches(str(value), names, 1, 0.7)
+            meant = f" (did you mean {near[0]}?)" if near else ""
             raise ValueError(
-                f"{value!r} is none of {', '.join(names)}; with other losses the published pairs "
-                "train with trl: see the card"
+                f"{value!r} is none of {', '.join(names)}{meant}; with other losses the published "
+                "pairs train with trl: see the card"
             )
         return value
 
