@@ -11,6 +11,7 @@ from conftest import OpenRun
 
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.generation import judge as judges
+from macpo_data.generation.verdicts import parse_criteria, parse_points, parse_verdict
 from macpo_data.prompts import fill
 from macpo_data.recipe.evaluation import Judge
 
@@ -89,7 +90,7 @@ def test_a_prompt_may_stand_in_several_pairs(open_run: OpenRun) -> None:
     ],
 )
 def test_a_verdict(text: str | None, verdict: str | None) -> None:
-    assert judges.parse_verdict(text) == verdict
+    assert parse_verdict(text) == verdict
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_a_verdict(text: str | None, verdict: str | None) -> None:
     ],
 )
 def test_exactly_three_criteria(text: str, criteria: str | None) -> None:
-    assert judges.parse_criteria(text, 3) == criteria
+    assert parse_criteria(text, 3) == criteria
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_exactly_three_criteria(text: str, criteria: str | None) -> None:
     ],
 )
 def test_points(text: str | None, points: float | None) -> None:
-    assert judges.parse_points(text) == points
+    assert parse_points(text) == points
 
 
 def test_a_prompt_of_points_is_identity_where_it_is_asked(tmp_path: Path) -> None:

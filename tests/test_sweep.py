@@ -28,10 +28,11 @@ from macpo_data.versions import versions
 from macpo_data.world.bases import VERSION
 from macpo_run.cleaning import unreachable
 from macpo_run.sweep.budget import Budget, spent, words_in
+from macpo_run.sweep.left import about, in_words
 from macpo_run.sweep.provenance import commit, provenance
 from macpo_run.sweep.standings import Measured, Standings
 from macpo_run.sweep.study import load_study, parse_grid, parse_seeds, shipped, variants
-from macpo_run.sweep.sweep import Sweep, about, recorded, said
+from macpo_run.sweep.sweep import Sweep, recorded
 from macpo_run.sweep.table import columns, markdown, notes
 from macpo_run.terminal.sweeps import print_sweep
 
@@ -287,7 +288,7 @@ def test_the_time_left(open_sweep: OpenSweep) -> None:
     sweep = open_sweep(grid={"dpo.beta": [0.05, 0.1]})
     answers = 3  # of the student: in round 0, and of each variant in round 1
     assert sweep.seconds_left() == (0, 10 + 1 + 2 + answers)
-    assert said(*sweep.seconds_left()) == "time left unknown, nothing like it was timed yet"
+    assert in_words(*sweep.seconds_left()) == "time left unknown, nothing like it was timed yet"
     elsewhere = open_sweep(run="other", seeds=[0])
     elsewhere.make()
     seconds, untimed = sweep.seconds_left()
@@ -321,7 +322,7 @@ def test_nobody_knows_how_many_all_are(open_sweep: OpenSweep) -> None:
     ],
 )
 def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
-    assert said(*left) == expected
+    assert in_words(*left) == expected
 
 
 # ---------------------------------------------------------------------------- mistakes

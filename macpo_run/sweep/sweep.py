@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from statistics import median
 from typing import Any, TypeVar
 
 from macpo_data.errors import Interrupted, MacpoError, StoreError, first_line, plain
@@ -26,6 +24,7 @@ from macpo_data.store.store import atomic, write_json, write_parquet
 from macpo_run.rounds import Run
 from macpo_run.sweep import budget
 from macpo_run.sweep.budget import Budget
+from macpo_run.sweep.left import Task, about, in_words, key_of, size_of, task_of, timed
 from macpo_run.sweep.plot import plot
 from macpo_run.sweep.provenance import Provenance, provenance
 from macpo_run.sweep.standings import MADE, Measured, Standings
@@ -34,16 +33,6 @@ from macpo_run.sweep.table import markdown
 
 FOLDER = "sweep"  # inside the run
 T = TypeVar("T")
-Key = tuple[Any, ...]  # what makes two steps take about as long
-
-
-@dataclass(frozen=True)
-class Task:
-    """Something that is made once, whichever variants name it."""
-
-    name: str  # of its result
-    key: Key
-    size: int  # prompts that it goes through
 
 
 @dataclass(frozen=True)
@@ -142,7 +131,7 @@ class Sweep:
             for run in reversed(self.runs)
             for step in reversed(self._needed(run))
         }
-        return [_task(run, name, step) for name, (run, step) in named.items()]
+        return [task_of(run.recipe, name, step) for name, (run, step) in named.items()]
 
     @property
     def answers(self) -> list[Task]:
@@ -150,11 +139,11 @@ class Sweep:
         found = {}
         for run in self.runs:
             values = run.recipe.model_dump(mode="json")
-            key = _key(values, "eval", run.recipe.students[0])
+            key = key_of(values, "eval", run.recipe.students[0])
             for policy in self._measured(run, [p for s in _steps(run) if (p := s.makes)]):
                 for draw in range(run.plan.sampling("test").n):
                     name = run.plan.sample_name(policy, "test", str(draw))
-                    found[name] = Task(name, key, _size(values, "test"))
+                    found[name] = Task(name, key, size_of(values, "test"))
         return list(found.values())
 
     def todo(self, tasks: list[Task]) -> list[Task]:
@@ -164,9 +153,9 @@ class Sweep:
     def seconds_left(self) -> tuple[float, int]:
         """What is left by what was timed before: (seconds, tasks of kinds that never were)."""
         todo, root = self.todo(self.steps + self.answers), self.home.store.root
-        rates = _timed([root])
+        rates = timed([root])
         if not rates.keys() >= {task.key for task in todo}:
-            rates = _timed(p for p in root.parent.glob("*") if p != root) | rates
+            rates = timed(p for p in root.parent.glob("*") if p != root) | rates
         # What no run of this method tells, one of another method may.
         found = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
         # Nor does a count tell about all that there are (size 1), or the reverse.
@@ -186,7 +175,7 @@ class Sweep:
             before |= {*steps}
         seeds = list(dict.fromkeys(variant.recipe.seed for variant in self.variants))
         some = self.todo(self.steps + self.answers)
-        left = said(*self.seconds_left()) if some else "nothing is left to make"
+        left = in_words(*self.seconds_left()) if some else "nothing is left to make"
         return Outline(self.home.store.root, seeds, rows, len(before), len(todo), left)
 
     def make(self) -> Standings:
@@ -219,7 +208,7 @@ class Sweep:
         mine = {run.plan.name(step) for step in self._needed(run)}
         todo = sum(task.name in mine for task in self.todo(self.steps))
         if todo:
-            left = said(*self.seconds_left())
+            left = in_words(*self.seconds_left())
             self.say(f"{self._title}{todo} steps to make; the sweep: {left}")
         needed = self._needed(run)
         _, problem = _tried(run, lambda run: finish(run, needed))
@@ -342,67 +331,3 @@ def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
             said = first_line(error)
             raise MacpoError(f"{path}: {said}; remove it, if its results may go") from None
         yield path, [run.beside(recipe) for recipe in recipes]
-
-
-def said(seconds: float, untimed: int) -> str:
-    """The time left as a person wants to read it."""
-    if untimed and not seconds:
-        return "time left unknown, nothing like it was timed yet"
-    minutes = seconds / 60
-    about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
-    about = f"{seconds:.0f} s" if minutes < 2 else about
-    return f"about {about} left" + (
-        f", without {untimed} of a kind that was never timed" if untimed else ""
-    )
-
-
-def _task(run: Run, name: str, step: Step) -> Task:
-    values, method = run.recipe.model_dump(mode="json"), step.method or run.recipe.method
-    key = _key(values, step.kind, step.learner, step.round, step.objective, method)
-    return Task(name, key, _size(values, "d1", "d2"))
-
-
-def _key(
-    recipe: dict[str, Any], kind: str, learner: str, round_: int = 0, objective: str | None = None,
-    method: str | None = None,
-) -> Key:  # fmt: skip
-    """What takes about as long: a kind of step, method, objective and base; fake or not."""
-    base, fake = recipe["agents"][learner]["base"], recipe["engine"]["name"] == "fake"
-    return method if kind == "gen" else None, kind, objective, round_ == 0, base, fake
-
-
-def _size(recipe: dict[str, Any], *parts: str) -> int:
-    """Prompts that are asked for in some parts of the data; 1 where all are taken."""
-    data = recipe["data"]
-    counts = [data[part]["count"] or data["limit"] for part in parts]
-    return 1 if None in counts else sum(min(count, data["limit"] or count) for count in counts)
-
-
-def about(timed: list[tuple[int, float]], size: int) -> float:
-    """Seconds for so many prompts, by what took (prompts, seconds): those of the nearest size."""
-    nearest = min((each for each, _ in timed), key=lambda each: abs(math.log(each / size)))
-    return median(seconds for each, seconds in timed if each == nearest) * size / nearest
-
-
-def _timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
-    """Prompts and seconds of what was made, as manifests of several run folders tell."""
-    found: dict[Key, list[tuple[int, float]]] = {}
-    patterns = ("data/round-*", "adapters/*", "eval/*")
-    paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
-    for path in paths:
-        try:
-            made = json.loads(path.read_text("utf-8"))
-            recipe, seconds = made["recipe"], made["seconds"]
-            if made["kind"] == "eval":
-                agents = recipe["agents"].items()
-                student = next(name for name, agent in agents if agent["role"] == "student")
-                key, size = _key(recipe, "eval", student), _size(recipe, "test")
-                seconds /= len(made["samples"]) * made["sampling"]["n"]
-            else:
-                step = made["kind"], made["learner"], made["round"], made.get("objective")
-                key, size = _key(recipe, *step, made["method"]), _size(recipe, "d1", "d2")
-        except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
-            continue
-        for each in (key, key[1:]):
-            found.setdefault(each, []).append((size, seconds))
-    return found
