@@ -10,13 +10,14 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic.json_schema import GenerateJsonSchema
 
 from macpo_data.loading.load import load_recipe, recipe_text
 from macpo_data.methods import names
+from macpo_data.recipe.meanings import meanings
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Section
 from macpo_data.shipped import recipes_folder
@@ -59,11 +60,13 @@ def _lines(
     is_new, inside = type(section) not in explained, set[type[Section]]()
     explained.add(type(section))
     indent = "  " * len(path)
-    for name, field in type(section).model_fields.items():
+    for name in type(section).model_fields:
         at, value = (*path, name), getattr(section, name)
         if not path:
             yield ""
-        yield from _comment(field.description if is_new else None, comments.get(at), indent)
+        yield from _comment(
+            meanings(type(section)).get(name) if is_new else None, comments.get(at), indent
+        )
         if isinstance(value, Section):
             yield f"{indent}{name}:"
             yield from _lines(value, comments, at, inside)
@@ -146,8 +149,28 @@ class _Untitled(GenerateJsonSchema):
 def schema_text() -> str:
     """The recipe's JSON schema, with which an editor explains and completes keys."""
     schema = Recipe.model_json_schema(schema_generator=_Untitled)
+    for section in _sections(Recipe):
+        kind = schema if section is Recipe else schema["$defs"][section.__name__]
+        for form in kind.get("anyOf", [kind]):  # one may be given by its name alone
+            for name, field in form.get("properties", {}).items():
+                field["description"] = meanings(section)[name]
     schema["properties"]["method"]["enum"] = names()
     return json.dumps({"$schema": _Untitled.schema_dialect, **schema}, indent=1) + "\n"
+
+
+def _sections(model: type[Section]) -> Iterator[type[Section]]:
+    """A section and all that are inside it, whatever stands around them."""
+    yield model
+    for field in model.model_fields.values():
+        for inner in _inside(field.annotation):
+            yield from _sections(inner)
+
+
+def _inside(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for each in get_args(annotation):
+        yield from _inside(each)
 
 
 def copy_recipe(name: str, to: Path, full: bool) -> Path:

@@ -35,9 +35,7 @@ class Section(BaseModel):
     they write, in an editor.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide a result, without the knobs, as JSON values."""
