@@ -116,9 +116,9 @@ def one_line(what: str, repo: str) -> Iterator[None]:
         kind = type(error).__name__
         kinds = _classes(error)
         status = status_of(error)
-        known = isinstance(error, HfHubHTTPError | HFValidationError | LocalTokenNotFoundError)
+        refused = isinstance(error, HfHubHTTPError | HFValidationError | LocalTokenNotFoundError)
         silent = {"HTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
-        if not (known or status or kinds & (_BROKEN | silent)):
+        if not (refused or status or kinds & (_BROKEN | silent)):
             raise
         raise HubError(f"cannot {what} {repo}: {_hint(kind, status, kinds)}") from None
 

@@ -53,6 +53,7 @@ def paired_p(differences: Values) -> float | None:
     Args:
         differences: (n,) one for each run, such as the mean over its prompts.
     """
+    import numpy as np
     from scipy import stats
 
     if len(differences) < 2 or np.allclose(differences, differences[0], rtol=0, atol=1e-12):
@@ -69,6 +70,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     >>> holm([0.01, 0.04])
     [0.02, 0.04]
     """
+    import numpy as np
+
     order = np.argsort(p_values)
     scaled = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))

@@ -18,7 +18,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import RECIPE
-from hub_server import READER, TOKEN, Hub, Repo, serve
+from hub_server import READER, TOKEN, File, Hub, Repo, serve
 
 from macpo_data.models.base import adapter_sha256
 from macpo_data.sources.tables import read_table
@@ -233,6 +233,9 @@ def test_adapters_that_are_there_are_kept(macpo: Macpo, hub: Hub) -> None:
     assert f"kept 2 adapters in {REPO}-adapters" in ok(again) and "modified" not in again.stderr
     repo = hub.model(f"{REPO}-adapters")
     assert (repo.commits, repo.tags) == (commits, tags) and hub.count("PUT /lfs/") == uploads
+    for content in (b"[" * 99_999, b'{"x": {}}', b"[1]"):
+        repo.add("main", {"adapters.json": File(content, False)}, repo.branches["main"])
+        assert "adapters.json is damaged" in error(macpo(*push))
 
 
 def test_pull_says_what_was_never_pushed(macpo: Macpo, tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def trainers() -> tuple[Trainer, ...]:
 def forms(preferences: bool) -> list[Form]:
     """The forms in which pairs, or data for fine-tuning, are published: the plain one first."""
     uses = [each.pairs if preferences else each.fine_tuning for each in trainers()]
-    known = {use.form.suffix: use.form for use in uses if use is not None}
-    return [known[suffix] for suffix in sorted(known)]
+    by_suffix = {use.form.suffix: use.form for use in uses if use is not None}
+    return [by_suffix[suffix] for suffix in sorted(by_suffix)]
 
 
 def files(tree: Tree, repo: str | None) -> dict[str, bytes]:

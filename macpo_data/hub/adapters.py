@@ -19,11 +19,12 @@ from macpo_data.hub.index import adapters_repo
 from macpo_data.hub.push import Push, ensure, set_tag
 from macpo_data.hub.templates import fill
 from macpo_data.models.worker import Progress, Workers
-from macpo_data.store.manifests import MANIFEST
+from macpo_data.store.manifests import MANIFEST, parse_json
 from macpo_data.store.pins import Lock
 from macpo_data.world.named import WORLD
 
 INDEX = "adapters.json"
+_FACTS = ("base", "base_revision", "objective", "start", "reference", "adapter_sha256")
 
 
 def push_adapters(push: Push, *, private: bool, merge: bool, progress: Progress) -> list[str]:
@@ -36,15 +37,15 @@ def push_adapters(push: Push, *, private: bool, merge: bool, progress: Progress)
         HubError: an adapter of that name is there with other weights, or the Hub refuses.
     """
     repo = adapters_repo(hf.check_repo(str(push.repo)))
-    found = {Path(name).name: name for name in _names(push)}
-    if not found:
+    adapters = {Path(name).name: name for name in _names(push)}
+    if not adapters:
         raise HubError(f"no adapter of {push.tag} is trained yet; run `macpo train`")
     with hf.one_line("push adapters to", repo):
-        said = [_push(push, repo, found, private)]
+        lines = [_push(push, repo, adapters, private)]
     if merge:
         with hf.one_line("push the merged model to", f"{push.repo}-merged"):
-            said.append(_push_merged(push, f"{push.repo}-merged", private, progress))
-    return said
+            lines.append(_push_merged(push, f"{push.repo}-merged", private, progress))
+    return lines
 
 
 def _names(push: Push) -> list[str]:
@@ -59,22 +60,21 @@ def _names(push: Push) -> list[str]:
     return [name for name in dict.fromkeys(names) if push.store.is_done(name)]
 
 
-def _push(push: Push, repo: str, found: dict[str, str], private: bool) -> str:
+def _push(push: Push, repo: str, adapters: dict[str, str], private: bool) -> str:
     api = hf.connect()
     ensure(api, repo, "model", private)
     files: dict[str, Path | bytes] = {}
     mine: dict[str, dict[str, Any]] = {}
-    for short, name in found.items():
+    for short, name in adapters.items():
         manifest = push.store.verify(name)
-        keys = ("base", "base_revision", "objective", "start", "reference", "adapter_sha256")
-        mine[short] = {key: manifest.get(key) for key in keys}
+        mine[short] = {key: manifest.get(key) for key in _FACTS}
         for file in (*manifest["files"], MANIFEST):
             files[f"{short}/{file}"] = push.store.path(name) / file
 
     def attempt() -> str:
         branches, tags = hf.commits(api, repo, "model")
         head = branches["main"]
-        published = json.loads(hf.fetch(api, repo, "model", head, INDEX) or b"{}")
+        published = _published(hf.fetch(api, repo, "model", head, INDEX), repo)
         for short in mine:
             other = published.get(short, mine[short])["adapter_sha256"]
             if other != mine[short]["adapter_sha256"]:
@@ -92,6 +92,17 @@ def _push(push: Push, repo: str, found: dict[str, str], private: bool) -> str:
         return f"{'pushed' if new else 'kept'} {len(mine)} adapters in {repo}"
 
     return hf.until_settled(attempt, repo)
+
+
+def _published(content: bytes | None, repo: str) -> dict[str, dict[str, Any]]:
+    """The adapters that are there already, by name; what the card says of each."""
+    try:
+        adapters: dict[str, dict[str, Any]] = parse_json(content or b"{}")
+        if all(set(_FACTS) <= facts.keys() for facts in adapters.values()):
+            return adapters
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise HubError(f"{repo}/{INDEX} is damaged; choose another --repo")
 
 
 def _card(push: Push, repo: str, index: dict[str, dict[str, Any]]) -> str:

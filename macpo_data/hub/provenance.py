@@ -34,7 +34,7 @@ def voice(plan: Plan, store: Store, policy: Policy) -> dict[str, Any]:
     """An agent as it spoke: base, adapter, template."""
     agent = plan.recipe.agents[policy.agent]
     maker = plan.maker(policy)
-    made = store.typed(plan.name(maker), AdapterManifest) if maker else None
+    manifest = store.typed(plan.name(maker), AdapterManifest) if maker else None
     return {
         "policy": str(policy),
         "role": agent.role,
@@ -42,9 +42,9 @@ def voice(plan: Plan, store: Store, policy: Policy) -> dict[str, Any]:
         "base": agent.base if maker or not agent.endpoint else agent.endpoint.model,
         "base_revision": Lock(store.root).pins()["models"].get(f"{agent.base}@{agent.revision}"),
         "adapter": maker and plan.name(maker),
-        "adapter_sha256": made and made.adapter_sha256,
+        "adapter_sha256": manifest and manifest.adapter_sha256,
         "chat_template": agent.chat_template,
-        "template_sha256": made and made.template_sha256,
+        "template_sha256": manifest and manifest.template_sha256,
     }
 
 

@@ -307,9 +307,9 @@ def _plain(file: str) -> bool:
 def _adapter(plan: Plan, store: Store, start: dict[str, Any]) -> list[str]:
     """Fetch an adapter that a training needs, and say so; nothing for a bare base."""
     name = start["start"]
-    known = {plan.name(s) for s in plan.steps if s.makes}
+    trained = {plan.name(s) for s in plan.steps if s.makes}
     # A start on the bare base, or the result of the training before on the same dataset.
-    if start["adapter_sha256"] is None or name not in known:
+    if start["adapter_sha256"] is None or name not in trained:
         return []
     if store.is_done(name):
         return [f"kept     {store.path(name)}"]

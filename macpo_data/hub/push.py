@@ -134,12 +134,12 @@ def _index_there(to: Path) -> Index:
     Raises:
         HubError: it holds something else.
     """
-    known = to / INDEX
+    index = to / INDEX
     if to.exists() and not to.is_dir():
         raise HubError(f"{to} is a file; choose another folder with --to")
-    if to.exists() and any(to.iterdir()) and not known.is_file() and not (to / _STAGING).exists():
+    if to.exists() and any(to.iterdir()) and not index.is_file() and not (to / _STAGING).exists():
         raise HubError(f"{to} is not empty and no tree of macpo; choose another folder with --to")
-    return read_index(known.read_bytes() if known.is_file() else None, str(to))
+    return read_index(index.read_bytes() if index.is_file() else None, str(to))
 
 
 def _write(target: Path, content: Path | bytes) -> bool:
@@ -207,13 +207,13 @@ def _publish(
 ) -> str:
     """Bring main, the branch of the full form and the tag to where they should be."""
     head = branches["main"]
-    known = hf.fetch(api, repo, "dataset", head, INDEX)
-    if known is None and hf.fetch(api, repo, "dataset", head, "README.md") is not None:
+    content = hf.fetch(api, repo, "dataset", head, INDEX)
+    if content is None and hf.fetch(api, repo, "dataset", head, "README.md") is not None:
         raise HubError(f"{repo} holds a dataset that macpo did not make; choose another --repo")
-    index = read_index(known, repo) | entries
+    index = read_index(content, repo) | entries
     files = _files(entries, staging)
     message = f"{push.tag}: {', '.join(push.names)}"
-    made, _ = hf.commit(
+    commit, _ = hf.commit(
         api,
         repo,
         "dataset",
@@ -225,11 +225,11 @@ def _publish(
         create_pr=create_pr,
     )
     if create_pr:
-        return made
+        return commit
     full = files | assemble(index, repo, trainer.FULL.suffix)
-    _publish_full(api, repo, branches.get(FULL), made, full, f"{message}, full form as default")
-    set_tag(api, repo, "dataset", push.tag, made)
-    return made
+    _publish_full(api, repo, branches.get(FULL), commit, full, f"{message}, full form as default")
+    set_tag(api, repo, "dataset", push.tag, commit)
+    return commit
 
 
 def _publish_full(
@@ -261,10 +261,10 @@ def _publish_full(
     )
 
 
-def set_tag(api: HfApi, repo: str, kind: hf.RepoType, tag: str, made: str) -> None:
+def set_tag(api: HfApi, repo: str, kind: hf.RepoType, tag: str, commit: str) -> None:
     """Set a tag; one that was set in the meantime sends us back to look at it."""
     try:
-        hf.ask(api.create_tag, repo, tag=tag, revision=made, repo_type=kind)
+        hf.ask(api.create_tag, repo, tag=tag, revision=commit, repo_type=kind)
     except Exception as error:
         if hf.status_of(error) == 409:
             raise hf.Moved from None
@@ -275,8 +275,8 @@ def _same_or_refuse(api: HfApi, push: Push, repo: str, commit: str) -> None:
     """Refuse a tag that names other content than what would be pushed."""
     there = read_index(hf.fetch(api, repo, "dataset", commit, INDEX), repo)
     mine = push.identities()
-    found = {name: there[name]["identity"] for name in mine if name in there}
-    if found != mine:
+    theirs = {name: there[name]["identity"] for name in mine if name in there}
+    if theirs != mine:
         raise HubError(
             f"{repo} has {push.tag} already, with other content, and tags are never moved; publish "
             f"yours beside it with --as {push.tag}.1"
@@ -339,8 +339,8 @@ def source_licence(plan: Plan, store: Store, say: Say) -> str | None:
         return licence if isinstance(licence, str) else None
 
     try:
-        found = {lock.licence(path, partial(stated, path)) for path in paths}
+        licences = {lock.licence(path, partial(stated, path)) for path in paths}
     except Exception:  # every way of not reaching the Hub has its own class
         say(f"cannot ask {', '.join(paths)} for a licence; name it with --license")
         return None
-    return found.pop() if len(found) == 1 else None
+    return licences.pop() if len(licences) == 1 else None

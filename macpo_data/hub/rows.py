@@ -22,8 +22,8 @@ def published(pairs: pl.DataFrame, step: Step, writers: pl.DataFrame) -> pl.Data
         writers: every policy, as `provenance.writers` gives them.
     """
     for side in ("chosen", "rejected"):
-        known = writers.rename({c: f"{side}_{c}" for c in writers.columns})
-        pairs = pairs.join(known, on=f"{side}_policy", how="left", maintain_order="left")
+        origin = writers.rename({c: f"{side}_{c}" for c in writers.columns})
+        pairs = pairs.join(origin, on=f"{side}_policy", how="left", maintain_order="left")
     return pairs.with_columns(
         round=pl.lit(step.round, pl.Int64),
         learner=pl.lit(step.learner),
@@ -73,8 +73,8 @@ def asked(plan: Plan, store: Store, name: str) -> pl.DataFrame:
         return store.read(name, "turns.parquet")
     columns = ["prompt_id", "prompt"]
     paired = pl.read_parquet(store.path(name) / "pairs.parquet", columns=columns)
-    known = store.read(plan.prompts_name, "d2.parquet").select(columns)
-    return pl.concat([paired, known]).unique("prompt_id")
+    others = store.read(plan.prompts_name, "d2.parquet").select(columns)
+    return pl.concat([paired, others]).unique("prompt_id")
 
 
 def _holds(prompt: list[Message], turns: set[Turn]) -> bool:

@@ -92,8 +92,8 @@ class Lock:
     def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
         with FileLock(self.path.with_name(".lock.json.lock")):
             pins = self.pins()
-            known = pins.setdefault(kind, {})
-            if key not in known:
-                known[key] = resolve()
+            own = pins.setdefault(kind, {})
+            if key not in own:
+                own[key] = resolve()
                 write_json(self.path, pins)
-            return known[key]
+            return own[key]
