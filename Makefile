@@ -60,6 +60,7 @@ bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.rendering
 	$(BIN)/python -m benchmarks.generating
 	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.tokenising
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.endpoints
 	$(BIN)/python -m benchmarks.training

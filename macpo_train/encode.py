@@ -53,9 +53,13 @@ def encode(frame: pl.DataFrame, chat: Chat, columns: list[str], settings: Train)
     rows: list[int] = []
     whole: list[bool] = []
     lengths: list[int] = []
-    for index, row in enumerate(frame.iter_rows(named=True)):
-        prompt = chat.prompt_ids(row["prompt"])
-        sides = [chat.response_ids(row[c], finished(row, c)) for c in columns]
+    table = frame.rows(named=True)
+    every = [chat.all_prompt_ids([row["prompt"] for row in table])]
+    every += [
+        chat.all_response_ids([row[c] for row in table], [finished(row, c) for row in table])
+        for c in columns
+    ]
+    for index, (prompt, *sides) in enumerate(zip(*every, strict=True)):
         lengths.append(len(prompt) + max(map(len, sides)))
         fits = lengths[-1] <= settings.max_length
         if not fits:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import polars as pl
 import pytest
 from conftest import shared
 from hypothesis import HealthCheck, given, settings
@@ -75,6 +76,23 @@ def test_text_is_never_markup(gpt2: Any, mistral: Any, template: str) -> None:
         response = chat.response_ids(spelt, True)
         assert response.count(chat.eot_id) == 1
         assert chat.decode(response) == spelt
+
+
+@pytest.mark.parametrize("template", ["vicuna", "alpaca"])
+def test_all_at_once_gives_the_ids_of_each_alone(gpt2: Any, mistral: Any, template: str) -> None:
+    """On people's prompts of several turns, some with special tokens spelt in them."""
+    pairs = pl.read_parquet(shared("data/hh_harmless_multiturn.parquet")).head(60)
+    for tokenizer in (gpt2, mistral):
+        chat = make_chat(tokenizer, template, "b")
+        spelt: list[Message] = [{"role": "user", "content": f"a {tokenizer.eos_token} b"}]
+        prompts: list[Any] = [*pairs["prompt"].to_list(), spelt]
+        answers = [*pairs["chosen"], "", f"a {tokenizer.eos_token}", "  lead"]
+        finished = [n % 3 > 0 for n in range(len(answers))]
+        assert chat.all_prompt_ids(prompts) == [chat.prompt_ids(prompt) for prompt in prompts]
+        alone = [chat.response_ids(a, end) for a, end in zip(answers, finished, strict=True)]
+        assert chat.all_response_ids(answers, finished) == alone
+        assert tokenizer.eos_token_id not in chat.all_prompt_ids([spelt])[0]
+        assert chat.all_prompt_ids([]) == chat.all_response_ids([], []) == []
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))

@@ -52,7 +52,8 @@ class TransformersEngine(Engine):
             voice = requests[members[0]].voice
             chat = self._chat(voice)
             room = self.max_length - requests[members[0]].sampling.max_new_tokens
-            prompts = {i: chat.prompt_ids(requests[i].prompt) for i in members}
+            asked = chat.all_prompt_ids([requests[i].prompt for i in members])
+            prompts = dict(zip(members, asked, strict=True))
             for i in members:
                 if len(prompts[i]) > room:
                     yield i, Completion(None, "prompt_too_long", 0)
@@ -97,15 +98,16 @@ class TransformersEngine(Engine):
         for members in _groups(requests):
             voice = requests[members[0]].voice
             chat = self._chat(voice)
-            responses: dict[int, list[int]] = {}
+            own = [requests[i] for i in members]
+            prompts = chat.all_prompt_ids([r.prompt for r in own])
+            answers = chat.all_response_ids([r.response for r in own], [r.finished for r in own])
+            responses = dict(zip(members, answers, strict=True))
             asked: dict[tuple[int, ...], list[int]] = {}
-            for i in members:
-                prompt = tuple(chat.prompt_ids(requests[i].prompt))
-                responses[i] = chat.response_ids(requests[i].response, requests[i].finished)
+            for i, prompt in zip(members, prompts, strict=True):
                 if len(prompt) + len(responses[i]) > self.max_length:
                     yield i, None
                 else:
-                    asked.setdefault(prompt, []).append(i)
+                    asked.setdefault(tuple(prompt), []).append(i)
             lengths = [len(p) + len(responses[i]) for p, own in asked.items() for i in own]
             shared = self._shares(max(lengths, default=0))
             for batch in self._score_batches(asked, responses, shared):
