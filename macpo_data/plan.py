@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +76,12 @@ class Step:
         if self.kind == "gen" or self.objective == "reward":
             return None
         return Policy(self.learner, self.behavior, self.round)
+
+
+def round_of(name: str) -> int | None:
+    """The round of a dataset or positive adapter, by its folder as `Plan.name` has it."""
+    numbered = re.search(r"(?:^data/round|-positive)-(\d+)-", name)
+    return int(numbered[1]) if numbered else None
 
 
 class Plan:
@@ -188,6 +195,17 @@ class Plan:
             ceiling = "-ceiling" if step.is_ceiling else ""
             return f"data/round-{step.round}-{step.learner}{ceiling}-{fingerprint}"
         return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
+
+    def is_sample_of(self, name: str, policy: Policy) -> bool:
+        """Whether a folder holds what one of its policies wrote, for any part and draw."""
+        written = re.fullmatch(rf"samples/{re.escape(str(policy))}-(.+)-[0-9a-f]{{8}}", name)
+        part, _, draw = written[1].partition("-") if written else ("", "", "")
+        return bool(written) and self.sample_name(policy, part, draw) == name
+
+    def is_asked_of(self, name: str, policy: Policy) -> bool:
+        """Whether a folder holds scores or answers by one of its policies, of any texts."""
+        own = f"{re.escape(str(policy))}-(.+-)?{self.policy_fingerprint(policy)}"
+        return bool(re.fullmatch(rf"(scores|answers)/{own}-[0-9a-f]{{8}}", name))
 
     @property
     def _has_own_judge(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
-from macpo_data.engines.choose import pick
+from macpo_data.engines.choose import NoEngine, pick
 from macpo_data.errors import MacpoError
 from macpo_data.models.base import gpus, is_folder, resolve, unreachable
 from macpo_data.recipe.agents import Agent
@@ -167,12 +166,11 @@ def _engine(recipe: Recipe) -> Health:
     """Which engines the recipe comes to here."""
     try:
         writes, scores = pick(recipe.engine), pick(recipe.engine, recipe.score.engine)
-    except MacpoError as error:
+    except NoEngine as error:
         name = "ray" if recipe.engine.name == "ray" else "vllm"
         packages = {"vllm": "vllm", "ray": "vllm 'ray[data]'"}[name]
         mend = f"pip install {packages}" if gpus() else f"make {name}"
-        # What else it says is for those who have no doctor.
-        return Health("problem", "engine", re.split("[;:]", str(error))[0], mend)
+        return Health("problem", "engine", error.problem, mend)
     return Health("ok", "engine", f"{writes.name} writes, {scores.name} scores")
 
 

@@ -10,11 +10,24 @@ from macpo_data.models.base import ENDPOINTS, Base, gpus
 from macpo_data.recipe.engine import Engine as Settings
 
 
+class NoEngine(ModelError):
+    """The engine that a recipe wants is not here."""
+
+    def __init__(self, problem: str, mend: str) -> None:
+        """`problem` is what is missing; `mend` is for whoever has no doctor."""
+        super().__init__(f"{problem}: {mend}")
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[ModelError], tuple[str]]:
+        """It leaves its process as one line."""
+        return ModelError, (str(self),)
+
+
 def pick(settings: Settings, scorer: str | None = None) -> Settings:
     """The settings with the name of the engine that will write, or with a scorer, score.
 
     Raises:
-        ModelError: it is not installed.
+        NoEngine: it is not installed.
     """
     name, has_vllm = settings.name, find_spec("vllm") is not None
     if name == "auto":
@@ -22,16 +35,17 @@ def pick(settings: Settings, scorer: str | None = None) -> Settings:
     if scorer and name != "fake":
         name = "vllm" if scorer == "vllm" else "transformers"
     if name == "ray" and find_spec("ray") is None:
-        raise ModelError("Ray is not installed: pip install 'ray[data]', or set engine.name=vllm")
+        raise NoEngine("Ray is not installed", "pip install 'ray[data]', or set engine.name=vllm")
     if name in ("vllm", "ray") and not has_vllm:
-        raise ModelError(
-            "vLLM is not installed: `macpo doctor` says which version fits; or set "
-            "engine.name=transformers and score.engine=forward"
+        raise NoEngine(
+            "vLLM is not installed",
+            "`macpo doctor` says which version fits; or set engine.name=transformers and "
+            "score.engine=forward",
         )
     if settings.quantization and name == "transformers" and scorer is None:
-        raise ModelError(
-            f"engine.quantization={settings.quantization} needs vLLM; set engine.name=vllm, or "
-            "leave it out"
+        raise NoEngine(
+            f"engine.quantization={settings.quantization} needs vLLM",
+            "set engine.name=vllm, or leave it out",
         )
     return settings.model_copy(update={"name": name})
 

@@ -254,8 +254,8 @@ class RunContext(Context):
             else:
                 engine = pick(self.recipe.engine, scorer)
                 # vLLM takes the GPU for itself, so a process that runs it runs nothing else.
-                own = f" ({engine.name})" if engine.name != "transformers" else ""
-                facts = self._workers.get(f"{base.id}{own}").call(
+                own = engine.name if engine.name != "transformers" else None
+                facts = self._workers.get(base.id, own).call(
                     "macpo_data.generation.shards:run_tasks", engine, base, tasks, report=report
                 )
         facts |= {"seconds_with_others": round(time.monotonic() - started, 2)}

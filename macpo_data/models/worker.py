@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from macpo_data.errors import MacpoError, ModelError, hidden_os_error
 
@@ -85,32 +85,45 @@ class Worker:
         self._pipe.close()
 
 
+class Key(NamedTuple):
+    """What a worker is there for."""
+
+    name: str
+    engine: str | None
+
+
 class Workers:
     """At most `limit` workers; the one used longest ago is closed for a new one."""
 
     def __init__(self, limit: int) -> None:
         """No process is started yet."""
         self.limit = limit
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[Key, Worker] = {}
 
-    def get(self, name: str) -> Worker:
-        """The worker of that name, started if it is not there."""
-        worker = self._workers.pop(name, None)
+    def get(self, name: str, engine: str | None = None) -> Worker:
+        """The worker of that name, started if it is not there.
+
+        Args:
+            name: of the base that it holds, or of its work.
+            engine: one with memory of its own, beside which its process runs nothing else.
+        """
+        key = Key(name, engine)
+        worker = self._workers.pop(key, None)
         if worker is None:
             while len(self._workers) >= self.limit:
                 self._workers.pop(next(iter(self._workers))).close()
-            worker = Worker(name)
-        self._workers[name] = worker
+            worker = Worker(name if engine is None else f"{name} ({engine})")
+        self._workers[key] = worker
         return worker
 
     def has(self, name: str) -> bool:
         """Whether a worker of that name runs, or of that base by another engine."""
-        return any(own == name or own.startswith(f"{name} (") for own in self._workers)
+        return any(key.name == name for key in self._workers)
 
     def close_engines(self) -> None:
-        """Close those that run an engine with memory of its own, such as `BASE (vllm)`."""
-        for name in [name for name in self._workers if name.endswith(")")]:
-            self._workers.pop(name).close()
+        """Close those that run an engine with memory of its own."""
+        for key in [key for key in self._workers if key.engine is not None]:
+            self._workers.pop(key).close()
 
     def close(self, kill: bool = False) -> None:
         """Close all."""
