@@ -76,8 +76,8 @@ def ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if not _passes(error):
                 raise
             response = _response(error)
-            asked = retry_after(response.headers, TIMEOUT) if response is not None else 0.0
-            time.sleep(max(pause * scale, asked))
+            delay = retry_after(response.headers, TIMEOUT) if response is not None else 0.0
+            time.sleep(max(pause * scale, delay))
     return function(*args, **kwargs)
 
 

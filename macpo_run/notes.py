@@ -63,7 +63,7 @@ def noted(progress: Progress, folder: Path) -> Progress:
 
 def making(folder: Path) -> list[dict[str, Any]]:
     """The notes of processes that are alive."""
-    found = []
+    notes = []
     for path in sorted(folder.glob("*.json")):
         try:
             note = json.loads(path.read_text("utf-8"))
@@ -72,8 +72,8 @@ def making(folder: Path) -> list[dict[str, Any]]:
             continue
         here = note["host"] == socket.gethostname()
         if _alive(note["pid"]) if here else time.time() - seen < OLD:
-            found.append(note)
-    return found
+            notes.append(note)
+    return notes
 
 
 def _alive(pid: int) -> bool:
@@ -102,10 +102,10 @@ def view(
     for step, state in states.items():
         lines.setdefault((step.round, step.learner), {})[step.what] = state
     for (round_, learner), cells in lines.items():
-        told = [
+        texts = [
             Text(f"{MARKS[s]} {s}", STYLES[s]) if (s := cells.get(kind)) else "" for kind in kinds
         ]
-        table.add_row(str(round_), learner, *told)
+        table.add_row(str(round_), learner, *texts)
     done = sum(state == "done" for state in states.values())
     below = [_line(note) for note in notes] or [f"nothing is being made; next: {after}"]
     return Group(table, Text(f"\n{done} of {len(states)} steps done"), *map(Text, below))

@@ -36,24 +36,26 @@ def score_pairs(ctx: RunContext, reference: Policy, pairs: pl.DataFrame) -> pl.D
     adapter = maker and ctx.store.content(ctx.plan.name(maker))
     voice = [ctx.plan.policy_fingerprint(reference), adapter, ctx.recipe.read("engine")]
     path = ctx.store.path(f"reference/{reference}-{digest(voice)}.parquet")
-    known = pl.read_parquet(path) if path.is_file() else None
-    new = texts if known is None else texts.join(known, on=_KEY, how="anti", maintain_order="left")
+    stored = pl.read_parquet(path) if path.is_file() else None
+    new = (
+        texts if stored is None else texts.join(stored, on=_KEY, how="anti", maintain_order="left")
+    )
     if len(new):
         scored = ctx.score(new, under=reference)
         scored_under = json.dumps(ctx.scored_under[str(reference)], sort_keys=True)
         fresh = scored.select(*_KEY, *SCORES, scored_under=pl.lit(scored_under))
-        if known is not None and set(known["scored_under"]) != {scored_under}:
-            known = None  # of other numbers or another template: scored anew below
-        known = fresh if known is None else pl.concat([known, fresh])
-        write_parquet(path, known)
-        if len(texts.join(known, on=_KEY, how="anti")):
+        if stored is not None and set(stored["scored_under"]) != {scored_under}:
+            stored = None  # of other numbers or another template: scored anew below
+        stored = fresh if stored is None else pl.concat([stored, fresh])
+        write_parquet(path, stored)
+        if len(texts.join(stored, on=_KEY, how="anti")):
             return score_pairs(ctx, reference, pairs)
-    assert known is not None
+    assert stored is not None
     for side in ("chosen", "rejected"):
         names = {"response": side, "finish_reason": f"{side}_finish_reason"}
-        scores = known.drop("scored_under").rename(names | {n: f"{side}_{n}" for n in SCORES})
+        scores = stored.drop("scored_under").rename(names | {n: f"{side}_{n}" for n in SCORES})
         key = ["prompt_id", *names.values()]
         pairs = pairs.drop(f"{side}_{name}" for name in SCORES).join(
             scores, on=key, how="left", maintain_order="left"
         )
-    return pairs.with_columns(scored_under=pl.lit(known["scored_under"][0]))
+    return pairs.with_columns(scored_under=pl.lit(stored["scored_under"][0]))

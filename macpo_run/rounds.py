@@ -69,12 +69,12 @@ class Run(Session):
             and learner in (None, step.learner)
         ]
 
-    def waits_for(self, step: Step, found: dict[Step, State]) -> list[str]:
+    def waits_for(self, step: Step, states: dict[Step, State]) -> list[str]:
         """Which parents of a step are missing or stale."""
         return [
-            str(parent) + (" (stale)" if found[parent] == "stale" else "")
+            str(parent) + (" (stale)" if states[parent] == "stale" else "")
             for parent in self.plan.parents(step)
-            if found[parent] != "done"
+            if states[parent] != "done"
         ]
 
     def make(
@@ -168,11 +168,11 @@ class Run(Session):
                 new = [kept for kept in outcome.kept if kept not in whole.wrote + whole.kept]
                 whole.kept += new
             # Another process may have made what this one waited for.
-            found = self.states()
-            ready = any(found[step] == "ready" for step in steps)
+            states = self.states()
+            ready = any(states[step] == "ready" for step in steps)
         for step in steps:
-            if found[step] != "done":
-                whole.waiting[step] = self.waits_for(step, found) or [STALE]
+            if states[step] != "done":
+                whole.waiting[step] = self.waits_for(step, states) or [STALE]
         return whole
 
     def ended(self, round_: int) -> str | None:
@@ -183,9 +183,9 @@ class Run(Session):
 
     def _spoilt(self, round_: int) -> str | None:
         """Whether the student finds the probe's chosen answers too odd after a round."""
-        (student,), known = self.recipe.students, probe.readings(self.plan, self.store)
-        top = probe.line(self.recipe, known)
-        now = [r for r in probe.of_agent(known, student) if r.policy.round == round_]
+        (student,), readings = self.recipe.students, probe.readings(self.plan, self.store)
+        top = probe.line(self.recipe, readings)
+        now = [r for r in probe.of_agent(readings, student) if r.policy.round == round_]
         if top is None or not now or now[0].perplexity <= top:
             return None
         return (
@@ -198,12 +198,12 @@ class Run(Session):
         if round_ < 2:
             return None
         (student,) = self.recipe.students
-        found = []
+        perplexities = []
         for each in (round_ - 1, round_):
             (step,) = self.select("gen", each, student)
             manifest = self.store.manifest(self.plan.name(step)) or {}
-            found.append(manifest.get("summary", {}).get("chosen_perplexity"))
-        before, now = found
+            perplexities.append(manifest.get("summary", {}).get("chosen_perplexity"))
+        before, now = perplexities
         if not before or not now or (before - now) / before >= self.recipe.stop_below:
             return None
         return (

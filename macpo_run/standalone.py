@@ -96,7 +96,7 @@ def train_on(
         trust_remote_code=settings.trust_remote_code,
     )
     fake = settings.engine.name == "fake"
-    found = models.Base(base, None if fake else models.resolve(agent), agent.trust_remote_code)
+    resolved = models.Base(base, None if fake else models.resolve(agent), agent.trust_remote_code)
     if not fake:
         pretrain([base], progress)
     start = None if init is None else _adapter(init)
@@ -109,16 +109,16 @@ def train_on(
 
     first = is_first()
     with workplace(out, first) as work:
-        table, made = work / "pairs.parquet", work / "adapter"
+        table, adapter = work / "pairs.parquet", work / "adapter"
         write_parquet(table, pairs)
-        made.mkdir(exist_ok=True)
+        adapter.mkdir(exist_ok=True)
         job = job_of(
             settings,
             settings.dpo if settings.objective == "dpo" else settings.sft,
             agent,
-            found,
+            resolved,
             table,
-            made,
+            adapter,
             column="chosen",
             start=start,
             confidence=settings.confidence,
@@ -141,21 +141,21 @@ def train_on(
             "pairs_sha256": sha256(table),
             "left_out": counts,
             "base": base,
-            "base_revision": found.revision,
+            "base_revision": resolved.revision,
             "start": init,
             "start_sha256": start and models.adapter_sha256(start),
             "reference": named if settings.objective == "dpo" else None,
             "reference_sha256": held_to and models.adapter_sha256(held_to),
             # An adapter that is gone on with has its own shape.
             "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
-            "adapter_sha256": models.adapter_sha256(made),
+            "adapter_sha256": models.adapter_sha256(adapter),
             **versions(),
             **facts,
         }
-        write_json(made / MANIFEST, manifest)
+        write_json(adapter / MANIFEST, manifest)
         if out.exists():
             out.rmdir()
-        shutil.move(made, out)
+        shutil.move(adapter, out)
         shutil.rmtree(work)
     return out
 
@@ -195,12 +195,12 @@ def scores_depend_on(dataset: str, config: str | None) -> dict[str, Any] | None:
     It stands beside the file of a run's or a pulled dataset, and inside a published folder.
     """
     place = Path(dataset).expanduser()
-    found = [place.parent / MANIFEST]
+    manifests = [place.parent / MANIFEST]
     if place.is_dir():
         name = config or default_config(place / "README.md")
-        found = list(place.glob(f"macpo/{name}/data/*/{MANIFEST}"))
+        manifests = list(place.glob(f"macpo/{name}/data/*/{MANIFEST}"))
     try:
-        (manifest,) = found
+        (manifest,) = manifests
         under: dict[str, Any] | None
         (under,) = json.loads(manifest.read_text("utf-8"))["scored_under"].values()
     except (OSError, ValueError, KeyError, AttributeError):
@@ -219,12 +219,12 @@ def usable_pairs(
     rows = preference_rows(raw, settings.columns, place)
     # What a dataset of macpo says of its answers: one that was cut does not teach to stop, and
     # scores may spare the reference pass.
-    told = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}
+    optional = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}
     sides = {"chosen": settings.columns.chosen, "rejected": settings.columns.rejected}
     rows = rows.with_columns(
         raw[f"{column}_{name}"].alias(f"{side}_{name}")
         for side, column in sides.items()
-        for name, t in told.items()
+        for name, t in optional.items()
         if raw.schema.get(f"{column}_{name}") == t
     )
     good = pl.col("reason").is_null() | (pl.col("reason") == KEPT)

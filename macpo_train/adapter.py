@@ -35,8 +35,8 @@ def policy(job: Job) -> Any:
         try:
             model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
         except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            said = first_line(error)
-            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {said}") from None
+            reason = first_line(error)
+            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {reason}") from None
         _check_whole(job.start, job.base, model)
         return model
     return with_adapter(model, job, "CAUSAL_LM")
@@ -88,8 +88,8 @@ def _check_whole(folder: Path, base: Base, model: Any) -> None:
     from safetensors import safe_open
 
     with safe_open(folder / ADAPTER_FILES[1], "pt") as file:
-        known = set(file.keys())
-    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - known
+        saved = set(file.keys())
+    missing = set(get_peft_model_state_dict(model, save_embedding_layers=False)) - saved
     if missing:
         raise ModelError(
             f"adapter {folder} lacks {len(missing)} matrices that {base.id} has, such as "

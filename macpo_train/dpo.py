@@ -167,14 +167,14 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         if plain:
             say(f"chosen and rejected each read their prompt: {plain}")
         trainer.shared = not plain
-        reference, made = reference_logprobs(report, job, model, chat, data, trainer.shared)
+        reference, origin = reference_logprobs(report, job, model, chat, data, trainer.shared)
         say(
-            f"log-probabilities of the reference ({settings.reference}): {made['stored']} from "
-            f"generation, {made['cached']} from the cache, {made['computed']} computed"
+            f"log-probabilities of the reference ({settings.reference}): {origin['stored']} from "
+            f"generation, {origin['cached']} from the cache, {origin['computed']} computed"
         )
-        known = {f"reference_{side}": values for side, values in reference.items()}
-        trainer.train_dataset = Dataset.from_dict(columns | known)
-        facts.update(shared_prompt=plain or True, reference_logprobs=made)
+        reference_columns = {f"reference_{side}": values for side, values in reference.items()}
+        trainer.train_dataset = Dataset.from_dict(columns | reference_columns)
+        facts.update(shared_prompt=plain or True, reference_logprobs=origin)
         return trainer
 
     return {**run(report, job, METRICS, make), **facts}

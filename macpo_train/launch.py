@@ -47,11 +47,11 @@ def launch(report: Report, job: Job) -> dict[str, Any]:
             if not line.startswith(SIGN):
                 sys.stderr.write(line)
                 continue
-            said = json.loads(line.removeprefix(SIGN))
-            if "progress" in said:
-                report(*said["progress"])
+            message = json.loads(line.removeprefix(SIGN))
+            if "progress" in message:
+                report(*message["progress"])
             else:
-                result = said
+                result = message
         process.stdin.close()
         code = process.wait()
     if "error" in result:

@@ -20,9 +20,9 @@ def main() -> None:
     """One of the processes."""
     first = os.environ.get("RANK", "0") == "0"
 
-    def tell(**said: Any) -> None:
+    def tell(**message: Any) -> None:
         if first:
-            print(SIGN + json.dumps(said), flush=True)
+            print(SIGN + json.dumps(message), flush=True)
 
     def end_with_the_parent() -> None:
         sys.stdin.read()

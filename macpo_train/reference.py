@@ -57,23 +57,23 @@ def reference_logprobs(
     stored = dict(_stored(job, data, keys)) if job.scored_under == who else {}
     path = job.cache and job.cache / f"{digest(who)}.parquet"
     cached = dict(pl.read_parquet(path).iter_rows()) if path and path.is_file() else {}
-    known = cached | stored
+    logprobs = cached | stored
     rows = [
-        i for i in range(len(data.prompts)) if not all(keys[side][i] in known for side in SIDES)
+        i for i in range(len(data.prompts)) if not all(keys[side][i] in logprobs for side in SIDES)
     ]
     if rows:
         for i, *pair in _compute(report, job, model, chat, data, rows, shared):
             for side, value in zip(SIDES, pair, strict=True):
-                known.setdefault(keys[side][i], value)
+                logprobs.setdefault(keys[side][i], value)
         if path and PartialState().is_main_process:
-            _write(path, known)
+            _write(path, logprobs)
     wanted = {key for side in SIDES for key in keys[side]}
     counts = {
         "stored": len(wanted & stored.keys()),
         "cached": len((wanted & cached.keys()) - stored.keys()),
         "computed": len(wanted - cached.keys() - stored.keys()),
     }
-    used = {side: [known[key] for key in keys[side]] for side in SIDES}
+    used = {side: [logprobs[key] for key in keys[side]] for side in SIDES}
     return used, {"of": settings.reference, **who, **counts}
 
 
@@ -145,7 +145,7 @@ def _compute(
     # As many for each process, for they all take part in gathering what is sharded.
     each = -(-len(rows) // state.num_processes)
     own = (rows * state.num_processes)[state.process_index * each :][:each]
-    found: list[tuple[int, float, float]] = []
+    results: list[tuple[int, float, float]] = []
     # In the numbers in which the policy is trained, so that equal weights give equal values; what
     # is sharded computes in them by itself.
     halved = job.train.dtype == "bfloat16" and not sharded()
@@ -163,8 +163,8 @@ def _compute(
                 shared,
             )
             values = logprobs.sum(1).tolist()
-            found += zip(batch, values[0::2], values[1::2], strict=True)
-    return found if state.num_processes == 1 else list(gather_object(found))
+            results += zip(batch, values[0::2], values[1::2], strict=True)
+    return results if state.num_processes == 1 else list(gather_object(results))
 
 
 def _key(prompt: list[int], response: list[int]) -> str:
@@ -173,12 +173,12 @@ def _key(prompt: list[int], response: list[int]) -> str:
     return hashlib.sha256(ids.tobytes()).hexdigest()[:32]
 
 
-def _write(path: Path, known: dict[str, float]) -> None:
+def _write(path: Path, logprobs: dict[str, float]) -> None:
     """Keep what is known of a reference; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     frame = pl.DataFrame(
-        list(known.items()), schema={"tokens": pl.String, "logprob": pl.Float64}, orient="row"
+        list(logprobs.items()), schema={"tokens": pl.String, "logprob": pl.Float64}, orient="row"
     )
     frame.write_parquet(partial)
     partial.replace(path)

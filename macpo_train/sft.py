@@ -58,12 +58,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         if self.confidence is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")[:, 1:]
-        told = labels != IGNORED
+        mask = labels != IGNORED
         # All logits of a micro batch exist at once: each is needed for both parts.
-        logits = model(**inputs, use_cache=False).logits[:, :-1][told]
-        made, steps = self.state.global_step, self.state.max_steps
-        weight = confidence_weight(made, steps, self.confidence.weight, self.confidence.ramp)
-        terms = torch.stack(confident_loss(logits, labels[told], weight)).sum(1)
+        logits = model(**inputs, use_cache=False).logits[:, :-1][mask]
+        step, steps = self.state.global_step, self.state.max_steps
+        weight = confidence_weight(step, steps, self.confidence.weight, self.confidence.ramp)
+        terms = torch.stack(confident_loss(logits, labels[mask], weight)).sum(1)
         # The mean over processes is taken later, the sum over micro batches here.
         terms = terms * self.args.world_size / num_items_in_batch
         means = self.accelerator.gather(terms.detach()[None]).mean(0)
@@ -133,13 +133,13 @@ def pack(rows: list[dict[str, list[int]]], limit: int, pad_id: int) -> dict[str,
     bins: list[list[dict[str, list[int]]]] = []
     for row in sorted(rows, key=lambda row: -len(row["input_ids"])):
         fits = (b for b in bins if sum(len(r["input_ids"]) for r in [*b, row]) <= limit)
-        if (found := next(fits, None)) is None:
-            bins.append(found := [])
-        found.append(row)
-    width = max(sum(len(row["input_ids"]) for row in found) for found in bins)
+        if (bin_ := next(fits, None)) is None:
+            bins.append(bin_ := [])
+        bin_.append(row)
+    width = max(sum(len(row["input_ids"]) for row in bin_) for bin_ in bins)
 
     def lay(name: str, rest: int) -> torch.Tensor:
-        lines = [[n for row in found for n in row[name]] for found in bins]
+        lines = [[n for row in bin_ for n in row[name]] for bin_ in bins]
         return torch.tensor([line + [rest] * (width - len(line)) for line in lines])
 
     return {name: lay(name, rest) for name, rest in fill.items()}
@@ -155,9 +155,9 @@ def why_not_packed(model: Any) -> str | None:
         with torch.no_grad():
             wanted = torch.cat([model(input_ids=ids).logits for ids in alone], 1)
             rows, at = torch.cat(alone, 1), torch.cat(positions, 1)
-            found = model(input_ids=rows, position_ids=at, use_cache=False).logits
+            logits = model(input_ids=rows, position_ids=at, use_cache=False).logits
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"it cannot read such a row ({type(error).__name__})"
-    off = (wanted.log_softmax(-1) - found.log_softmax(-1)).abs().mean().item()
+    off = (wanted.log_softmax(-1) - logits.log_softmax(-1)).abs().mean().item()
     allowed = 1e-4 if model.dtype == torch.float32 else 0.05
     return None if off <= allowed else f"log-probabilities differ by {off:.2g}"

@@ -46,7 +46,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.identity = identity
         self.save_steps = save_steps
         self.signs = signs
-        self.said: set[str] = set()  # signs of failure
+        self.reported: set[str] = set()  # signs of failure
         self.begun = self.saved = time.monotonic()
         self.first_step: int | None = None
 
@@ -82,16 +82,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 )
         if not state.is_world_process_zero:
             return
-        made = state.global_step - (self.first_step or 0)
-        rate = made * self.rows / max(time.monotonic() - self.begun, 1e-9)
+        steps = state.global_step - (self.first_step or 0)
+        rate = steps * self.rows / max(time.monotonic() - self.begun, 1e-9)
         notes = [f"{k} {row[k]:.3f}" for k in SHOWN if k in row]
         unit = "pairs" if "dpo" in row else "rows"
         self.report(state.global_step, state.max_steps, " ".join([*notes, f"{rate:.1f} {unit}/s"]))
         made_so_far = [logs for logs in state.log_history if "loss" in logs]
         looked_at = made_so_far[:1] + made_so_far[1:][-ENOUGH:]
-        found = self.signs([self._row(logs) for logs in looked_at])
-        new = {n: s for n, s in found.items() if s["crossed"] and n not in self.said}
-        self.said |= new.keys()
+        signs = self.signs([self._row(logs) for logs in looked_at])
+        new = {n: s for n, s in signs.items() if s["crossed"] and n not in self.reported}
+        self.reported |= new.keys()
         for line in sentences(new):
             say(f"{self.name}, step {state.global_step}: {line}")
 

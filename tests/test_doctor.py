@@ -20,7 +20,7 @@ from macpo_run import doctor
 
 def lines(recipe: Recipe | None = None) -> list[tuple[str, str, str, str]]:
     found = doctor.examine(lambda: recipe or load_recipe("quickstart"), Path("runs"))
-    return [(f.status, f.what, f.found, f.mend) for f in found]
+    return [(f.status, f.what, f.detail, f.mend) for f in found]
 
 
 def test_this_environment_is_sound(macpo: Macpo, recipe_file: Path) -> None:
@@ -64,7 +64,7 @@ def test_ways_in_which_vllm_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _tuple(finding: doctor.Health) -> tuple[str, str, str, str]:
-    return finding.status, finding.what, finding.found, finding.mend
+    return finding.status, finding.what, finding.detail, finding.mend
 
 
 def test_what_a_recipe_lacks(macpo: Macpo, recipe_file: Path, monkeypatch: Any) -> None:

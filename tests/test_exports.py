@@ -18,7 +18,7 @@ from macpo import cli
 from macpo_data import stats
 from macpo_data.errors import DataError, MacpoError
 from macpo_data.evaluation import sheets
-from macpo_data.evaluation.exports import converse, questions
+from macpo_data.evaluation.exports import converse, read_questions
 from macpo_data.evaluation.results import latest
 from macpo_data.plan import Policy
 from macpo_data.schema import MESSAGES, Message, prompt_id
@@ -90,7 +90,7 @@ def test_the_second_turn_is_answered_after_the_first(run: Run, tmp_path: Path) -
     path = tmp_path / "questions.jsonl"
     path.write_text('{"question_id": 7, "turns": ["One?", "Two?"]}\n')
     context = run.context()
-    ((first, second),) = converse(context, STUDENT, questions(path))
+    ((first, second),) = converse(context, STUDENT, read_questions(path))
     by_hand: list[Message] = [
         {"role": "user", "content": "One?"},
         {"role": "assistant", "content": first},
@@ -116,7 +116,7 @@ def test_the_second_turn_is_answered_after_the_first(run: Run, tmp_path: Path) -
 def test_prompts_in_each_form(row: dict[str, Any], opening: str, tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    (question,) = questions(path)
+    (question,) = read_questions(path)
     assert question.text == opening
     assert question.id in (*row.values(), 0)  # the row's number where it has no name
 
@@ -130,7 +130,7 @@ def test_prompts_without_a_prompt(row: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="row 0: no turns, prompt or instruction"):
-        questions(path)
+        read_questions(path)
 
 
 # ---------------------------------------------------------------------------- sheets

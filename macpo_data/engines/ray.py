@@ -50,14 +50,14 @@ class RayEngine(Engine):
             if len(prompt) + request.sampling.max_new_tokens > limit:
                 yield i, Completion(None, "prompt_too_long", 0)
             else:
-                asked = single.sampling_arguments(request, chat.stop_ids)
+                params = single.sampling_arguments(request, chat.stop_ids)
                 model = request.voice.adapter or self.base.source
                 rows.append(
                     {
                         "index": i,
                         "model": model,
                         "tokenized_prompt": prompt,
-                        "sampling_params": asked,
+                        "sampling_params": params,
                     }
                 )
         for i, ids in self._infer(rows) if rows else ():
@@ -114,8 +114,8 @@ class RayEngine(Engine):
                 yield int(row["index"]), [int(token) for token in row["ids"]]
         except ray.exceptions.RayError as error:
             # Above it stands what happened on the way through the cluster.
-            said = str(error).strip().split("\n")[-1]
+            reason = str(error).strip().split("\n")[-1]
             raise ModelError(
-                f"Ray cannot serve {self.base.id}: {said}; change engine.vllm or "
+                f"Ray cannot serve {self.base.id}: {reason}; change engine.vllm or "
                 "engine.quantization, or set engine.name=vllm"
             ) from None

@@ -52,8 +52,8 @@ class TransformersEngine(Engine):
             voice = requests[members[0]].voice
             chat = self._chat(voice)
             room = self.max_length - requests[members[0]].sampling.max_new_tokens
-            asked = chat.all_prompt_ids([requests[i].prompt for i in members])
-            prompts = dict(zip(members, asked, strict=True))
+            prompt_ids = chat.all_prompt_ids([requests[i].prompt for i in members])
+            prompts = dict(zip(members, prompt_ids, strict=True))
             for i in members:
                 if len(prompts[i]) > room:
                     yield i, Completion(None, "prompt_too_long", 0)
@@ -102,15 +102,15 @@ class TransformersEngine(Engine):
             prompts = chat.all_prompt_ids([r.prompt for r in own])
             answers = chat.all_response_ids([r.response for r in own], [r.finished for r in own])
             responses = dict(zip(members, answers, strict=True))
-            asked: dict[tuple[int, ...], list[int]] = {}
+            by_prompt: dict[tuple[int, ...], list[int]] = {}
             for i, prompt in zip(members, prompts, strict=True):
                 if len(prompt) + len(responses[i]) > self.max_length:
                     yield i, None
                 else:
-                    asked.setdefault(tuple(prompt), []).append(i)
-            lengths = [len(p) + len(responses[i]) for p, own in asked.items() for i in own]
+                    by_prompt.setdefault(tuple(prompt), []).append(i)
+            lengths = [len(p) + len(responses[i]) for p, own in by_prompt.items() for i in own]
             shared = self._shares(max(lengths, default=0))
-            for batch in self._score_batches(asked, responses, shared):
+            for batch in self._score_batches(by_prompt, responses, shared):
                 with self._speaking(voice), torch.inference_mode():
                     logprobs, _ = answer_logprobs(
                         self.model,
@@ -155,7 +155,10 @@ class TransformersEngine(Engine):
         return why is None
 
     def _score_batches(
-        self, asked: dict[tuple[int, ...], list[int]], responses: dict[int, list[int]], shared: bool
+        self,
+        by_prompt: dict[tuple[int, ...], list[int]],
+        responses: dict[int, list[int]],
+        shared: bool,
     ) -> Iterator[list[tuple[tuple[int, ...], list[int]]]]:
         """Cut (prompt, its responses) into batches of like length that fit into memory.
 
@@ -163,7 +166,7 @@ class TransformersEngine(Engine):
         """
         rows = [
             (prompt, part)
-            for prompt, own in asked.items()
+            for prompt, own in by_prompt.items()
             for part in (_cut(own, self.batch_size) if shared else [[i] for i in own])
         ]
 

@@ -66,15 +66,15 @@ class VLLMEngine(Engine):
         """First come, first served, so that shards fill up one after another."""
         for engine, members in self._serve([r.voice.adapter for r in requests]):
             limit = engine.vllm_config.model_config.max_model_len
-            asked = []
+            inputs = []
             for i in members:
                 chat = self._chat(requests[i].voice)
                 prompt, stops = chat.prompt_ids(requests[i].prompt), chat.stop_ids
                 if len(prompt) + requests[i].sampling.max_new_tokens > limit:
                     yield i, Completion(None, "prompt_too_long", 0)
                 else:
-                    asked.append((i, prompt, _writing(requests[i], stops), requests[i].voice))
-            for i, output in self._run(engine, asked):
+                    inputs.append((i, prompt, _writing(requests[i], stops), requests[i].voice))
+            for i, output in self._run(engine, inputs):
                 ids = list(output.outputs[0].token_ids)
                 yield i, completion(self._chat(requests[i].voice), ids)
 
@@ -86,25 +86,25 @@ class VLLMEngine(Engine):
         """
         sample = _sample(requests)
         forward = self._forward([requests[i] for i in sample])
-        known = dict(zip(sample, forward, strict=True))
+        expected = dict(zip(sample, forward, strict=True))
         differences = []
         for engine, members in self._serve([r.voice.adapter for r in requests], scoring=True):
             limit = engine.vllm_config.model_config.max_model_len
-            asked, prompts = [], {}
-            for i in sorted(members, key=lambda i: i not in known):
+            inputs, prompts = [], {}
+            for i in sorted(members, key=lambda i: i not in expected):
                 chat = self._chat(requests[i].voice)
                 prompts[i] = prompt = chat.prompt_ids(requests[i].prompt)
                 response = chat.response_ids(requests[i].response, requests[i].finished)
                 if len(prompt) + len(response) >= limit:  # vLLM always writes one token more
                     yield i, None
                 else:
-                    asked.append((i, prompt + response, _reading(), requests[i].voice))
-            unseen = {i for i, *_ in asked if i in known}
+                    inputs.append((i, prompt + response, _reading(), requests[i].voice))
+            unseen = {i for i, *_ in inputs if i in expected}
             held = []
-            for i, output in self._run(engine, asked):
+            for i, output in self._run(engine, inputs):
                 score = _score(output, len(prompts[i]), requests[i].finished)
                 held.append((i, score))
-                if i in unseen and (other := known[i]):
+                if i in unseen and (other := expected[i]):
                     differences.append(self._difference(score, other))
                 unseen.discard(i)
                 if not unseen:
@@ -150,10 +150,10 @@ class VLLMEngine(Engine):
         return merge.DTYPE if self._settings.adapters == "merge" else saved_dtype(self.base)
 
     def _run(
-        self, engine: LLMEngine, asked: list[tuple[int, list[int], SamplingParams, Voice]]
+        self, engine: LLMEngine, inputs: list[tuple[int, list[int], SamplingParams, Voice]]
     ) -> Iterator[tuple[int, RequestOutput]]:
         """Yield (index, output) as requests finish."""
-        for i, ids, params, voice in asked:
+        for i, ids, params, voice in inputs:
             lora = self._loras.get(voice.adapter or "")
             engine.add_request(str(i), {"prompt_token_ids": ids}, params, lora_request=lora)
         while engine.has_unfinished_requests():

@@ -87,16 +87,16 @@ class Advice:
         )
 
 
-def advise(plan: Plan, known: Sequence[Reading]) -> Advice | None:
+def advise(plan: Plan, readings: Sequence[Reading]) -> Advice | None:
     """What the probe says after round 0; None where it was not read by all who are to speak.
 
     Args:
         plan: of the run.
-        known: readings of the probe, of any rounds.
+        readings: readings of the probe, of any rounds.
     """
     recipe = plan.recipe
     agents = [*recipe.teachers, recipe.students[0]]
-    first = {a: r for a in agents for r in of_agent(known, a) if r.policy.round == 0}
+    first = {a: r for a in agents for r in of_agent(readings, a) if r.policy.round == 0}
     # Where there are no twins, or nobody is taught by others, there is nothing to advise.
     taught = _is_taught_by_others(plan)
     if not taught or not recipe.teachers or len(first) < len(agents):

@@ -176,12 +176,12 @@ def answers_of(ctx: RunContext, policies: Sequence[Policy], n: int | None = None
 def _scored(ctx: RunContext, rows: pl.DataFrame) -> pl.DataFrame:
     """Answers with what is said of each by itself."""
     prompts = ctx.prompts("test").select("prompt_id", "prompt")
-    asked = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    with_prompts = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
     if ctx.recipe.data.source == "world":
-        pairs = asked.select("prompt", "response").iter_rows()
+        pairs = with_prompts.select("prompt", "response").iter_rows()
         # What was not written has no score, here as by a reward model.
         scores = [None if text is None else gold(turns, text).score for turns, text in pairs]
         rows = rows.with_columns(gold=pl.Series(scores, dtype=pl.Float64))
     if ctx.recipe.eval.reward is not None:
-        rows = rows.with_columns(reward=ctx.rewards(asked, ctx.recipe.eval.reward))
+        rows = rows.with_columns(reward=ctx.rewards(with_prompts, ctx.recipe.eval.reward))
     return rows

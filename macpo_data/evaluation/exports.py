@@ -47,22 +47,22 @@ def export(ctx: RunContext, policy: Policy, form: str, prompts: Path, to: Path) 
     Raises:
         DataError: the prompts cannot be read.
     """
-    asked = questions(prompts)
-    answers = converse(ctx, policy, asked)
+    questions = read_questions(prompts)
+    answers = converse(ctx, policy, questions)
     name = f"{ctx.recipe.run}-{policy}"
-    text = FORMS[form](name, asked, answers)
+    text = FORMS[form](name, questions, answers)
     with atomic(to) as temporary:
         temporary.write_text(text, "utf-8")
-    return len(asked), sum(not all(turns) for turns in answers)
+    return len(questions), sum(not all(turns) for turns in answers)
 
 
-def questions(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[Question]:
     """Prompts in any of the forms in which these evaluators have them.
 
     Raises:
         DataError: a row has no prompt.
     """
-    found = []
+    questions = []
     for n, row in enumerate(read_file(str(path)).iter_rows(named=True)):
         messages = _messages(row.get("turns") or row.get("prompt") or row.get("instruction"))
         if not messages:
@@ -73,26 +73,26 @@ def questions(path: Path) -> list[Question]:
         if row.get("turns"):
             opening, later = messages[:1], [turn["content"] for turn in messages[1:]]
         name = next((row[key] for key in IDS if row.get(key) is not None), n)
-        found.append(Question(name, opening, later, row))
-    return found
+        questions.append(Question(name, opening, later, row))
+    return questions
 
 
-def _messages(said: Any) -> list[Message]:
+def _messages(value: Any) -> list[Message]:
     """A text, texts or messages as messages; none where anything else is among them."""
-    texts = said if isinstance(said, list) else [said]
-    found = [{"role": "user", "content": t} if isinstance(t, str) else t for t in texts]
+    texts = value if isinstance(value, list) else [value]
+    entries = [{"role": "user", "content": t} if isinstance(t, str) else t for t in texts]
     messages = [Message(role=m.get("role") or "user", content=m.get("content") or "")
-                for m in found if isinstance(m, dict)]  # fmt: skip
+                for m in entries if isinstance(m, dict)]  # fmt: skip
     fit = all(isinstance(text, str) and text for m in messages for text in m.values())
-    return messages if fit and len(messages) == len(found) else []
+    return messages if fit and len(messages) == len(entries) else []
 
 
-def converse(ctx: RunContext, policy: Policy, asked: list[Question]) -> list[list[str]]:
+def converse(ctx: RunContext, policy: Policy, questions: list[Question]) -> list[list[str]]:
     """Answer the first turns, then the second ones in the context of the first answers, ..."""
-    answers: list[list[str]] = [[] for _ in asked]
-    for turn in range(1 + max((len(question.turns) for question in asked), default=0)):
-        speaking = [n for n, question in enumerate(asked) if turn <= len(question.turns)]
-        rows = as_rows([_so_far(asked[n], answers[n]) for n in speaking])
+    answers: list[list[str]] = [[] for _ in questions]
+    for turn in range(1 + max((len(question.turns) for question in questions), default=0)):
+        speaking = [n for n, question in enumerate(questions) if turn <= len(question.turns)]
+        rows = as_rows([_so_far(questions[n], answers[n]) for n in speaking])
         (written,) = ctx.ask([(policy, rows)], ctx.recipe.sampling, f"export-{turn}")
         for n, text in zip(speaking, written["response"], strict=True):
             answers[n].append(text or "")
@@ -106,17 +106,17 @@ def _so_far(question: Question, answers: list[str]) -> list[Message]:
     return messages
 
 
-def _alpaca_eval(name: str, asked: list[Question], answers: list[list[str]]) -> str:
+def _alpaca_eval(name: str, questions: list[Question], answers: list[list[str]]) -> str:
     """The list that `alpaca_eval --model_outputs` reads."""
     rows = [
         {"instruction": question.text, "output": first, "generator": name}
         | {key: question.row[key] for key in ("dataset",) if question.row.get(key)}
-        for question, (first, *_) in zip(asked, answers, strict=True)
+        for question, (first, *_) in zip(questions, answers, strict=True)
     ]
     return json.dumps(rows, ensure_ascii=False, indent=1)
 
 
-def _mt_bench(name: str, asked: list[Question], answers: list[list[str]]) -> str:
+def _mt_bench(name: str, questions: list[Question], answers: list[list[str]]) -> str:
     """FastChat's data/mt_bench/model_answer/NAME.jsonl."""
     return _lines(
         {
@@ -126,11 +126,11 @@ def _mt_bench(name: str, asked: list[Question], answers: list[list[str]]) -> str
             "choices": [{"index": 0, "turns": turns}],
             "tstamp": time.time(),
         }
-        for question, turns in zip(asked, answers, strict=True)
+        for question, turns in zip(questions, answers, strict=True)
     )
 
 
-def _arena_hard(name: str, asked: list[Question], answers: list[list[str]]) -> str:
+def _arena_hard(name: str, questions: list[Question], answers: list[list[str]]) -> str:
     """arena-hard-auto 2's data/BENCH/model_answer/NAME.jsonl.
 
     Style control reads `metadata`, which the evaluator's own utils/add_markdown_info.py fills.
@@ -144,7 +144,7 @@ def _arena_hard(name: str, asked: list[Question], answers: list[list[str]]) -> s
             "tstamp": time.time(),
             "metadata": {},
         }
-        for question, (answer, *_) in zip(asked, answers, strict=True)
+        for question, (answer, *_) in zip(questions, answers, strict=True)
     )
 
 

@@ -49,9 +49,9 @@ class Gap:
 
 def ends(plan: Plan) -> tuple[list[Policy], Policy | None]:
     """The teachers of round 0, one of whom is the floor, and the ceiling, where it is planned."""
-    made = [policy for step in plan.steps if step.round == 0 and (policy := step.makes)]
-    teachers = [p for p in made if p.agent in plan.recipe.teachers and p.behavior == "positive"]
-    return teachers, next((policy for policy in made if policy.behavior == "ceiling"), None)
+    policies = [policy for step in plan.steps if step.round == 0 and (policy := step.makes)]
+    teachers = [p for p in policies if p.agent in plan.recipe.teachers and p.behavior == "positive"]
+    return teachers, next((policy for policy in policies if policy.behavior == "ceiling"), None)
 
 
 def measured(plan: Plan, responses: pl.DataFrame) -> list[Gap]:
@@ -70,14 +70,14 @@ def _by(measure: str, plan: Plan, responses: pl.DataFrame) -> Gap | None:
         return None
     means = draws.by_prompt(responses, measure).drop_nulls([measure, "round"])
     who = means.select("agent", "behavior", "round").unique(maintain_order=True)
-    known = {policy: str(policy) for policy in (Policy(*row) for row in who.iter_rows())}
-    students = [p for p in known if p.agent == ceiling.agent and p.behavior == "positive"]
+    names = {policy: str(policy) for policy in (Policy(*row) for row in who.iter_rows())}
+    students = [p for p in names if p.agent == ceiling.agent and p.behavior == "positive"]
     wanted = [*students, *teachers, ceiling]
-    if not students or not known.keys() >= {*wanted}:
+    if not students or not names.keys() >= {*wanted}:
         return None
     name = pl.format("{}-{}-{}", "agent", "behavior", "round")
     scores = means.with_columns(policy=name).pivot("policy", index="prompt_id", values=measure)
-    scores = scores.select("prompt_id", *(known[policy] for policy in wanted)).drop_nulls()
+    scores = scores.select("prompt_id", *(names[policy] for policy in wanted)).drop_nulls()
     if scores.is_empty():
         return None
     labeller = Policy(plan.recipe.labeller or plan.recipe.teachers[0], "positive", 0)
@@ -106,15 +106,15 @@ def sentence(gap: Gap) -> str:
     floor = f"{gap.floor} {gap.mean(gap.floor):.3f}"
     beside = "it labels" if gap.labeller == gap.floor else ""
     beside = beside or f"{gap.labeller}, who labels, {gap.mean(gap.labeller):.3f}"
-    told = {policy: gap.recovered(policy) for policy in gap.students}
+    recovered = {policy: gap.recovered(policy) for policy in gap.students}
     between = f"floor {floor} ({beside}), ceiling {gap.ceiling} {gap.mean(gap.ceiling):.3f}"
-    first = next(iter(told.values()))
+    first = next(iter(recovered.values()))
     if first.share is None:
         return (
             f"Gap recovered by {gap.measure}: not defined, ceiling - floor is not clearly above 0 "
             f"({_shown(first.gap)}); {between}."
         )
-    rounds = [f"round {p.round} {_shown(r.share)}" for p, r in told.items() if r.share]
+    rounds = [f"round {p.round} {_shown(r.share)}" for p, r in recovered.items() if r.share]
     return f"Gap recovered by {gap.measure}: {', '.join(rounds)}; {between}."
 
 
@@ -139,14 +139,14 @@ def in_words(gap: Gap) -> str:
 
 def facts(gap: Gap) -> dict[str, Any]:
     """The same as values that JSON knows, for the report."""
-    told = [(policy, gap.recovered(policy)) for policy in gap.students]
+    recovered = [(policy, gap.recovered(policy)) for policy in gap.students]
     sides = {"floor": gap.floor, "labeller": gap.labeller, "ceiling": gap.ceiling}
     levels = {side: {"policy": str(p), "mean": gap.mean(p)} for side, p in sides.items()}
     return {
         "measure": gap.measure,
         **levels,
-        "gap": _values(told[0][1].gap),
-        "rounds": [{"round": p.round, **_values(r.share)} for p, r in told],
+        "gap": _values(recovered[0][1].gap),
+        "rounds": [{"round": p.round, **_values(r.share)} for p, r in recovered],
         "text": sentence(gap),
     }
 

@@ -94,18 +94,18 @@ class Headline:
     signs: list[str]  # all signs of failure, for the expert
 
 
-def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
+def headline(plan: Plan, store: Store, evaluation: Evaluation | None) -> Headline:
     """What a run came to.
 
     Args:
         plan: of the run.
         store: of the run.
-        known: all that is known of its policies; None where none was evaluated.
+        evaluation: all that is known of its policies; None where none was evaluated.
     """
-    signs = _held_out_signs(plan.recipe, store, known)
-    newest = unmeasured(plan, store) if known else None
-    scores = scores_of(known)
-    responses = known.responses if known else empty(RESPONSES)
+    signs = _held_out_signs(plan.recipe, store, evaluation)
+    newest = unmeasured(plan, store) if evaluation else None
+    scores = scores_of(evaluation)
+    responses = evaluation.responses if evaluation else empty(RESPONSES)
     readings = probe.readings(plan, store)
     gaps = gap.measured(plan, responses)
     (student,), teachers = plan.recipe.students, plan.recipe.teachers
@@ -121,27 +121,29 @@ def headline(plan: Plan, store: Store, known: Evaluation | None) -> Headline:
 
 
 def all_signs(
-    plan: Plan, store: Store, readings: Sequence[Reading], known: Evaluation | None
+    plan: Plan, store: Store, readings: Sequence[Reading], evaluation: Evaluation | None
 ) -> list[str]:
     """All signs of failure, each with whose it is."""
-    return _flags(plan, store, readings, _held_out_signs(plan.recipe, store, known))
+    return _flags(plan, store, readings, _held_out_signs(plan.recipe, store, evaluation))
 
 
-def scores_of(known: Evaluation | None) -> Rows:
+def scores_of(evaluation: Evaluation | None) -> Rows:
     """Rows of EVALUATION, with no more digits than anybody reads."""
-    rows = known.table.to_dicts() if known else []
+    rows = evaluation.table.to_dicts() if evaluation else []
     return [{key: json_number(value) for key, value in row.items()} for row in rows]
 
 
-def _held_out_signs(recipe: Recipe, store: Store, known: Evaluation | None) -> dict[str, Signs]:
+def _held_out_signs(
+    recipe: Recipe, store: Store, evaluation: Evaluation | None
+) -> dict[str, Signs]:
     """Signs in all that is known of the held-out answers, by policy."""
-    if known is None:
+    if evaluation is None:
         return {}
-    if len(known.paths) == 1:  # it keeps its own
-        manifest = store.manifest(f"eval/{known.paths[0].name}") or {}
+    if len(evaluation.paths) == 1:  # it keeps its own
+        manifest = store.manifest(f"eval/{evaluation.paths[0].name}") or {}
         signs: dict[str, Signs] = manifest.get("signs", {})
         return signs
-    return of_evaluation(known.responses, recipe.teachers, known.judgements)
+    return of_evaluation(evaluation.responses, recipe.teachers, evaluation.judgements)
 
 
 def score_table(
@@ -196,23 +198,23 @@ def _meaning(student: str, newest: Mapping[str, Any]) -> str:
     return f"{scale}{alike}. Mean over {prompts}."
 
 
-def examples(plan: Plan, store: Store, known: Evaluation) -> list[Example]:
+def examples(plan: Plan, store: Store, evaluation: Evaluation) -> list[Example]:
     """Some held-out prompts with the student's first and last answer, of several draws the first.
 
     Raises:
         StoreError: the prompts are damaged.
     """
     (student,) = plan.recipe.students
-    mine = of_agent(student, scores_of(known))
+    mine = of_agent(student, scores_of(evaluation))
     measure = measure_of(student, mine)
     if measure in BY_PROMPT:
-        scored = known.responses.with_columns(score=pl.col(measure))
+        scored = evaluation.responses.with_columns(score=pl.col(measure))
     else:
         key = ["prompt_id", "agent", "behavior", "round", "draw"]
         compared = [score for score in mine if score["measure"] == measure]
         against = _baseline(compared, plan.recipe.eval.against) if compared else None
-        won = known.judgements.filter(against=against)
-        scored = known.responses.join(won.select(*key, score="win"), on=key, how="left")
+        won = evaluation.judgements.filter(against=against)
+        scored = evaluation.responses.join(won.select(*key, score="win"), on=key, how="left")
     return drawn(store.read(plan.prompts_name, "test.parquet"), scored, student)
 
 
@@ -228,10 +230,12 @@ def drawn(prompts: pl.DataFrame, scored: pl.DataFrame, student: str) -> list[Exa
     rounds = sorted(own["round"].unique())
     first_and_last = list(dict.fromkeys(rounds[:1] + rounds[-1:]))
 
-    def answers(asked: str) -> list[Answer]:
-        by_round = {row["round"]: row for row in own.filter(prompt_id=asked).iter_rows(named=True)}
-        known = [by_round[r] for r in first_and_last if r in by_round]
-        return [Answer(row["round"], row["response"], row["score"]) for row in known]
+    def answers(prompt_id: str) -> list[Answer]:
+        by_round = {
+            row["round"]: row for row in own.filter(prompt_id=prompt_id).iter_rows(named=True)
+        }
+        answered = [by_round[r] for r in first_and_last if r in by_round]
+        return [Answer(row["round"], row["response"], row["score"]) for row in answered]
 
     rows = prompts.sort("prompt_id").head(EXAMPLES).iter_rows(named=True)
     shown = [Example(row["prompt"], answers(row["prompt_id"])) for row in rows]

@@ -59,14 +59,14 @@ def choose(
     Raises:
         MacpoError: there is no such round or agent, or it is not trained yet.
     """
-    known = every_policy(plan)
-    names = list(dict.fromkeys(policy.agent for policy in known))
+    planned = every_policy(plan)
+    names = list(dict.fromkeys(policy.agent for policy in planned))
     if wrong := [name for name in agents if name not in names]:
         raise MacpoError(f"no agent {wrong[0]!r} that is trained: choose {', '.join(names)}")
     if round_ not in ("all", "base") and not round_.isdecimal():
         raise MacpoError(f"--round {round_}: write a number, all, or base")
     if round_ == "base":
-        policies = [policy for policy in known if policy.round is None]
+        policies = [policy for policy in planned if policy.round is None]
     else:
         policies = [p for p in trained(plan, store) if round_ in ("all", str(p.round))]
     policies = [policy for policy in policies if not agents or policy.agent in agents]
@@ -80,9 +80,11 @@ def choose(
 
 def warn_of_stale(plan: Plan, store: Store, policies: Sequence[Policy]) -> None:
     """Say which policies were made from what changed since."""
-    known = states(plan, store)
+    state_of = states(plan, store)
     makers = {policy: plan.maker(policy) for policy in policies}
-    if stale := [str(policy) for policy, step in makers.items() if step and known[step] == "stale"]:
+    if stale := [
+        str(policy) for policy, step in makers.items() if step and state_of[step] == "stale"
+    ]:
         store.say(
             f"warning: {', '.join(stale)} was made from what changed since; `macpo status` says "
             "what makes it anew"

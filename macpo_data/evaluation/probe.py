@@ -114,7 +114,7 @@ def _table(plan: Plan, store: Store, policy: Policy, name: str) -> pl.DataFrame 
 def readings(plan: Plan, store: Store) -> list[Reading]:
     """What is known of the positive policies, in the order in which they are trained."""
     trained = [policy for step in plan.steps if (policy := step.makes)]
-    known = []
+    readings = []
     for policy in (p for p in trained if p.behavior == "positive"):
         probed = _table(plan, store, policy, result_name(plan, policy))
         if probed is None:
@@ -124,8 +124,8 @@ def readings(plan: Plan, store: Store) -> list[Reading]:
         name = score_name(plan, store, policy)
         scores = _table(plan, store, policy, name) if name else None
         reading = _reading(policy, probed, beside, scores)
-        known += [reading] if reading else []
-    return known
+        readings += [reading] if reading else []
+    return readings
 
 
 def _reading(
@@ -154,24 +154,24 @@ def _reading(
     )
 
 
-def line(recipe: Recipe, known: Sequence[Reading]) -> float | None:
+def line(recipe: Recipe, readings: Sequence[Reading]) -> float | None:
     """The perplexity above which the student's rounds count as spoilt; None without round 0."""
-    first = [r for r in of_agent(known, recipe.students[0]) if r.policy.round == 0]
+    first = [r for r in of_agent(readings, recipe.students[0]) if r.policy.round == 0]
     return first[0].perplexity * recipe.stop_above if first else None
 
 
-def of_agent(known: Sequence[Reading], agent: str) -> list[Reading]:
+def of_agent(readings: Sequence[Reading], agent: str) -> list[Reading]:
     """Those of an agent, by round."""
-    own = (r for r in known if r.policy.agent == agent)
+    own = (r for r in readings if r.policy.agent == agent)
     return sorted(own, key=lambda r: r.policy.round or 0)
 
 
-def best_round(recipe: Recipe, known: Sequence[Reading]) -> Best | None:
+def best_round(recipe: Recipe, readings: Sequence[Reading]) -> Best | None:
     """The round to keep: before the perplexity first passes its line, the one that scores best.
 
     Without a reward model or a judge, the last of those.
     """
-    rounds, top = of_agent(known, recipe.students[0]), line(recipe, known)
+    rounds, top = of_agent(readings, recipe.students[0]), line(recipe, readings)
     if top is None:
         return None
     sound = list(takewhile(lambda r: r.perplexity <= top, rounds))
@@ -186,14 +186,14 @@ def best_round(recipe: Recipe, known: Sequence[Reading]) -> Best | None:
     return Best(last, f"{why} whose probe perplexity stays below {top:.2f}", crossed)
 
 
-def warning(recipe: Recipe, known: Sequence[Reading]) -> str | None:
+def warning(recipe: Recipe, readings: Sequence[Reading]) -> str | None:
     """What to say once the student finds the probe too odd.
 
     On the embedded world's calibration seeds a run that collapsed passed the line two rounds before
     its gold score fell. Runs that hold drift past it as well, later: the round to keep costs them
     little, so it is said of both.
     """
-    best, top = best_round(recipe, known), line(recipe, known)
+    best, top = best_round(recipe, readings), line(recipe, readings)
     if best is None or best.crossed is None:
         return None
     bounded = recipe.dpo.loss in ("hinge", "ipo") and recipe.dpo.reference == "initial"
@@ -205,27 +205,27 @@ def warning(recipe: Recipe, known: Sequence[Reading]) -> str | None:
     )
 
 
-def best_line(best: Best, said: str) -> str:
+def best_line(best: Best, options: str) -> str:
     """The round to keep, and the command that publishes it.
 
     Args:
         best: as the probe says.
-        said: the options that name the recipe.
+        options: the options that name the recipe.
     """
-    command = f"macpo push --round {best.round} --to DIR{said}"
+    command = f"macpo push --round {best.round} --to DIR{options}"
     return f"best round: {best.round} ({best.by}); to publish it: {command}"
 
 
 def _yardstick(plan: Plan, store: Store) -> Judge | RewardModel | None:
     """Who scores answers to the probe: the recipe's judge or reward model, if it has one to ask."""
     recipe = plan.recipe
-    for asked in (recipe.judge, recipe.eval.reward, recipe.eval.judge):
-        model = asked.reward if isinstance(asked, Judge) else asked
+    for candidate in (recipe.judge, recipe.eval.reward, recipe.eval.judge):
+        model = candidate.reward if isinstance(candidate, Judge) else candidate
         untrained = model is not None and model.model == TRAINED
         if untrained and not store.is_done(plan.reward_name):
             continue
-        if asked is not None and not (isinstance(asked, Judge) and asked.kind in BLIND):
-            return asked
+        if candidate is not None and not (isinstance(candidate, Judge) and candidate.kind in BLIND):
+            return candidate
     return None
 
 
@@ -242,8 +242,8 @@ def score_name(plan: Plan, store: Store, policy: Policy) -> str | None:
     The best round is one of the student's, so nobody else answers.
     """
     recipe, yardstick = plan.recipe, _yardstick(plan, store)
-    asked = policy.agent in recipe.students and policy.behavior == "positive"
-    if yardstick is None or not asked:
+    is_scored = policy.agent in recipe.students and policy.behavior == "positive"
+    if yardstick is None or not is_scored:
         return None
     compares = yardstick if isinstance(yardstick, Judge) else None
     model = yardstick.reward if isinstance(yardstick, Judge) else yardstick

@@ -206,7 +206,7 @@ def unmeasured(plan: Plan, store: Store) -> Policy | None:
 
 def is_of(plan: Plan, manifest: Manifest | None) -> bool:
     """Whether an evaluation is one of this plan's policies as they are."""
-    known = {str(policy): policy for policy in every_policy(plan)}
+    by_name = {str(policy): policy for policy in every_policy(plan)}
     facts = manifest or {}
     samples: dict[str, str] = facts.get("samples", {})
     alike = facts.get("sampling") == plan.sampling("test").identity()
@@ -214,7 +214,7 @@ def is_of(plan: Plan, manifest: Manifest | None) -> bool:
         alike
         and bool(samples)
         and all(
-            policy in known and plan.sample_name(known[policy], "test", "0") == sample
+            policy in by_name and plan.sample_name(by_name[policy], "test", "0") == sample
             for policy, sample in samples.items()
         )
     )

@@ -59,8 +59,8 @@ def write_sheet(ctx: RunContext, policy: Policy, against: str, to: Path) -> Path
         sides = (row["a"], row["b"]) if a_first else (row["b"], row["a"])
         name = f"{sheet_id}-{n}"
         key[name] = {"prompt_id": row["prompt_id"], "first": "a" if a_first else "b"}
-        said = "\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
-        sheet.writerow([name, _inert(said), *(_inert(side or "") for side in sides), ""])
+        prompt = "\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
+        sheet.writerow([name, _inert(prompt), *(_inert(side or "") for side in sides), ""])
     with atomic(to) as temporary:
         # The mark at the beginning tells spreadsheets that it is UTF-8.
         temporary.write_text(text.getvalue(), "utf-8-sig", newline="")
@@ -78,7 +78,7 @@ def read_sheets(ctx: RunContext, sheets: Sequence[Path], key_file: Path) -> Eval
     try:
         key = json.loads(key_file.read_text("utf-8"))
         policy, against, rows = find_policy(ctx.plan, key["policy"]), key["against"], key["rows"]
-        told = key["made_from"]
+        expected = key["made_from"]
         for row in rows.values():
             row["prompt_id"], {"a": 0, "b": 1}[row["first"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -89,7 +89,7 @@ def read_sheets(ctx: RunContext, sheets: Sequence[Path], key_file: Path) -> Eval
     if len({path.resolve() for path in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; name each annotator's once")
     pairs, made_from = _pairs(ctx, policy, against)
-    if made_from != told:
+    if made_from != expected:
         raise DataError(
             f"the answers in {sheets[0]} are not those of this recipe and run; export a new sheet"
         )
@@ -146,15 +146,17 @@ def _filled(path: Path, rows: dict[str, Any]) -> dict[str, float | None]:
     if column is None:
         raise DataError(f"{path} has no column verdict; fill in the sheet as it was exported")
     named = [((row.get("row") or "").strip(), row[column] or "") for row in table]
-    said = {name: verdict.strip().lower() for name, verdict in named if name}
+    verdicts = {name: verdict.strip().lower() for name, verdict in named if name}
     if sorted(name for name, _ in named if name) != sorted(rows):
         raise DataError(f"{path} has other rows than its key; fill in the sheet as it was exported")
-    if not any(said.values()):
+    if not any(verdicts.values()):
         raise DataError(f"{path} holds no verdict; write {HINT} into its column {column!r}")
-    if wrong := [n for n, verdict in said.items() if verdict not in ("", "1", "2", "tie")]:
-        raise DataError(f"{path}, row {wrong[0]}: {said[wrong[0]]!r} is no verdict; write {HINT}")
+    if wrong := [n for n, verdict in verdicts.items() if verdict not in ("", "1", "2", "tie")]:
+        raise DataError(
+            f"{path}, row {wrong[0]}: {verdicts[wrong[0]]!r} is no verdict; write {HINT}"
+        )
     worth = {"a": {"1": 1.0, "2": 0.0, "tie": 0.5}, "b": {"1": 0.0, "2": 1.0, "tie": 0.5}}
-    return {n: worth[rows[n]["first"]].get(said[n]) for n in rows}
+    return {n: worth[rows[n]["first"]].get(verdicts[n]) for n in rows}
 
 
 def _inert(text: str) -> str:

@@ -78,8 +78,8 @@ def _moves(scores: pl.DataFrame, agent: str, measure: str) -> dict[int, list[Est
         since = dict.fromkeys((before, rounds[0]))
         moved = [change(scores, agent, measure, earlier, after) for earlier in since]
         # One prompt has no interval: nan.
-        if known := [m for m in moved if m and not math.isnan(m.low)]:
-            moves[after] = known
+        if estimates := [m for m in moved if m and not math.isnan(m.low)]:
+            moves[after] = estimates
     return moves
 
 

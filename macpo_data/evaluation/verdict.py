@@ -73,8 +73,8 @@ def of_agent(agent: str, scores: Rows) -> Rows:
 
 def measure_of(student: str, scores: Rows) -> str | None:
     """The measure that tells whether a student got better; None where there is none."""
-    known = {s["measure"] for s in of_agent(student, scores)}
-    return next((m for m in MEASURES if m in known), None)
+    measured = {s["measure"] for s in of_agent(student, scores)}
+    return next((m for m in MEASURES if m in measured), None)
 
 
 def name_baseline(policy: str, student: str) -> str:

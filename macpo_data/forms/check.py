@@ -119,10 +119,10 @@ def _usable(rows: pl.DataFrame, columns: Columns) -> tuple[pl.DataFrame, list[Fi
 
 def _reworded(good: pl.DataFrame) -> Finding:
     """A prompt that occurred before in all but case and points."""
-    asked = good.select("prompt_id", "at", text=overlap.question(pl.col("prompt")))
+    prompts = good.select("prompt_id", "at", text=overlap.question(pl.col("prompt")))
     again = pl.col("text").is_duplicated() & ~pl.col("text").is_first_distinct()
     text = "the prompt differs from an earlier one in case or points"
-    return _finding(asked.unique("prompt_id", maintain_order=True), "warning", text, again)
+    return _finding(prompts.unique("prompt_id", maintain_order=True), "warning", text, again)
 
 
 def _leaked(good: pl.DataFrame, tests: list[pl.Series]) -> list[Finding]:

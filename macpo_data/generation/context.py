@@ -69,7 +69,7 @@ class Context(ABC):
     @abstractmethod
     def ask(
         self,
-        asked: Sequence[tuple[Policy, pl.DataFrame]],
+        batches: Sequence[tuple[Policy, pl.DataFrame]],
         sampling: Sampling,
         what: str,
         draw: int = 0,
@@ -77,14 +77,14 @@ class Context(ABC):
         """What policies write to prompts of any kind: those of a judge, a mixture, an evaluation.
 
         Args:
-            asked: each policy with its rows (prompt_id, prompt); rows of one prompt_id, which is
+            batches: each policy with its rows (prompt_id, prompt); rows of one prompt_id, which is
                 any name, are asked once.
             sampling: for all of them; its `n` is not read.
             what: a word that names these answers on disk and on screen.
             draw: 0.. for several answers to one prompt.
 
         Returns:
-            For each of `asked` its answers as SAMPLES, in the order of the rows.
+            For each of `batches` its answers as SAMPLES, in the order of the rows.
         """
 
     @abstractmethod

@@ -86,12 +86,12 @@ def count(plan: Plan, store: Store, sizes: Sizes, steps: Mapping[Step, Build]) -
         steps: each with the rule that builds it, in the plan's order.
     """
     written: set[str] = set()
-    asked = []
+    costs = []
     for step, build in steps.items():
         context = CountingContext(plan, store, sizes, written)
         build(step, context)
-        asked.append(context.asks)
-    return asked
+        costs.append(context.asks)
+    return costs
 
 
 class CountingContext(Context):
@@ -138,14 +138,14 @@ class CountingContext(Context):
 
     def ask(
         self,
-        asked: Sequence[tuple[Policy, pl.DataFrame]],
+        batches: Sequence[tuple[Policy, pl.DataFrame]],
         sampling: Sampling,
         what: str,
         draw: int = 0,
     ) -> list[pl.DataFrame]:
         """Answers of the usual length, that hold any verdict and any marks."""
         answers = []
-        for policy, rows in asked:
+        for policy, rows in batches:
             self._count(what, policy.agent, rows.unique("prompt_id"), sampling)
             answers.append(self._answers(policy, rows, sampling, draw, f"{policy} {what} {draw}"))
         return answers
@@ -179,7 +179,7 @@ class CountingContext(Context):
             drawn = int(digest([who, row]), 16)
             verdict = f"[[{'AB'[drawn % 2]}]] score: {drawn % 6}"
             texts.append(f"{f'{who} {row} '.ljust(length - len(verdict), '.')}{verdict}")
-        made = rows.select("prompt_id").with_columns(
+        samples = rows.select("prompt_id").with_columns(
             pl.Series("response", texts, dtype=pl.String),
             finish_reason=pl.lit("stop"),
             repetition=pl.lit(0.0),
@@ -187,7 +187,7 @@ class CountingContext(Context):
             policy=pl.lit(self._plan.policy_fingerprint(policy)),
             draw=pl.lit(draw, pl.Int64),
         )
-        return check(made, SAMPLES, "counted answers")
+        return check(samples, SAMPLES, "counted answers")
 
     def _typical(self, sampling: Sampling) -> float:
         """Tokens that are written; a judge's are of no length that the data could tell."""
@@ -202,14 +202,14 @@ class CountingContext(Context):
         """Note a call for each row; without sampling its response is read, and nothing written."""
         sample, size = len(self._sizes.sample[self._part]), self._sizes.chars_per_token
         chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars())
-        told = pl.sum_horizontal(
+        input_chars = pl.sum_horizontal(
             chars.list.sum(), *([] if sampling else [pl.col("response").str.len_chars()])
         )
         out, most = 0.0, 0.0
         if sampling:
             out, most = self._typical(sampling), float(sampling.max_new_tokens)
         kind: Kind = "judge" if self._judges(sampling) else "write" if sampling else "score"
-        read = float(rows.select(told.mean()).item() or 0.0) / size
+        read = float(rows.select(input_chars.mean()).item() or 0.0) / size
         prompts = self._sizes.prompts[self._part]
         ask = Ask(kind, what, agent, prompts, len(rows) / sample, read, out, most)
         if before := self._asks.get((what, agent)):
@@ -249,12 +249,12 @@ def measure(plan: Plan, store: Store) -> Sizes:
     some = {p: frame.head(SAMPLE) for p, frame in parts.items()}
     rows = [row for p in ("d1", "d2") for row in some[p].iter_rows(named=True)]
     counter, how = _counter(recipe)
-    asked = ["\n".join(m["content"] for m in row["prompt"]) for row in rows]
+    prompt_texts = ["\n".join(m["content"] for m in row["prompt"]) for row in rows]
     answered = [counter(row["chosen"]) for row in rows if row["chosen"]]
     return Sizes(
         {p: len(frame) for p, frame in parts.items()},
         some,
-        sum(map(len, asked)) / (sum(map(counter, asked)) or 1),
+        sum(map(len, prompt_texts)) / (sum(map(counter, prompt_texts)) or 1),
         sum(answered) / len(answered) if answered else None,
         f"{len(rows)} prompts sampled, {how}",
     )

@@ -22,6 +22,6 @@ def write(
     """
     frame, prompts = ctx.recipe.framing, ctx.prompts("d2")
     text = fill(getattr(frame, side))
-    told = as_rows([tell(prompt, text, frame.insert) for prompt in prompts["prompt"].to_list()])
-    (said,) = ctx.ask([(policy, told)], ctx.recipe.sampling, f"framed-{side}", draw)
-    return said.with_columns(prompts["prompt_id"])
+    framed = as_rows([tell(prompt, text, frame.insert) for prompt in prompts["prompt"].to_list()])
+    (answers,) = ctx.ask([(policy, framed)], ctx.recipe.sampling, f"framed-{side}", draw)
+    return answers.with_columns(prompts["prompt_id"])

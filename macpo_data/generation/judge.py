@@ -53,7 +53,7 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     unlike = pl.col("a") != pl.col("b")
     shown = rows.filter(there["a"] & there["b"] & unlike)
     judged = give_verdicts(ctx, judge, shown)
-    found = rows.join(judged, on="at", how="left", maintain_order="left")
+    with_verdicts = rows.join(judged, on="at", how="left", maintain_order="left")
     value = {"a": 1.0, "tie": 0.5, "b": 0.0}
     verdicts = [
         pl.col(order).replace_strict(value, default=None, return_dtype=pl.Float64)
@@ -63,7 +63,7 @@ def compare(ctx: Context, judge: Judge, rows: pl.DataFrame) -> pl.DataFrame:
     alike = pl.when(there["a"] & there["b"] & ~unlike).then(0.5)
     win = pl.coalesce(mute, alike, pl.mean_horizontal(verdicts))
     was_shown = there["a"] & there["b"] & unlike
-    return found.select("first", "second", "criteria", shown=was_shown, win=win)
+    return with_verdicts.select("first", "second", "criteria", shown=was_shown, win=win)
 
 
 def rank(
@@ -107,16 +107,16 @@ def rank(
         verdicts = _tournament(ctx, judge, answers, seen)
         score = ranking.scores(answers, verdicts, judge.merge)
         usable = usable.with_columns(score=score)
-        found = report(verdicts) | {"win_matrix": _win_matrix(usable, verdicts)}
-        found["unparseable"] += unread
-        check(found, judge)
-        judged = Judged(_meetings(usable, verdicts), found)
+        facts = report(verdicts) | {"win_matrix": _win_matrix(usable, verdicts)}
+        facts["unparseable"] += unread
+        check(facts, judge)
+        judged = Judged(_meetings(usable, verdicts), facts)
     by_chance = order == "random" or (
         order == "judge" and judge is not None and judge.ties == "random"
     )
     ranks = ranking.ranks(answers, usable["score"], seed if by_chance else None)
-    known = usable.select("index", "score", rank=ranks)
-    frame = frame.drop("score", "rank").join(known, on="index", how="left", maintain_order="left")
+    ranked = usable.select("index", "score", rank=ranks)
+    frame = frame.drop("score", "rank").join(ranked, on="index", how="left", maintain_order="left")
     return frame.drop("index"), judged
 
 
@@ -136,15 +136,15 @@ def _tournament(
 
 
 def _meet(ctx: Context, judge: Judge, meetings: pl.DataFrame, seen: pl.DataFrame) -> pl.DataFrame:
-    told = meetings
+    rows = meetings
     for side in ("a", "b"):
         names = {f"{side}_text": "response", f"{side}_finish_reason": "finish_reason"}
         names |= {f"{side}_worth": "worth"} if "worth" in seen.columns else {}
-        said = seen.select(pl.col("index").alias(side), **names)
-        told = told.join(said, on=side, how="left", maintain_order="left")
+        answers = seen.select(pl.col("index").alias(side), **names)
+        rows = rows.join(answers, on=side, how="left", maintain_order="left")
     prompts = seen.select("prompt_id", "prompt").unique("prompt_id")
-    told = told.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    shown = told.drop("a", "b").rename({"a_text": "a", "b_text": "b"})
+    rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
+    shown = rows.drop("a", "b").rename({"a_text": "a", "b_text": "b"})
     return pl.concat([meetings, compare(ctx, judge, shown)], how="horizontal")
 
 
@@ -207,36 +207,36 @@ def report(verdicts: pl.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check(found: dict[str, Any], judge: Judge) -> None:
+def check(facts: dict[str, Any], judge: Judge) -> None:
     """Refuse a judge that goes by position, or says nothing.
 
     Args:
-        found: what `report` returned.
+        facts: what `report` returned.
         judge: as the recipe describes it.
 
     Raises:
         ModelError: one position wins more often than `judge.max_position_bias`, no verdict could
             be read, or every one is a tie.
     """
-    asked = found["verdicts"] + found["unparseable"]
-    if asked < MINIMUM:
+    total = facts["verdicts"] + facts["unparseable"]
+    if total < MINIMUM:
         return
     reads = judge.kind in ("llm", "mixture", "points")
     who = judge.agent if reads else judge.kind
     other = "judge.agent" if reads else "judge.kind"
-    if found["verdicts"] == 0:
+    if facts["verdicts"] == 0:
         raise ModelError(
-            f"judge {who}: none of {asked} verdicts could be read; look at its answers under "
+            f"judge {who}: none of {total} verdicts could be read; look at its answers under "
             "runs/<run>/answers, then change judge.agent, judge.prompts or judge.sampling"
         )
-    if found["ties"] == found["verdicts"]:
-        raise ModelError(f"judge {who} never varies: all {asked} verdicts are ties; change {other}")
-    first = found["shown_first_wins"]
+    if facts["ties"] == facts["verdicts"]:
+        raise ModelError(f"judge {who} never varies: all {total} verdicts are ties; change {other}")
+    first = facts["shown_first_wins"]
     if max(first, 1 - first) > judge.max_position_bias:
         position = "first" if first > 0.5 else "second"
         raise ModelError(
             f"judge {who} prefers the answer shown {position} in {max(first, 1 - first):.0%} of "
-            f"{found['verdicts']} verdicts; change judge.agent, or allow it with "
+            f"{facts['verdicts']} verdicts; change judge.agent, or allow it with "
             "judge.max_position_bias"
         )
 

@@ -41,7 +41,7 @@ def write(
     """
     talks = [_user_turns(prompt) for prompt in prompts["prompt"].to_list()]
     so_far: list[list[Message]] = [head for head, _ in talks]
-    asked, answered = [], [empty(TURNS)]
+    prompts_by_turn, answered = [], [empty(TURNS)]
     for turn in range(max((len(users) for _, users in talks), default=0)):
         live = [
             n for n, (head, users) in enumerate(talks)
@@ -51,17 +51,19 @@ def write(
         rows = as_rows(contexts)
         written = _layers(ctx, mixture, rows.unique("prompt_id", maintain_order=True))
         last = written.filter(pl.col("layer") == len(mixture.layers) - 1)
-        said = dict(last.unique("prompt_id", keep="first").select("prompt_id", "response").rows())
+        responses = dict(
+            last.unique("prompt_id", keep="first").select("prompt_id", "response").rows()
+        )
         for n, context, row in zip(live, contexts, rows["prompt_id"], strict=True):
-            if said[row]:
-                so_far[n] = [*context, {"role": "assistant", "content": said[row]}]
+            if responses[row]:
+                so_far[n] = [*context, {"role": "assistant", "content": responses[row]}]
         is_last = [len(talks[n][1]) == turn + 1 for n in live]
         wanted = (
             rows if mixture.turns == "all" else rows.filter(pl.Series(is_last, dtype=pl.Boolean))
         )
-        asked.append(wanted)
+        prompts_by_turn.append(wanted)
         answered.append(written.join(wanted, on="prompt_id", how="semi", maintain_order="left"))
-    turns = pl.concat(asked).unique("prompt_id", maintain_order=True)
+    turns = pl.concat(prompts_by_turn).unique("prompt_id", maintain_order=True)
     answers = pl.concat(answered).unique(
         ["prompt_id", "layer", "agent", "draw"], maintain_order=True
     )
@@ -81,22 +83,26 @@ def taken(mixture: Mixture) -> int:
 
 def _layers(ctx: Context, mixture: Mixture, rows: pl.DataFrame) -> pl.DataFrame:
     """What each layer writes to these prompts, as TURNS."""
-    written, heard = [], [[] for _ in range(len(rows))]  # type: list[pl.DataFrame], list[list[str]]
+    written: list[pl.DataFrame] = []
+    proposals: list[list[str]] = [[] for _ in range(len(rows))]
     for layer, agents in enumerate(mixture.layers):
-        told = rows
+        inputs = rows
         if layer:
             prompts = rows["prompt"].to_list()
-            told = as_rows(
-                [aggregation(mixture, p, said) for p, said in zip(prompts, heard, strict=True)]
+            inputs = as_rows(
+                [
+                    aggregation(mixture, p, proposed)
+                    for p, proposed in zip(prompts, proposals, strict=True)
+                ]
             )
-        answers = _ask(ctx, mixture, agents, told, layer)
+        answers = _ask(ctx, mixture, agents, inputs, layer)
         # What was asked is the layer's affair; the answer is to the conversation.
         answers = [
             a.with_columns(rows["prompt_id"], layer=pl.lit(layer, pl.Int64)) for a in answers
         ]
         written += answers
         texts = zip(*(a["response"].to_list() for a in answers), strict=True)
-        heard = [[text for text in said if text] for said in texts]
+        proposals = [[text for text in proposed if text] for proposed in texts]
     frame = pl.concat(written)
     return rows.select("prompt_id").join(
         frame, on="prompt_id", how="left", maintain_order="left_right"
@@ -108,13 +114,13 @@ def _ask(
 ) -> list[pl.DataFrame]:
     """An answer of each agent of a layer; one that stands there twice draws twice."""
     draws = [list(agents[:n]).count(agent) for n, agent in enumerate(agents)]
-    found: dict[int, pl.DataFrame] = {}
+    by_slot: dict[int, pl.DataFrame] = {}
     for draw in sorted(set(draws)):
         slots = [n for n, each in enumerate(draws) if each == draw]
         wanted = [(Policy(agents[n]), rows) for n in slots]
         answers = ctx.ask(wanted, mixture.sampling, f"layer{layer}", draw)
-        found |= dict(zip(slots, answers, strict=True))
-    return [found[n] for n in range(len(agents))]
+        by_slot |= dict(zip(slots, answers, strict=True))
+    return [by_slot[n] for n in range(len(agents))]
 
 
 def aggregation(mixture: Mixture, prompt: list[Message], answers: list[str]) -> list[Message]:

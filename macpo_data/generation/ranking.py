@@ -44,8 +44,8 @@ def swiss_meetings(scored: pl.DataFrame, met: pl.DataFrame) -> pl.DataFrame:
     Returns:
         (prompt_id, a, b); with an odd number, the lowest of those who always played rests.
     """
-    known = set(met.select("a", "b").iter_rows())
-    played = Counter(chain.from_iterable(known))
+    pairs = set(met.select("a", "b").iter_rows())
+    played = Counter(chain.from_iterable(pairs))
     order = scored.sort("score", descending=True, nulls_last=True, maintain_order=True)
     rows = []
     for (prompt_id,), group in order.group_by("prompt_id", maintain_order=True):
@@ -55,7 +55,7 @@ def swiss_meetings(scored: pl.DataFrame, met: pl.DataFrame) -> pl.DataFrame:
         free.sort(key=lambda one: one in played)  # nobody stays unjudged
         while free:
             one = free.pop(0)
-            other = next((x for x in free if (min(one, x), max(one, x)) not in known), None)
+            other = next((x for x in free if (min(one, x), max(one, x)) not in pairs), None)
             if other is not None:
                 free.remove(other)
                 rows.append((prompt_id, min(one, other), max(one, other)))

@@ -105,11 +105,11 @@ def rewards(
 ) -> list[float | None]:
     """The rewards of rows as in `score`, kept nowhere."""
     read, _ = _open(scorer, settings)
-    found: list[float | None] = []
+    values: list[float | None] = []
     for part in rows.iter_slices(settings.shard_size):
-        found += read(part)
-        report(len(found), len(rows), "responses")
-    return found
+        values += read(part)
+        report(len(values), len(rows), "responses")
+    return values
 
 
 def accuracy(chosen: list[float | None], rejected: list[float | None]) -> dict[str, Any]:
@@ -136,8 +136,8 @@ def _fake(scorer: Scorer) -> tuple[Read, dict[str, Any]]:
     """Numbers that follow from the request alone."""
 
     def read(rows: pl.DataFrame) -> list[float | None]:
-        told = rows.select("prompt_id", "response").iter_rows()
-        return [random.Random(f"{scorer.fingerprint} {i} {r}").gauss(0, 1) for i, r in told]
+        keys = rows.select("prompt_id", "response").iter_rows()
+        return [random.Random(f"{scorer.fingerprint} {i} {r}").gauss(0, 1) for i, r in keys]
 
     return read, {"engine": "fake"}
 
@@ -162,7 +162,7 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
             + chat.response_ids(row["response"], row["finish_reason"] == "stop")
             for row in rows.iter_rows(named=True)
         ]
-        found: list[float | None] = [None] * len(ids)
+        values: list[float | None] = [None] * len(ids)
         fit = sorted(
             (i for i in range(len(ids)) if len(ids[i]) <= limit), key=lambda i: len(ids[i])
         )
@@ -170,8 +170,8 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
             batch = fit[at : at + settings.batch_size]
             scored = _rewards(model, chat, [ids[i] for i in batch], scorer)
             for i, reward in zip(batch, scored, strict=True):
-                found[i] = reward if math.isfinite(reward) else None
-        return found
+                values[i] = reward if math.isfinite(reward) else None
+        return values
 
     facts = {
         "device": str(model.device),

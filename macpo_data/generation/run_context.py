@@ -96,18 +96,18 @@ class RunContext(Context):
 
     def ask(
         self,
-        asked: Sequence[tuple[Policy, pl.DataFrame]],
+        batches: Sequence[tuple[Policy, pl.DataFrame]],
         sampling: Sampling,
         what: str,
         draw: int = 0,
     ) -> list[pl.DataFrame]:
         """An answer set for each, named by its content."""
-        if not all(len(rows) for _, rows in asked):
-            some = iter(self.ask([(p, r) for p, r in asked if len(r)], sampling, what, draw))
-            return [next(some) if len(rows) else empty(SAMPLES) for _, rows in asked]
+        if not all(len(rows) for _, rows in batches):
+            some = iter(self.ask([(p, r) for p, r in batches if len(r)], sampling, what, draw))
+            return [next(some) if len(rows) else empty(SAMPLES) for _, rows in batches]
         wanted = []
         settings = {k: v for k, v in sampling.identity().items() if k != "n"}
-        for policy, rows in asked:
+        for policy, rows in batches:
             voice = self._voice(policy)
             rows = rows.select("prompt_id", "prompt").unique("prompt_id", maintain_order=True)
             rows = parts.by_length(rows, "prompt_id")
@@ -124,7 +124,7 @@ class RunContext(Context):
             rows.select("prompt_id").join(
                 check(each, SAMPLES, "answers"), on="prompt_id", how="left", maintain_order="left"
             )
-            for each, (_, rows) in zip(answers, asked, strict=True)
+            for each, (_, rows) in zip(answers, batches, strict=True)
         ]
 
     def score(self, samples: pl.DataFrame, under: Policy) -> pl.DataFrame:
@@ -162,10 +162,12 @@ class RunContext(Context):
     def rewards(self, rows: pl.DataFrame, model: RewardModel) -> pl.Series:
         """A reward set of all that was written, named by its content."""
         key = ["prompt_id", "response", "finish_reason"]
-        asked = rows.select(*key, "prompt").drop_nulls("response").unique(key, maintain_order=True)
-        asked = parts.by_length(asked, *key)
+        answers = (
+            rows.select(*key, "prompt").drop_nulls("response").unique(key, maintain_order=True)
+        )
+        answers = parts.by_length(answers, *key)
         scorer, made_from = reward.find_scorer(self.plan, self.store, self.lock, model)
-        ids = [digest(row) for row in asked.select(key).rows()]
+        ids = [digest(row) for row in answers.select(key).rows()]
         name = f"rewards/{scorer.fingerprint}-{digest([FORMAT, self.recipe.read('engine'), ids])}"
         if not ids:
             return pl.Series([None] * len(rows), dtype=pl.Float64)
@@ -173,18 +175,18 @@ class RunContext(Context):
 
         def make(_: list[int]) -> Iterator[tuple[int, Manifest]]:
             with self._progress(f"scoring by {model.model}") as report:
-                work = (self.recipe.engine, scorer, asked, shards)
+                work = (self.recipe.engine, scorer, answers, shards)
                 if self.recipe.engine.name == "fake":
                     facts = reward.score(report, *work)
                 else:
                     facts = self._workers.get(f"the reward model {scorer.base.id}").call(
                         "macpo_data.generation.reward_model:score", *work, report=report
                     )
-            facts |= {"kind": "rewards", "format": FORMAT, "rows": len(asked)}
+            facts |= {"kind": "rewards", "format": FORMAT, "rows": len(answers)}
             yield 0, {**facts, **scorer.facts()}
 
         (scored,) = self._results.once([Item(name, shards, made_from)], make)
-        scores = asked.select(key).with_columns(scored["reward"])
+        scores = answers.select(key).with_columns(scored["reward"])
         return rows.select(key).join(scores, on=key, how="left", maintain_order="left")["reward"]
 
     def _voice(self, policy: Policy) -> Voice:

@@ -52,9 +52,9 @@ def by_perplexity(
     frame = _with_rejected(candidates, rejected).with_columns(reason=reason)
     # The threshold belongs to the selection, so it drops whatever `on_filter` says.
     usable = _usable(settings) & (pl.col("reason").ne_missing("perplexity_too_high"))
-    known = pl.when(usable).then(ranks)
-    away = {"highest": -known, "middle": (known - known.median().over("prompt_id")).abs()}
-    first = away.get(settings.order, known)
+    score = pl.when(usable).then(ranks)
+    away = {"highest": -score, "middle": (score - score.median().over("prompt_id")).abs()}
+    first = away.get(settings.order, score)
     ranked = _select(frame, _finished_first(first).over("prompt_id"), settings.keep)
     return _best_share(ranked, frame[ranks], settings) if settings.pool else ranked
 
@@ -69,8 +69,8 @@ def geometric_means(scored: pl.DataFrame) -> pl.DataFrame:
         (at, mean), a row for each answer.
     """
     mean = pl.col("perplexity").log().mean().exp()
-    known = pl.col("perplexity").null_count() == 0
-    return scored.group_by("at", maintain_order=True).agg(mean=pl.when(known).then(mean))
+    complete = pl.col("perplexity").null_count() == 0
+    return scored.group_by("at", maintain_order=True).agg(mean=pl.when(complete).then(mean))
 
 
 def _best_share(ranked: pl.DataFrame, perplexity: pl.Series, settings: Select) -> pl.DataFrame:

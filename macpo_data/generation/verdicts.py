@@ -85,13 +85,13 @@ def score_answers(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Serie
 
 def _points(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Series:
     """The mean of the points, over those draws of the judge that can be read."""
-    asked = [
+    prompts = [
         fill(judge.prompts.points, query=question(prompt), answer=text)
         for prompt, text in answers.select("prompt", "response").iter_rows()
     ]
     draws = []
     for draw in range(judge.sampling.n):
-        (texts,) = _ask(ctx, judge, [str(judge.agent)], asked, "points", draw)
+        (texts,) = _ask(ctx, judge, [str(judge.agent)], prompts, "points", draw)
         draws.append(pl.Series(f"{draw}", map(parse_points, texts), dtype=pl.Float64))
     return pl.DataFrame(draws).mean_horizontal()
 
@@ -100,9 +100,9 @@ def _likelihood(ctx: Context, who: Policy, answers: pl.DataFrame) -> pl.Series:
     """The mean log-probability of an answer's tokens under a policy; null where it has none."""
     key = ["prompt_id", "response", "finish_reason"]
     scored = ctx.score(answers.select(*key, "prompt").unique(key, maintain_order=True), under=who)
-    known = scored.select(*key, likelihood=-pl.col("perplexity").log())
-    found = answers.join(known, on=key, how="left", maintain_order="left")
-    return found["likelihood"]
+    likelihoods = scored.select(*key, likelihood=-pl.col("perplexity").log())
+    joined = answers.join(likelihoods, on=key, how="left", maintain_order="left")
+    return joined["likelihood"]
 
 
 def _gold(rows: pl.DataFrame) -> pl.Series:
@@ -120,14 +120,14 @@ def _choose_criteria(ctx: Context, judge: Judge, rows: pl.DataFrame) -> list[str
     """The criteria for each pair, once for both orders; None where they cannot be read."""
     listed = _listed(CRITERIA)
     example = ", ".join(list(CRITERIA)[: judge.criteria])
-    asked = [
+    prompts = [
         fill(
             judge.prompts.criteria, criteria=listed, count=judge.criteria, example=example, **shown
         )
         for shown in _shown(rows, "a", "b")
     ]
-    (said,) = _ask(ctx, judge, [str(judge.agent)], asked, "criteria")
-    return [parse_criteria(text, judge.criteria) for text in said]
+    (answers,) = _ask(ctx, judge, [str(judge.agent)], prompts, "criteria")
+    return [parse_criteria(text, judge.criteria) for text in answers]
 
 
 def _read_both_orders(
@@ -136,7 +136,7 @@ def _read_both_orders(
     """Ask for a verdict with a shown first, and with b shown first."""
     shown = [*_shown(rows, "a", "b"), *_shown(rows, "b", "a")]
     if judge.kind == "llm":
-        asked = [fill(judge.prompts.verdict, **each) for each in shown]
+        prompts = [fill(judge.prompts.verdict, **each) for each in shown]
     else:
         # Criteria that could not be read leave all of them to the proposers.
         wanted = [_listed(names.split(", ") if names else CRITERIA) for names in criteria] * 2
@@ -144,12 +144,14 @@ def _read_both_orders(
             fill(judge.prompts.critique, criteria=these, **each)
             for each, these in zip(shown, wanted, strict=True)
         ]
-        said = _ask(ctx, judge, judge.proposers, reviewed, "critique")
-        asked = [
+        reviews = _ask(ctx, judge, judge.proposers, reviewed, "critique")
+        prompts = [
             fill(judge.prompts.weigh, criteria=these, critiques=_numbered(critiques), **each)
-            for each, these, critiques in zip(shown, wanted, zip(*said, strict=True), strict=True)
+            for each, these, critiques in zip(
+                shown, wanted, zip(*reviews, strict=True), strict=True
+            )
         ]
-    (texts,) = _ask(ctx, judge, [str(judge.agent)], asked, "verdict")
+    (texts,) = _ask(ctx, judge, [str(judge.agent)], prompts, "verdict")
     named = [parse_verdict(text) for text in texts]
     half = len(rows)
     first, second = {"A": "a", "B": "b"}, {"A": "b", "B": "a"}
@@ -160,38 +162,38 @@ def _read_both_orders(
 
 
 def _ask(
-    ctx: Context, judge: Judge, agents: Sequence[str], asked: list[str], what: str, draw: int = 0
+    ctx: Context, judge: Judge, agents: Sequence[str], prompts: list[str], what: str, draw: int = 0
 ) -> list[list[str | None]]:
     """What each agent says to each of these texts; equal texts are asked once.
 
     Verdicts, points and criteria stand at the end, so that a text which was cut holds none.
     """
-    rows = as_rows([[{"role": "user", "content": text}] for text in asked])
+    rows = as_rows([[{"role": "user", "content": text}] for text in prompts])
     wanted = [(ctx.speakers.get(agent, Policy(agent)), rows) for agent in agents]
     whole = pl.lit(what == "critique") | (pl.col("finish_reason") != "length")
-    said = ctx.ask(wanted, judge.sampling, f"judge-{what}", draw)
-    return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in said]
+    answers = ctx.ask(wanted, judge.sampling, f"judge-{what}", draw)
+    return [a.select(pl.when(whole).then("response")).to_series().to_list() for a in answers]
 
 
 def parse_verdict(text: str | None) -> str | None:
     """The last verdict of a text, A or B; None without one."""
-    found = _VERDICT.findall(text or "")
-    return str(found[-1]) if found else None
+    matches = _VERDICT.findall(text or "")
+    return str(matches[-1]) if matches else None
 
 
 def parse_points(text: str | None) -> float | None:
     """The last points of a text, 0 to 5; None without any, or beyond."""
-    found = _POINTS.findall(text or "")
-    points = float(found[-1]) if found else None
+    matches = _POINTS.findall(text or "")
+    points = float(matches[-1]) if matches else None
     return points if points is not None and points <= MOST_POINTS else None
 
 
 def parse_criteria(text: str | None, count: int) -> str | None:
     """The criteria that a text ends with, joined by commas; None unless there are `count`."""
-    found = _NAMES.findall(text or "")
-    names = [name.strip().lower() for name in found[-1].split(",")] if found else []
-    known = [name for name in CRITERIA if name in names]  # in one order, whoever chose
-    return ", ".join(known) if len(known) == len(names) == count else None
+    matches = _NAMES.findall(text or "")
+    names = [name.strip().lower() for name in matches[-1].split(",")] if matches else []
+    ordered = [name for name in CRITERIA if name in names]  # in one order, whoever chose
+    return ", ".join(ordered) if len(ordered) == len(names) == count else None
 
 
 def _shown(rows: pl.DataFrame, first: str, second: str) -> list[dict[str, str]]:

@@ -67,8 +67,8 @@ def made_by(name: str) -> str:
     """Who made the datasets, and how; of a method of a newer macpo only its name."""
     if name == SHARPENING:
         return f"by a student that learns its likeliest answers: {SHARPENING}"
-    known = methods().get(name)
-    return known.by if known else f"by the method {name}"
+    method = methods().get(name)
+    return method.by if method else f"by the method {name}"
 
 
 def card(index: Index, repo: str | None, suffix: str = "") -> str:

@@ -84,7 +84,7 @@ def _holds(prompt: list[Message], turns: set[Turn]) -> bool:
         for n, message in enumerate(prompt)
         if message["role"] == "assistant"
     ]
-    return any((asked, answer) in turns or (asked, None) in turns for asked, answer in own)
+    return any((key, answer) in turns or (key, None) in turns for key, answer in own)
 
 
 def _key(messages: pl.Expr) -> pl.Expr:

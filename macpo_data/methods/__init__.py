@@ -36,8 +36,8 @@ def name_of(recipe: Recipe) -> str:
 def methods() -> dict[str, Method]:
     """All methods by name: those of the files of this folder."""
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-    found = [module.METHOD for module in modules if hasattr(module, "METHOD")]
-    return {method.name: method for method in found}
+    defined = [module.METHOD for module in modules if hasattr(module, "METHOD")]
+    return {method.name: method for method in defined}
 
 
 def names() -> list[str]:

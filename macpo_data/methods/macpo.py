@@ -45,9 +45,9 @@ def plan(recipe: Recipe) -> list[Step]:
     own = recipe.positives == "own"
     for t in range(1, recipe.rounds + 1):
         taught = 0 if recipe.frozen_teachers else t - 1
-        heard = [Policy(student, "positive", t - 1)] if own else []
-        heard = heard or [Policy(k, "positive", taught) for k in teachers]
-        steps += _contrast(recipe, student, t, 0, tuple(heard))
+        authors = [Policy(student, "positive", t - 1)] if own else []
+        authors = authors or [Policy(k, "positive", taught) for k in teachers]
+        steps += _contrast(recipe, student, t, 0, tuple(authors))
         alternating = recipe.schedule == "alternating"
         for teacher in () if recipe.frozen_teachers else teachers:
             seen = Policy(student, "positive", t if alternating else t - 1)
@@ -91,8 +91,8 @@ def _by_reads(recipe: Recipe) -> tuple[str, ...]:
         return ()
     if recipe.select.by == "random":
         return ("select.by",)
-    asked = (f"agents.{policy.agent}" for policy in judges.policies(recipe.judge))
-    return ("select.by", "judge", *asked)
+    agents = (f"agents.{policy.agent}" for policy in judges.policies(recipe.judge))
+    return ("select.by", "judge", *agents)
 
 
 def _mixture_reads(recipe: Recipe) -> tuple[str, ...]:

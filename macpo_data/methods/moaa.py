@@ -31,12 +31,12 @@ def plan(recipe: Recipe) -> list[Step]:
     """The student alone learns, once in each round."""
     (student,) = recipe.students
     mine = f"agents.{student}.lr_scale"
-    asked = judges.policies(recipe.judge)
+    judge_policies = judges.policies(recipe.judge)
     writers = mixtures.policies(recipe.mixture)
     filters = (*FILTER_READS, *EXCLUDE_READS) if recipe.select.excludes else FILTER_READS
     reads: tuple[str, ...] = ("seed", "engine", "mixture", *filters)
     if recipe.mixture and recipe.mixture.keep == "best":
-        writers, reads = (*writers, *asked), (*reads, "judge")
+        writers, reads = (*writers, *judge_policies), (*reads, "judge")
     start = Policy(student)
     steps = [
         Step("gen", 0, 0, student, policies=writers, reads=reads),
@@ -50,10 +50,10 @@ def plan(recipe: Recipe) -> list[Step]:
             reads=(*SFT_READS, mine, "sft"),
         ),
     ]
-    return steps + preferring(recipe, asked)
+    return steps + preferring(recipe, judge_policies)
 
 
-def preferring(recipe: Recipe, asked: tuple[Policy, ...]) -> list[Step]:
+def preferring(recipe: Recipe, judge_policies: tuple[Policy, ...]) -> list[Step]:
     """From round 1 on: the student's own answers, ranked by whoever is asked; then DPO."""
     (student,) = recipe.students
     filters = (*FILTER_READS, *EXCLUDE_READS) if recipe.select.excludes else FILTER_READS
@@ -61,7 +61,7 @@ def preferring(recipe: Recipe, asked: tuple[Policy, ...]) -> list[Step]:
     steps = []
     for t in range(1, recipe.rounds + 1):
         before = Policy(student, "positive", t - 1)
-        steps += prefer(recipe, student, t, 0, (before, *asked), reads)
+        steps += prefer(recipe, student, t, 0, (before, *judge_policies), reads)
     return steps
 
 

@@ -162,11 +162,11 @@ def load_classifier(base: Base, dtype: str = "auto", new_head: bool = False) -> 
     from transformers import AutoModelForSequenceClassification
 
     kwargs: dict[str, Any] = {"num_labels": 1} if new_head else {}
-    model, found = _load(
+    model, loading_info = _load(
         AutoModelForSequenceClassification, base,
         dtype=dtype, use_safetensors=True, output_loading_info=True, **kwargs,
     )  # fmt: skip
-    missing = sorted(found["missing_keys"])
+    missing = sorted(loading_info["missing_keys"])
     # A head that the files lack would be random numbers, and nobody would see it.
     if missing and not new_head:
         raise ModelError(
@@ -210,8 +210,8 @@ def gpus() -> list[str]:
         return []
     which = ["-i", visible] if visible else []
     query = "--query-gpu=name,memory.total,memory.free"
-    asked = ["nvidia-smi", *which, query, "--format=csv,noheader,nounits"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    command = ["nvidia-smi", *which, query, "--format=csv,noheader,nounits"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 

@@ -59,10 +59,10 @@ class Chat:
     def __post_init__(self) -> None:
         """Ask the template and the tokenizer for their conventions once."""
         tokenizer = self.tokenizer
-        asked: list[Message] = [{"role": "user", "content": "a"}]
+        user_turn: list[Message] = [{"role": "user", "content": "a"}]
         hole = _HOLE.format("r")
-        prompt = self._render(asked, True)
-        full = self._render([*asked, {"role": "assistant", "content": hole}], False)
+        prompt = self._render(user_turn, True)
+        full = self._render([*user_turn, {"role": "assistant", "content": hole}], False)
         if not full.startswith(prompt.rstrip()) or hole not in full:
             raise ModelError(
                 "this chat template does not put the prompt before the response unchanged; "

@@ -97,6 +97,6 @@ def target_logprobs(
             return (upstream[:, None] * slopes).to(slopes.dtype)
 
     if torch.is_grad_enabled() and hidden.requires_grad:
-        found: torch.Tensor = Chunked.apply(hidden)  # type: ignore[no-untyped-call]
-        return found
+        chunked: torch.Tensor = Chunked.apply(hidden)  # type: ignore[no-untyped-call]
+        return chunked
     return torch.cat([logprobs(states, labels) for states, labels in pieces(hidden)])

@@ -92,9 +92,9 @@ def response_logprobs(
     targets = torch.tensor(
         [token for r in responses for token in r], dtype=torch.long, device=device
     )
-    found = -torch.nn.functional.cross_entropy(logits[predicts].float(), targets, reduction="none")
+    values = -torch.nn.functional.cross_entropy(logits[predicts].float(), targets, reduction="none")
     mask = _right_aligned([len(r) for r in responses], device)
-    return found.new_zeros(mask.shape).masked_scatter(mask, found), mask
+    return values.new_zeros(mask.shape).masked_scatter(mask, values), mask
 
 
 def shared_logprobs(
@@ -116,13 +116,13 @@ def shared_logprobs(
     seen = attention(causal, packed.parts)
     # The call goes through the model as it is wrapped: what wraps it counts its calls.
     with in_place_of_logits(causal, packed.sources, packed.targets):
-        found = model(
+        values = model(
             input_ids=packed.ids,
             attention_mask=seen,
             position_ids=packed.positions,
             use_cache=False,
         ).logits
-    logprobs = found.new_zeros(packed.mask.shape).masked_scatter(packed.mask, found)
+    logprobs = values.new_zeros(packed.mask.shape).masked_scatter(packed.mask, values)
     return logprobs, packed.mask
 
 

@@ -30,8 +30,8 @@ def merge(
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
-        said = first_line(error)
-        raise ModelError(f"adapter {adapter} does not fit {base.id}: {said}") from None
+        reason = first_line(error)
+        raise ModelError(f"adapter {adapter} does not fit {base.id}: {reason}") from None
     merged.save_pretrained(out)
     tokenizer = load_tokenizer(base)
     if chat_template != "tokenizer":

@@ -42,7 +42,7 @@ class Source(NamedTuple):
     label: str
     plan: Plan
     store: Store
-    said: str = ""  # the options that name it on the command line
+    options: str = ""  # the options that name it on the command line
 
 
 def collect(sources: Sequence[Source]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def collect(sources: Sequence[Source]) -> dict[str, Any]:
 def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]]:
     """One recipe, and its datasets cut down to what the page may show of them."""
     plan, store = source.plan, source.store
-    recipe, found = plan.recipe, states(plan, store)
+    recipe, state_of = plan.recipe, states(plan, store)
     warnings: list[str] = []
     done = {s: m for s in plan.steps if (m := _manifest(store, plan.name(s), warnings))}
     spread: Rows = []
@@ -98,9 +98,9 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         spread += [_of(step) | row for row in _spread(pairs, candidates)]
         losses += [_of(step) | row for row in _losses(done[step]["summary"])]
         datasets.append(excerpt.cut(Dataset(step, pairs, candidates)))
-    known = _evaluation(plan, store, warnings)
-    responses = known.responses if known else empty(RESPONSES)
-    top = headline(plan, store, known)
+    evaluation = _evaluation(plan, store, warnings)
+    responses = evaluation.responses if evaluation else empty(RESPONSES)
+    top = headline(plan, store, evaluation)
     student = recipe.students[0]
     winners = _winners([(s, done[s]) for s in gens if s.learner == student])
     return {
@@ -113,8 +113,8 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         **_probed(source),
         "gaps": [gap.facts(each) for each in gap.measured(plan, responses)],
         "sampling": described(plan.sampling("test")),
-        "steps": [_step(plan, step, found, done.get(step)) for step in plan.steps],
-        "scores": scores_of(known),
+        "steps": [_step(plan, step, state_of, done.get(step)) for step in plan.steps],
+        "scores": scores_of(evaluation),
         "spread": spread,
         "winners": winners,
         "losses": losses,
@@ -128,12 +128,12 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
 def _probed(source: Source) -> dict[str, Any]:
     """What the probe says: of each policy, of the round to keep, and of what to run next."""
     recipe = source.plan.recipe
-    known = probe.readings(source.plan, source.store)
-    best, advice = probe.best_round(recipe, known), advise(source.plan, known)
+    readings = probe.readings(source.plan, source.store)
+    best, advice = probe.best_round(recipe, readings), advise(source.plan, readings)
     rows = [
         {"agent": r.policy.agent, "round": r.policy.round, "perplexity": r.perplexity}
         | {"ranked_right": r.accuracy, "score": r.score}
-        for r in known
+        for r in readings
     ]
     numbers = advice and {
         **{agent: {"mean": accuracy} for agent, accuracy in advice.accuracy.items()},
@@ -142,7 +142,7 @@ def _probed(source: Source) -> dict[str, Any]:
     }
     return {
         "probe": rows,
-        "best": best and {"round": best.round, "text": best_line(best, source.said)},
+        "best": best and {"round": best.round, "text": best_line(best, source.options)},
         "advice": advice and {"title": advice.next.value, "text": advice.text, "numbers": numbers},
     }
 
@@ -160,16 +160,16 @@ def _of(step: Step) -> dict[str, Any]:
 
 
 def _step(
-    plan: Plan, step: Step, found: dict[Step, State], made: Manifest | None
+    plan: Plan, step: Step, state_of: dict[Step, State], manifest: Manifest | None
 ) -> dict[str, Any]:
-    waits = [str(parent) for parent in plan.parents(step) if found[parent] != "done"]
-    facts = made or {}
+    waits = [str(parent) for parent in plan.parents(step) if state_of[parent] != "done"]
+    facts = manifest or {}
     return {
         **_of(step),
         "step": step.what,
-        "state": found[step],
+        "state": state_of[step],
         "result": plan.name(step),
-        "waits": [] if made else waits,
+        "waits": [] if manifest else waits,
         "rows": facts.get("rows", facts.get("summary", {}).get("pairs")),
         "seconds": facts.get("seconds"),
         "made": facts.get("created"),
@@ -234,11 +234,11 @@ def _unusable(prompts: Manifest | None) -> Rows:
     ]
 
 
-def _winners(made: list[tuple[Step, Manifest]]) -> Rows:
+def _winners(manifests: list[tuple[Step, Manifest]]) -> Rows:
     """Whose answers the student was given, by round."""
     return [
         {"round": step.round, "agent": agent, "pairs": n, "share": n / manifest["summary"]["pairs"]}
-        for step, manifest in made
+        for step, manifest in manifests
         for agent, n in manifest["summary"]["chosen_by_agent"].items()
     ]
 
@@ -263,12 +263,12 @@ def _evaluation(plan: Plan, store: Store, warnings: list[str]) -> Evaluation | N
         return None
 
 
-def _provenance(source: Source, made: list[Manifest]) -> dict[str, Any]:
+def _provenance(source: Source, manifests: list[Manifest]) -> dict[str, Any]:
     """What it takes to make the same again."""
     recipe, store = source.plan.recipe, source.store
-    used = [json.dumps([m["versions"], m["python"]], sort_keys=True) for m in made]
+    used = [json.dumps([m["versions"], m["python"]], sort_keys=True) for m in manifests]
     return {
-        "commands": [f"macpo run --until {source.plan.last_round}{source.said}"],
+        "commands": [f"macpo run --until {source.plan.last_round}{source.options}"],
         "seed": recipe.seed,
         "pins": Lock(store.root).pins(),
         "versions": [json.loads(text) for text in dict.fromkeys(used)],

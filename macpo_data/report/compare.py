@@ -51,10 +51,10 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
         HubError: the Hub refuses.
     """
     if _FINGERPRINT.match(what):
-        found = sorted(runs.glob(f"*/data/*-{what}/{MANIFEST}"))
-        if not found:
+        manifests = sorted(runs.glob(f"*/data/*-{what}/{MANIFEST}"))
+        if not manifests:
             raise DataError(f"no dataset {what} under {runs}; `macpo status --json` lists them")
-        return _stored(found[0].parent)
+        return _stored(manifests[0].parent)
     folder = Path(what)
     if (folder / MANIFEST).is_file():
         return _stored(folder)
@@ -81,8 +81,10 @@ def _stored(folder: Path) -> Version:
         pairs.select("prompt_id", "prompt", "chosen", "rejected")
         return Version(str(folder), pairs, manifest.get("recipe"))
     except (OSError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
-        said = first_line(error)
-        raise DataError(f"{folder} is no dataset of a round: {said}; see `macpo status`") from None
+        reason = first_line(error)
+        raise DataError(
+            f"{folder} is no dataset of a round: {reason}; see `macpo status`"
+        ) from None
 
 
 def _published_recipe(place: str, config: str | None, revision: str) -> dict[str, Any] | None:
@@ -142,10 +144,10 @@ def differences(a: Any, b: Any, at: str = "") -> dict[str, tuple[Any, Any]]:
     """The leaves in which two recipes differ, by their dotted paths."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return {} if a == b else {at: (a, b)}
-    found: dict[str, tuple[Any, Any]] = {}
+    changes: dict[str, tuple[Any, Any]] = {}
     for key in dict.fromkeys([*a, *b]):
-        found |= differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))
-    return found
+        changes |= differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))
+    return changes
 
 
 def _quantiles(pairs: pl.DataFrame, measure: pl.Expr) -> tuple[float, ...] | None:

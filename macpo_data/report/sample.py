@@ -70,15 +70,15 @@ def cut(data: Dataset) -> Dataset:
 def draw(shown: list[list[Dataset]], texts: Texts) -> Iterator[list[Any]]:
     """Rows of pairs, in turns from every dataset until the page is full."""
     rows = [_rows(n, data, texts) for n, datasets in enumerate(shown) for data in datasets]
-    made = 0
+    count = 0
     while rows:
         for each in list(rows):
-            if made >= PAIRS or texts.size > TEXT_BYTES:
+            if count >= PAIRS or texts.size > TEXT_BYTES:
                 return
             if (row := next(each, None)) is None:
                 rows.remove(each)
             else:
-                made += 1
+                count += 1
                 yield row
 
 
@@ -121,14 +121,14 @@ def answers(plan: Plan, store: Store, responses: pl.DataFrame, texts: Texts) -> 
     if responses.is_empty():
         return []
     prompts = store.read(plan.prompts_name, "test.parquet").sort("prompt_id").head(ANSWERED)
-    asked = responses.join(prompts.select("prompt_id", "prompt"), on="prompt_id")
-    found: dict[str, dict[str, Any]] = {}
-    for row in asked.sort("prompt_id", maintain_order=True).iter_rows(named=True):
+    with_prompts = responses.join(prompts.select("prompt_id", "prompt"), on="prompt_id")
+    by_prompt: dict[str, dict[str, Any]] = {}
+    for row in with_prompts.sort("prompt_id", maintain_order=True).iter_rows(named=True):
         if texts.size > TEXT_BYTES / 4:
             break
         prompt = [[m["role"], texts.add(m["content"])] for m in row["prompt"]]
-        entry = found.setdefault(row["prompt_id"], {"prompt": prompt, "answers": []})
+        entry = by_prompt.setdefault(row["prompt_id"], {"prompt": prompt, "answers": []})
         values = {m: json_number(row[m]) for m in ("gold", "reward") if m in row}
         who = {k: row[k] for k in ("agent", "behavior", "round", "finish_reason")}
         entry["answers"].append({**who, "text": texts.add(row["response"]), "scores": values})
-    return list(found.values())
+    return list(by_prompt.values())

@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     """Where the lines of a sign are, and how it is told."""
 
     label: str
-    said: str  # what is wrong
+    problem: str  # what is wrong
     mend: str  # what to try
     low: float | None = None  # crossed below it
     high: float | None = None  # crossed above it
@@ -214,13 +214,15 @@ def as_sign(value: float, before: float | None, line: float | None, crossed: boo
 def sentences(signs: Mapping[str, Sign]) -> list[str]:
     """What the crossed ones say: a sentence for all that mean the same, ending in what to try."""
     lines: dict[tuple[str, str], list[str]] = {}
-    for name, found in signs.items():
-        if found["crossed"] and name in RULES:  # another version's manifest may hold others
-            rule, before = RULES[name], found["before"]
+    for name, entry in signs.items():
+        if entry["crossed"] and name in RULES:  # another version's manifest may hold others
+            rule, before = RULES[name], entry["before"]
             beside = "" if before is None else f"{before:.3g} before, "
-            numbers = lines.setdefault((rule.said, rule.mend), [])
-            numbers.append(f"{rule.label} {found['value']:.3g} ({beside}line {found['line']:.3g})")
-    return [f"{said}: {', '.join(numbers)}; {mend}" for (said, mend), numbers in lines.items()]
+            numbers = lines.setdefault((rule.problem, rule.mend), [])
+            numbers.append(f"{rule.label} {entry['value']:.3g} ({beside}line {entry['line']:.3g})")
+    return [
+        f"{problem}: {', '.join(numbers)}; {mend}" for (problem, mend), numbers in lines.items()
+    ]
 
 
 def flags(manifest: Mapping[str, Any]) -> list[str]:
@@ -228,8 +230,8 @@ def flags(manifest: Mapping[str, Any]) -> list[str]:
     if "signs" not in manifest:
         return list(manifest.get("warnings", []))
     if manifest["kind"] == "eval":
-        found = manifest["signs"].items()
-        return [f"{who}: {line}" for who, signs in found for line in sentences(signs)]
+        by_policy = manifest["signs"].items()
+        return [f"{who}: {line}" for who, signs in by_policy for line in sentences(signs)]
     return sentences(manifest["signs"])
 
 
@@ -256,8 +258,8 @@ def _held(name: str, value: float, before: Sign | None, first: Sign | None) -> S
     """
     if name.endswith("chars"):
         before = first
-    found = sign(name, value, before and before["value"])
-    if found["crossed"] or first is None:
-        return found
+    against_before = sign(name, value, before and before["value"])
+    if against_before["crossed"] or first is None:
+        return against_before
     since = sign(name, value, first["value"], steps=2)
-    return since if since["crossed"] else found
+    return since if since["crossed"] else against_before

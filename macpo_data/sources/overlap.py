@@ -15,10 +15,10 @@ PERMUTATIONS = 128
 
 def question(prompt: pl.Expr) -> pl.Expr:
     """What the user says in a message list, normalised: lower case, words and single spaces."""
-    said = prompt.list.eval(
+    user_texts = prompt.list.eval(
         pl.element().struct.field("content").filter(pl.element().struct.field("role") == "user")
     )
-    return normalised(said.list.join(" "))
+    return normalised(user_texts.list.join(" "))
 
 
 def normalised(text: pl.Expr) -> pl.Expr:
@@ -38,17 +38,21 @@ def excluded(prompts: pl.DataFrame, tests: Sequence[pl.Series], settings: Select
         (prompt_id, reason), the first reason that holds: in_test_set, overlaps_test_set,
         near_duplicate.
     """
-    asked = prompts.select("prompt_id", text=question(pl.col("prompt")))
+    questions = prompts.select("prompt_id", text=question(pl.col("prompt")))
     reasons = []
     if tests:
-        known = pl.concat([series.rename("text") for series in tests]).to_frame()
-        known = known.select(normalised(pl.col("text"))).unique().filter(pl.col("text") != "")
-        same = asked.join(known, on="text", how="semi")
+        test_texts = pl.concat([series.rename("text") for series in tests]).to_frame()
+        test_texts = (
+            test_texts.select(normalised(pl.col("text"))).unique().filter(pl.col("text") != "")
+        )
+        same = questions.join(test_texts, on="text", how="semi")
         reasons.append(same.select("prompt_id", reason=pl.lit("in_test_set")))
-        ids = overlapping(asked, known["text"], settings.ngram, settings.ngram_share)
+        ids = overlapping(questions, test_texts["text"], settings.ngram, settings.ngram_share)
         reasons.append(ids.select("prompt_id", reason=pl.lit("overlaps_test_set")))
     if settings.near_duplicates is not None:
-        rest = asked.join(pl.concat(reasons), on="prompt_id", how="anti") if reasons else asked
+        rest = (
+            questions.join(pl.concat(reasons), on="prompt_id", how="anti") if reasons else questions
+        )
         twins = near_duplicates(rest, settings.near_duplicates)
         reasons.append(twins.select("prompt_id", reason=pl.lit("near_duplicate")))
     if not reasons:
@@ -56,31 +60,31 @@ def excluded(prompts: pl.DataFrame, tests: Sequence[pl.Series], settings: Select
     return pl.concat(reasons).unique("prompt_id", keep="first", maintain_order=True)
 
 
-def overlapping(asked: pl.DataFrame, tests: pl.Series, n: int, share: float) -> pl.DataFrame:
+def overlapping(questions: pl.DataFrame, tests: pl.Series, n: int, share: float) -> pl.DataFrame:
     """The prompts that hold at least `share` of the n-grams of some test text.
 
     Args:
-        asked: (prompt_id, text), normalised.
+        questions: (prompt_id, text), normalised.
         tests: normalised texts; one of fewer than n words has no n-gram.
         n: words of an n-gram.
         share: between 0 and 1.
     """
     theirs = _ngrams(pl.DataFrame({"test": pl.int_range(len(tests), eager=True), "text": tests}), n)
     sizes = theirs.group_by("test").agg(size=pl.len())
-    found = []
-    for at in range(0, len(asked), ROWS):
-        mine = _ngrams(asked.slice(at, ROWS), n)
+    matches = []
+    for at in range(0, len(questions), ROWS):
+        mine = _ngrams(questions.slice(at, ROWS), n)
         shared = mine.join(theirs, on="gram").group_by("prompt_id", "test").agg(shared=pl.len())
         enough = shared.join(sizes, on="test").filter(pl.col("shared") >= share * pl.col("size"))
-        found.append(enough.select("prompt_id").unique())
-    return pl.concat(found) if found else asked.select("prompt_id").clear()
+        matches.append(enough.select("prompt_id").unique())
+    return pl.concat(matches) if matches else questions.select("prompt_id").clear()
 
 
-def near_duplicates(asked: pl.DataFrame, likeness: float) -> pl.DataFrame:
+def near_duplicates(questions: pl.DataFrame, likeness: float) -> pl.DataFrame:
     """The prompts that are like an earlier one, by the Jaccard likeness of their word runs.
 
     Args:
-        asked: (prompt_id, text), normalised.
+        questions: (prompt_id, text), normalised.
         likeness: between 0 and 1; MinHash estimates it.
     """
     from datasketch import MinHash, MinHashLSH
@@ -88,7 +92,7 @@ def near_duplicates(asked: pl.DataFrame, likeness: float) -> pl.DataFrame:
     index = MinHashLSH(threshold=likeness, num_perm=PERMUTATIONS)
     kept: dict[str, MinHash] = {}
     twins = []
-    for key, text in asked.select("prompt_id", "text").iter_rows():
+    for key, text in questions.select("prompt_id", "text").iter_rows():
         words = text.split()
         runs = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
         sketch = MinHash(num_perm=PERMUTATIONS)
@@ -115,8 +119,8 @@ def texts(table: pl.DataFrame) -> pl.Series | None:
             if {"role", "content"} <= fields:
                 return table.select(question(pl.col(name))).to_series()
             if "content" in fields:
-                said = pl.element().struct.field("content")
-                return table.select(pl.col(name).list.eval(said).list.join(" ")).to_series()
+                content = pl.element().struct.field("content")
+                return table.select(pl.col(name).list.eval(content).list.join(" ")).to_series()
     return None
 
 

@@ -126,13 +126,13 @@ def _without_probe(d1: pl.DataFrame, probe: Probe) -> tuple[pl.DataFrame, pl.Dat
     Raises:
         DataError: nothing would be left of D1.
     """
-    asked = probe.size(len(d1))
-    if asked and asked >= len(d1):
+    size = probe.size(len(d1))
+    if size and size >= len(d1):
         raise DataError(
-            f"data.probe.count takes {asked} of D1's {len(d1)} rows and leaves none to train on; "
+            f"data.probe.count takes {size} of D1's {len(d1)} rows and leaves none to train on; "
             f"set it to {len(d1) // 5} or less, or raise data.d1.count"
         )
-    pairs = d1.drop_nulls(["chosen", "rejected"]).tail(asked)
+    pairs = d1.drop_nulls(["chosen", "rejected"]).tail(size)
     return d1.join(pairs, on="prompt_id", how="anti", maintain_order="left"), pairs
 
 
@@ -149,13 +149,13 @@ def _take(pool: _Pool, draw: Draw, room: int | None, limit: int | None) -> pl.Da
         DataError: too few are left.
     """
     count = draw.count or len(pool.rows)
-    asked = min(count, room or count)
-    if pool.rows.is_empty() or len(pool.rows) < asked:
-        raise DataError(_too_few(pool, draw, asked, asked == limit))
-    return schema.check(pool.rows.head(asked), PROMPTS, f"data.{draw.key}")
+    wanted = min(count, room or count)
+    if pool.rows.is_empty() or len(pool.rows) < wanted:
+        raise DataError(_too_few(pool, draw, wanted, wanted == limit))
+    return schema.check(pool.rows.head(wanted), PROMPTS, f"data.{draw.key}")
 
 
-def _too_few(pool: _Pool, draw: Draw, asked: int, by_limit: bool) -> str:
+def _too_few(pool: _Pool, draw: Draw, wanted: int, by_limit: bool) -> str:
     key, there = "data.limit" if by_limit else f"data.{draw.key}.count", len(pool.rows)
     what = f"{there} usable rows are left for it" if there else "no usable row is left for it"
     mend = f"set {key} to {there} or less" if there else "check data.source, split and columns"
@@ -163,6 +163,6 @@ def _too_few(pool: _Pool, draw: Draw, asked: int, by_limit: bool) -> str:
     counts = counts.sort(["count", "reason"], descending=[True, False])
     because = ", ".join(f"{n} {reason}" for reason, n in counts.iter_rows()) or "nothing"
     return (
-        f"{in_words(draw.place)}: data.{draw.key} asks for {asked or 'some'} rows, {what} "
+        f"{in_words(draw.place)}: data.{draw.key} asks for {wanted or 'some'} rows, {what} "
         f"(put aside: {because}); {mend}, or set data.{draw.key}.path to more"
     )

@@ -254,7 +254,7 @@ def states(plan: Plan, store: Store) -> dict[Step, State]:
     A done step is stale where a parent has other content than the one it was made from, or is
     itself stale. A damaged manifest counts as stale too: it has to be made anew.
     """
-    found: dict[Step, State] = {}
+    state_of: dict[Step, State] = {}
     for step in plan.steps:
         parents = plan.parents(step)
         try:
@@ -262,12 +262,12 @@ def states(plan: Plan, store: Store) -> dict[Step, State]:
             made_from = manifest.inputs if manifest else {}
             fresh = all(store.content(n) in (c, None) for n, c in made_from.items())
         except StoreError:
-            found[step] = "stale"
+            state_of[step] = "stale"
             continue
         if manifest is not None:
-            stale = not fresh or any(found[parent] == "stale" for parent in parents)
-            found[step] = "stale" if stale else "done"
+            stale = not fresh or any(state_of[parent] == "stale" for parent in parents)
+            state_of[step] = "stale" if stale else "done"
         else:
-            ready = all(found[parent] == "done" for parent in parents)
-            found[step] = "ready" if ready else "waiting"
-    return found
+            ready = all(state_of[parent] == "done" for parent in parents)
+            state_of[step] = "ready" if ready else "waiting"
+    return state_of

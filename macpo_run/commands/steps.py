@@ -80,8 +80,8 @@ def print_costs_to_come(run: Run, steps: Sequence[Step]) -> None:
     if todo:
         sizes = measure(run.plan, run.store)
         rules = {step: method(run.recipe, step).build for step in todo}
-        asked = count(run.plan, run.store, sizes, rules)
-        print_costs(list(zip(todo, asked, strict=True)), run.recipe, sizes.note)
+        costs = count(run.plan, run.store, sizes, rules)
+        print_costs(list(zip(todo, costs, strict=True)), run.recipe, sizes.note)
 
 
 def next_command(run: Run, states: Mapping[Step, State]) -> str:

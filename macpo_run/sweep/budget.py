@@ -50,12 +50,12 @@ def spent(plan: Plan, store: Store, policy: Policy, words: Callable[[str], int |
         policy: that was trained.
         words: how many a result of models' texts holds: `words_in` of the store, or a cache of it.
     """
-    made = {step: store.manifest(plan.name(step)) or {} for step in ancestors(plan, [policy])}
+    manifests = {step: store.manifest(plan.name(step)) or {} for step in ancestors(plan, [policy])}
     trained = [step for step in lineage(plan, policy) if step.round > 0]
-    read = {name for step in made if step.kind == "gen" for name in made[step]["inputs"]}
+    read = {name for step in manifests if step.kind == "gen" for name in manifests[step]["inputs"]}
     return Budget(
-        sum(made[plan.dataset(step)]["summary"]["pairs"] for step in trained),
-        sum(len(made[step]["history"]) for step in trained),
+        sum(manifests[plan.dataset(step)]["summary"]["pairs"] for step in trained),
+        sum(len(manifests[step]["history"]) for step in trained),
         _sum(words(name) for name in sorted(read) if name.startswith(TEXTS)),
     )
 
@@ -81,5 +81,5 @@ def mean(budgets: Sequence[Budget]) -> Budget | None:
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
+    numbers = list(values)
+    return None if None in numbers else sum(value for value in numbers if value is not None)

@@ -69,23 +69,25 @@ def about(timed: list[tuple[int, float]], size: int) -> float:
 
 def timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
     """Prompts and seconds of what was made, as manifests of several run folders tell."""
-    found: dict[Key, list[tuple[int, float]]] = {}
+    timings: dict[Key, list[tuple[int, float]]] = {}
     patterns = ("data/round-*", "adapters/*", "eval/*")
     paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
     for path in paths:
         try:
-            made = json.loads(path.read_text("utf-8"))
-            recipe, seconds = made["recipe"], made["seconds"]
-            if made["kind"] == "eval":
+            manifest = json.loads(path.read_text("utf-8"))
+            recipe, seconds = manifest["recipe"], manifest["seconds"]
+            if manifest["kind"] == "eval":
                 agents = recipe["agents"].items()
                 student = next(name for name, agent in agents if agent["role"] == "student")
                 key, size = key_of(recipe, "eval", student), size_of(recipe, "test")
-                seconds /= len(made["samples"]) * made["sampling"]["n"]
+                seconds /= len(manifest["samples"]) * manifest["sampling"]["n"]
             else:
-                step = made["kind"], made["learner"], made["round"], made.get("objective")
-                key, size = key_of(recipe, *step, made["method"]), size_of(recipe, "d1", "d2")
+                kind, learner, round_ = (manifest[name] for name in ("kind", "learner", "round"))
+                objective, method = manifest.get("objective"), manifest["method"]
+                key = key_of(recipe, kind, learner, round_, objective, method)
+                size = size_of(recipe, "d1", "d2")
         except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
             continue
         for each in (key, key[1:]):
-            found.setdefault(each, []).append((size, seconds))
-    return found
+            timings.setdefault(each, []).append((size, seconds))
+    return timings

@@ -29,15 +29,15 @@ class Provenance:
     def lines(self, seeds: Iterable[int]) -> list[str]:
         """For the top of a table."""
         packages = ", ".join(f"{name} {' and '.join(of)}" for name, of in self.packages.items())
-        found = [
+        lines = [
             f"seeds: {', '.join(map(str, seeds))}; digest of all recipes: {self.recipes}",
             f"made with: {packages}; engine {', '.join(self.engines)}",
         ]
         if self.commit:
-            found.append(f"table written by macpo at commit {self.commit}")
+            lines.append(f"table written by macpo at commit {self.commit}")
         if self.worlds:
-            found.append(f"the embedded world, version {VERSION}: {', '.join(self.worlds)}")
-        return found
+            lines.append(f"the embedded world, version {VERSION}: {', '.join(self.worlds)}")
+        return lines
 
 
 def provenance(
@@ -76,10 +76,10 @@ def commit() -> str | None:
         command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=40"]
         try:
             # No tag is near enough to say what a hash says.
-            asked = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
+            result = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
         except OSError:
             return None
-        return asked.stdout.strip() or None
+        return result.stdout.strip() or None
     try:
         recorded = json.loads(distribution("macpo").read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):

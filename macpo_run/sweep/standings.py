@@ -115,15 +115,15 @@ class Standings:
     @cached_property
     def measure(self) -> str | None:
         """What is compared; None where nothing was measured."""
-        known = set(self.results["measure"])
-        return next((m for m in MEASURES if m in known), None)
+        measures = set(self.results["measure"])
+        return next((m for m in MEASURES if m in measures), None)
 
     @property
     def is_fair(self) -> bool:
         """Whether the variants were measured alike, each seed for itself."""
         of = self.measure or ""
-        known = {(m.seed, m.yardsticks[of]) for m in self.measured if of in m.yardsticks}
-        return len(known) == len({seed for seed, _ in known})
+        yardsticks = {(m.seed, m.yardsticks[of]) for m in self.measured if of in m.yardsticks}
+        return len(yardsticks) == len({seed for seed, _ in yardsticks})
 
     @property
     def answers(self) -> str:

@@ -182,20 +182,20 @@ def _points(study: Study) -> list[tuple[str, Settings]]:
     Raises:
         MacpoError: it sets what all share, or its name is another's or cannot be shown.
     """
-    found: dict[str, Settings] = {}
+    points: dict[str, Settings] = {}
     for name, settings in (study.variants or {"": {}}).items():
         for values in product(*study.grid.values()):
             point = dict(zip(study.grid, values, strict=True))
             parts = [name, *(f"{key}={_short(key, value)}" for key, value in point.items())]
-            said = ", ".join(filter(None, parts)) or AS_WRITTEN
+            label = ", ".join(filter(None, parts)) or AS_WRITTEN
             for key in SHARED.keys() & {*settings, *point}:
-                raise MacpoError(f"{said!r}: {key}: all variants share it; say {SHARED[key]}")
-            if not said.isprintable():
-                raise MacpoError(f"variant {said!r}: its name goes into tables; use plain letters")
-            if said in found:
-                raise MacpoError(f"two variants are called {said!r}: leave one out, or rename it")
-            found[said] = settings | point
-    return list(found.items())
+                raise MacpoError(f"{label!r}: {key}: all variants share it; say {SHARED[key]}")
+            if not label.isprintable():
+                raise MacpoError(f"variant {label!r}: its name goes into tables; use plain letters")
+            if label in points:
+                raise MacpoError(f"two variants are called {label!r}: leave one out, or rename it")
+            points[label] = settings | point
+    return list(points.items())
 
 
 def _short(key: str, value: Any) -> str:

@@ -76,7 +76,7 @@ class Sweep:
         self._words_in = cache(partial(budget.words_in, self.home.store))  # variants share many
         # Two studies may share a run's folder.
         self.folder = self.home.store.root / FOLDER / re.sub(r"[^\w-]", "_", name or self.digest)
-        known = set[str]()
+        trained_agents = set[str]()
         for variant, run in zip(variants, self.runs, strict=True):
             recipe, against = run.recipe, run.recipe.eval.against
             if recipe.data.source != "world" and not (recipe.eval.reward or recipe.eval.against):
@@ -89,10 +89,11 @@ class Sweep:
                     find_policy(run.plan, against)
                 except MacpoError as error:
                     raise MacpoError(f"{variant.name}: eval.against: {error}") from None
-            known |= {policy.agent for policy in every_policy(run.plan)}
-        if wrong := [agent for agent in self.agents if agent not in known]:
+            trained_agents |= {policy.agent for policy in every_policy(run.plan)}
+        if wrong := [agent for agent in self.agents if agent not in trained_agents]:
             raise MacpoError(
-                f"no agent {wrong[0]!r} that is trained: measure {', '.join(sorted(known))}"
+                f"no agent {wrong[0]!r} that is trained: "
+                f"measure {', '.join(sorted(trained_agents))}"
             )
 
     def _needed(self, run: Run) -> list[Step]:
@@ -111,7 +112,7 @@ class Sweep:
         """Variants that come out the same: every step has the same result, and its measure."""
         first: dict[tuple[str, ...], str] = {}
         seed = self.variants[0].recipe.seed
-        found = []
+        pairs = []
         for variant, run in zip(self.variants, self.runs, strict=True):
             if variant.recipe.seed == seed:
                 names = tuple(run.plan.name(step) for step in run.plan.steps)
@@ -120,8 +121,8 @@ class Sweep:
                 ends = (str(recipe.stop_below), str(recipe.stop_above))
                 names += () if recipe.stop == "rounds" else ends
                 if (other := first.setdefault(names, variant.name)) != variant.name:
-                    found.append((other, variant.name))
-        return found
+                    pairs.append((other, variant.name))
+        return pairs
 
     @property
     def steps(self) -> list[Task]:
@@ -136,15 +137,15 @@ class Sweep:
     @property
     def answers(self) -> list[Task]:
         """Every distinct set of held-out answers that is measured."""
-        found = {}
+        tasks = {}
         for run in self.runs:
             values = run.recipe.model_dump(mode="json")
             key = key_of(values, "eval", run.recipe.students[0])
             for policy in self._measured(run, [p for s in _steps(run) if (p := s.makes)]):
                 for draw in range(run.plan.sampling("test").n):
                     name = run.plan.sample_name(policy, "test", str(draw))
-                    found[name] = Task(name, key, size_of(values, "test"))
-        return list(found.values())
+                    tasks[name] = Task(name, key, size_of(values, "test"))
+        return list(tasks.values())
 
     def todo(self, tasks: list[Task]) -> list[Task]:
         """Those of the tasks that are not done."""
@@ -157,11 +158,11 @@ class Sweep:
         if not rates.keys() >= {task.key for task in todo}:
             rates = timed(p for p in root.parent.glob("*") if p != root) | rates
         # What no run of this method tells, one of another method may.
-        found = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
+        timings = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
         # Nor does a count tell about all that there are (size 1), or the reverse.
-        alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in found]
-        known = [about(timed, size) for timed, size in alike if timed]
-        return sum(known), len(todo) - len(known)
+        alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in timings]
+        estimates = [about(timed, size) for timed, size in alike if timed]
+        return sum(estimates), len(todo) - len(estimates)
 
     def outline(self) -> Outline:
         """What would be made."""
@@ -185,13 +186,13 @@ class Sweep:
             Interrupted: somebody pressed Ctrl-C; what is finished stays.
         """
         write_json(self.folder / f"variants-{self.digest}.json", self.recipes)
-        found = []
+        measured = []
         with self.home:
             for n, run in enumerate(self.runs):
                 # Processes of its own would stay until the end, beside those of all others.
                 with nullcontext() if run.recipe.engine == self.home.recipe.engine else run:
-                    found.append(self._make(n))
-        return Standings(found, self.agents, self.study.primary, self._provenance())
+                    measured.append(self._make(n))
+        return Standings(measured, self.agents, self.study.primary, self._provenance())
 
     def _provenance(self) -> Provenance:
         """Where the results come from, as the manifests of all finished steps tell."""
@@ -212,15 +213,15 @@ class Sweep:
             self.say(f"{self._title}{todo} steps to make; the sweep: {left}")
         needed = self._needed(run)
         _, problem = _tried(run, lambda run: finish(run, needed))
-        found, unmeasured = _tried(run, self._measure)  # what came before a failure, too
+        evaluation, unmeasured = _tried(run, self._measure)  # what came before a failure, too
         problem = problem or unmeasured
         if problem or todo:
-            self.say(self._title + (f"failed: {problem}" if problem else _scores(found)))
-        yardsticks = _yardsticks(run, found) if found else {}
-        gaps = gap.measured(run.plan, found.responses) if found else []
+            self.say(self._title + (f"failed: {problem}" if problem else _scores(evaluation)))
+        yardsticks = _yardsticks(run, evaluation) if evaluation else {}
+        gaps = gap.measured(run.plan, evaluation.responses) if evaluation else []
         by_measure = {each.measure: each for each in gaps}
         budgets = {} if problem else self._budgets(run)
-        return Measured(variant.name, seed, found, problem, yardsticks, by_measure, budgets)
+        return Measured(variant.name, seed, evaluation, problem, yardsticks, by_measure, budgets)
 
     def _budgets(self, run: Run) -> dict[str, Budget]:
         """What each measured agent's last policy took."""
@@ -232,8 +233,8 @@ class Sweep:
         }
 
     def _measure(self, run: Run) -> Evaluation | None:
-        made = trained(run.plan, run.store, run.ended_after())
-        policies = self._measured(run, made)
+        finished = trained(run.plan, run.store, run.ended_after())
+        policies = self._measured(run, finished)
         return run.evaluate(policies) if policies else None
 
     def _measured(self, run: Run, policies: list[Policy]) -> list[Policy]:
@@ -265,21 +266,21 @@ def _steps(run: Run) -> list[Step]:
     return [step for step in run.plan.steps if last is None or step.round <= last]
 
 
-def _yardsticks(run: Run, found: Evaluation) -> dict[str, str]:
+def _yardsticks(run: Run, evaluation: Evaluation) -> dict[str, str]:
     """What each measure depends on besides the policies: prompts, sampling, judge, baseline."""
-    manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
+    manifest = run.store.manifest(f"eval/{evaluation.paths[0].name}") or {}
     against = manifest["samples"].get(run.recipe.eval.against)
-    prompts = sorted(found.responses["prompt_id"].unique())
-    asked = digest([prompts, found.sampling.identity()])
+    prompts = sorted(evaluation.responses["prompt_id"].unique())
+    prompts_digest = digest([prompts, evaluation.sampling.identity()])
     return {
-        measure: f"{asked} {seal} {against if measure == 'win' else ''}"
+        measure: f"{prompts_digest} {seal} {against if measure == 'win' else ''}"
         for measure, (_, seal) in manifest["by"].items()
     }
 
 
-def _scores(found: Evaluation | None) -> str:
+def _scores(evaluation: Evaluation | None) -> str:
     """The means of each measure, round by round."""
-    rows = found.table.filter(MADE).rows(named=True) if found else []
+    rows = evaluation.table.filter(MADE).rows(named=True) if evaluation else []
     means: dict[str, list[str]] = {}
     for row in rows:
         means.setdefault(f"{row['agent']} {row['measure']}", []).append(f"{row['mean']:.3f}")
@@ -292,9 +293,9 @@ def finish(run: Run, needed: list[Step]) -> None:
     Raises:
         MacpoError: a step fails, or waits for what nobody makes.
     """
-    found = run.states()
+    states = run.states()
     for round_ in range(run.plan.last_round + 1):
-        if any(found[step] != "done" for step in needed if step.round == round_):
+        if any(states[step] != "done" for step in needed if step.round == round_):
             for step, why in run.finish_round(round_, needed).waiting.items():
                 raise MacpoError(f"{step}: {', '.join(why)}")
         if run.ended(round_):
@@ -328,6 +329,6 @@ def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
         try:
             recipes = [Recipe.model_validate(r) for _, r in json.loads(path.read_text("utf-8"))]
         except (OSError, ValueError) as error:
-            said = first_line(error)
-            raise MacpoError(f"{path}: {said}; remove it, if its results may go") from None
+            reason = first_line(error)
+            raise MacpoError(f"{path}: {reason}; remove it, if its results may go") from None
         yield path, [run.beside(recipe) for recipe in recipes]

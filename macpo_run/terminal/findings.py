@@ -23,7 +23,7 @@ def print_health(findings: Sequence[Health]) -> None:
     console = Console()
     for finding in findings:
         line = Text(f"{finding.status:8}", SIGNS[finding.status])
-        console.print(line, plain(f"{finding.what}: {finding.found}"), soft_wrap=True)
+        console.print(line, plain(f"{finding.what}: {finding.detail}"), soft_wrap=True)
         if finding.mend:
             console.print(plain(f"         -> {finding.mend}"), soft_wrap=True)
 

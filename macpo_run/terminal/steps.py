@@ -54,18 +54,18 @@ def _result_or_wait(row: StepRow) -> str:
     return row.waits_for[0] + (f" and {more} more" if more else "")
 
 
-def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
+def print_costs(costs: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: str) -> None:
     """Calls, tokens and money of gen steps, and their sum. What several ask is counted once.
 
     Args:
-        asked: the steps, and what each asks of its models.
+        costs: the steps, and what each asks of its models.
         recipe: names the agents, some of which have prices.
         note: where the estimates come from.
     """
     endpoints = [agent.endpoint for agent in recipe.agents.values() if agent.endpoint]
     priced = any(endpoint.cost(1, 1) is not None for endpoint in endpoints)
     table, whole = _cost_table(priced), _Amounts()
-    for step, asks in asked:
+    for step, asks in costs:
         ceiling = ", ceiling" if step.is_ceiling else ""
         table.add_row(plain(f"round {step.round}, {step.learner}{ceiling}"), style="bold")
         for ask in asks:
@@ -75,7 +75,7 @@ def print_costs(asked: Sequence[tuple[Step, list[Ask]]], recipe: Recipe, note: s
             table.add_row(ask.what, plain(ask.agent), f"{ask.calls:g}", *cells)
     table.add_row("all", "", "", *whole.cells(priced), style="bold")
     Console().print(table)
-    notes = [note, *_notes_on_judges(asked)]
+    notes = [note, *_notes_on_judges(costs)]
     if priced and whole.unpriced:
         agents = ", ".join(sorted(whole.unpriced))
         notes.append(f"the money is without {agents}, who has no prices")
@@ -90,8 +90,8 @@ def _cost_table(priced: bool) -> Table:
     return make_table(*columns, title="what it asks for")
 
 
-def _notes_on_judges(asked: Sequence[tuple[Step, list[Ask]]]) -> Iterator[str]:
-    for step, asks in asked:
+def _notes_on_judges(costs: Sequence[tuple[Step, list[Ask]]]) -> Iterator[str]:
+    for step, asks in costs:
         if calls := sum(ask.calls for ask in asks if ask.kind == "judge"):
             yield f"the judge of round {step.round}: about {calls:g} calls a prompt"
 
