@@ -18,7 +18,7 @@ from macpo_data.recipe.agents import Agent
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import State, Store, states
-from macpo_run.notes import NOTES, noted
+from macpo_run.live_status import NOTES, noted
 from macpo_run.training import fit, pretrain
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from macpo_data.loading.load import load_recipe
 from macpo_data.methods import make_plan
 from macpo_data.plan import Plan, Policy
 from macpo_data.report.collect import Source, collect
-from macpo_data.report.sample import inline_json
+from macpo_data.report.excerpt import inline_json
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.stats import Sides, gap_recovered
 from macpo_run.cleaning import unreachable

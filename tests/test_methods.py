@@ -23,7 +23,7 @@ from macpo_data.plan import Policy
 from macpo_data.recipe.generation import Select
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.report import collect as report
-from macpo_data.report.sample import Texts
+from macpo_data.report.excerpt import Texts
 from macpo_data.schema import CANDIDATES, SCORES, check
 from macpo_run.commands.looking import source
 from macpo_run.rounds import Run

@@ -23,11 +23,11 @@ from macpo_data.evaluation.evaluate import evaluate
 from macpo_data.evaluation.policies import trained
 from macpo_data.report import collect as report
 from macpo_data.report.collect import Source, collect
+from macpo_data.report.excerpt import CLIP, COLUMNS, Texts, inline_json
 from macpo_data.report.page import page
-from macpo_data.report.sample import CLIP, COLUMNS, Texts, inline_json
 from macpo_data.schema import CANDIDATES, PAIRS
 from macpo_data.store.store import write_parquet
-from macpo_run import notes as live
+from macpo_run import live_status
 from macpo_run.rounds import Run
 
 
@@ -139,18 +139,18 @@ def test_a_page_of_nothing(open_run: OpenRun) -> None:
 
 
 def test_a_note_stands_while_work_goes_on(tmp_path: Path) -> None:
-    with live.noted(no_progress, tmp_path)("writing d2") as tell:
+    with live_status.noted(no_progress, tmp_path)("writing d2") as tell:
         tell(3, 12, "samples")
-        (note,) = live.making(tmp_path)
+        (note,) = live_status.making(tmp_path)
         assert (note["what"], note["pid"]) == ("writing d2", os.getpid())
-    assert live.making(tmp_path) == []
+    assert live_status.making(tmp_path) == []
     ended = subprocess.Popen(["true"])
     ended.wait()
     path = tmp_path / "a.json"
     path.write_text(json.dumps({**note, "pid": ended.pid}))
-    assert live.making(tmp_path) == []
+    assert live_status.making(tmp_path) == []
     # Three of twelve after 10 s: nine more take 30 s.
-    line = live._line({**note, "begun": time.time() - 10, "done": 3, "of": 12})
+    line = live_status._line({**note, "begun": time.time() - 10, "done": 3, "of": 12})
     assert "3/12" in line and "30 s left" in line
 
 

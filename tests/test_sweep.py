@@ -28,12 +28,12 @@ from macpo_data.versions import versions
 from macpo_data.world.bases import VERSION
 from macpo_run.cleaning import unreachable
 from macpo_run.sweep.budget import Budget, spent, words_in
-from macpo_run.sweep.left import about, in_words
 from macpo_run.sweep.provenance import commit, provenance
 from macpo_run.sweep.standings import Measured, Standings
 from macpo_run.sweep.study import load_study, parse_grid, parse_seeds, shipped, variants
 from macpo_run.sweep.sweep import Sweep, recorded
 from macpo_run.sweep.table import columns, markdown, notes
+from macpo_run.sweep.time_left import about, in_words
 from macpo_run.terminal.sweeps import print_sweep
 
 OpenSweep = Callable[..., Sweep]

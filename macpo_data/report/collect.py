@@ -23,9 +23,9 @@ from macpo_data.evaluation.results import Evaluation, latest
 from macpo_data.evaluation.verdict import Rows
 from macpo_data.methods import name_of
 from macpo_data.plan import Plan, Step
-from macpo_data.report import sample as excerpt
+from macpo_data.report import excerpt
 from macpo_data.report.compare import differences
-from macpo_data.report.sample import COLUMNS, Dataset, Texts
+from macpo_data.report.excerpt import COLUMNS, Dataset, Texts
 from macpo_data.schema import CANDIDATES, RESPONSES, empty
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Manifest, State, Store, states

@@ -63,15 +63,15 @@ def status_as_json(options: RunOptions) -> None:
 
 def watch(options: RunOptions) -> None:
     """The steps and what is being made, again and again until Ctrl-C."""
-    from macpo_run import notes as live
+    from macpo_run import live_status
 
     with open_run(options) as run:
 
         def look() -> RenderableType:
-            states, notes = run.states(), live.making(run.store.root / live.NOTES)
-            return live.view(title(run), states, notes, next_command(run, states))
+            states, notes = run.states(), live_status.making(run.store.root / live_status.NOTES)
+            return live_status.view(title(run), states, notes, next_command(run, states))
 
-        live.watch(look)
+        live_status.watch(look)
 
 
 def show(

@@ -24,12 +24,12 @@ from macpo_data.store.store import atomic, write_json, write_parquet
 from macpo_run.rounds import Run
 from macpo_run.sweep import budget
 from macpo_run.sweep.budget import Budget
-from macpo_run.sweep.left import Task, about, in_words, key_of, size_of, task_of, timed
 from macpo_run.sweep.plot import plot
 from macpo_run.sweep.provenance import Provenance, provenance
 from macpo_run.sweep.standings import MADE, Measured, Standings
 from macpo_run.sweep.study import Study, Variant
 from macpo_run.sweep.table import markdown
+from macpo_run.sweep.time_left import Task, about, in_words, key_of, size_of, task_of, timed
 
 FOLDER = "sweep"  # inside the run
 T = TypeVar("T")

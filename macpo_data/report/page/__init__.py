@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from macpo_data.report.sample import inline_json
+from macpo_data.report.excerpt import inline_json
 
 VEGA_LITE = "6.4"  # of those that vl-convert brings; Vega and Vega-Embed go with it
 # Nothing is loaded, sent or evaluated: only these two blocks run and style.
