@@ -1,4 +1,4 @@
-"""The name under which this program is installed: its version, its command, its recipes.
+"""The installed package: its version, the `macpo` command, and the recipes it comes with.
 
 The command is in `macpo.cli`. The work is in `macpo_run`, `macpo_data` and `macpo_train`.
 """

@@ -1,4 +1,4 @@
-"""The `macpo` command: each function here parses the options of one and calls what does it."""
+"""The `macpo` command line: one function per command parses its options and calls the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command ends that does not succeed: a person's mistake is one line, a bug a traceback."""
+"""Exit of a failed command: one line for a person's mistake, a traceback for a bug."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `macpo`'s commands: those of several commands, and those with much to say."""
+"""Command-line options that several commands share, and those with long help texts."""
 
 from __future__ import annotations
 

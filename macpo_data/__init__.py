@@ -1,1 +1,1 @@
-"""Writes datasets, round by round. Importing it loads neither torch nor vllm."""
+"""Generates preference datasets, round by round. Importing it loads neither torch nor vLLM."""

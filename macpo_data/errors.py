@@ -1,4 +1,4 @@
-"""The errors a person can mend. `cli.main` prints each as one line; everything else is a bug."""
+"""Errors that a user can fix. `cli.main` prints each as one line; all others are bugs."""
 
 from __future__ import annotations
 

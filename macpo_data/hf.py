@@ -1,4 +1,4 @@
-"""Calls to the Hub: patient with what passes, one line for what does not, never a token.
+"""Calls to the Hugging Face Hub: retries, errors in one line, and no token in any message.
 
 Whatever publishes or fetches a round goes through `ask`.
 """

@@ -1,4 +1,4 @@
-"""Orders a method's steps and gives each its fingerprint. Knows no method and no disk."""
+"""The plan of a run: a method's steps in order, each with its fingerprint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables that flow between the parts, each column declared once with one line of meaning.
+"""Schemas of all tables that are exchanged: each column with its type and its meaning.
 
 Rows are polars frames. `check` is called at each door: it refuses a frame that lacks a column or
 has another type, and returns it with the columns in the declared order.

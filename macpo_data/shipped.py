@@ -1,4 +1,4 @@
-"""Where the recipes and studies that come with macpo lie."""
+"""Paths of the recipes and studies that are installed with macpo."""
 
 from __future__ import annotations
 

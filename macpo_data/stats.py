@@ -1,4 +1,4 @@
-"""Statistics of evaluations as pure functions: intervals, and win rates without the length bias."""
+"""Statistics of evaluations: bootstrap intervals, length-controlled win rates, agreement."""
 
 from __future__ import annotations
 

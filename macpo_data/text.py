@@ -1,4 +1,4 @@
-"""Measures of texts as pure functions: repetition, shared words, distinct n-grams, self-BLEU."""
+"""Text metrics: repetition, word overlap, distinct n-grams, self-BLEU."""
 
 from __future__ import annotations
 

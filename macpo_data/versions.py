@@ -1,4 +1,4 @@
-"""The versions of what makes results, as manifests and cards state them."""
+"""Versions of the packages that affect results, for manifests and cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a server asks to be left alone."""
+"""The HTTP header Retry-After: how long a server asks a client to wait."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Makes a recipe's rounds: the one place that sees both stages, what writes and what trains."""
+"""Runs a recipe's rounds. The one package that uses both generation and training."""

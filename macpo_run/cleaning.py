@@ -1,4 +1,4 @@
-"""What no recipe of a run reaches any more, for `macpo clean`."""
+"""Finds results that no recipe of a run uses any more, for `macpo clean`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One gen step, made: the dataset that its method builds, written and sealed with its signs."""
+"""Runs one gen step: builds the method's dataset, and stores it with its signs of failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed and reachable, whether it fits together, and what mends it. Loads no torch."""
+"""Checks of the environment for `macpo doctor`: versions, hardware, network, and fixes."""
 
 from __future__ import annotations
 

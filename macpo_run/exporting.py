@@ -1,4 +1,4 @@
-"""A policy's answers for other evaluators, and blind sheets for people."""
+"""Exports a policy's answers for other evaluators, and blind sheets for people."""
 
 from __future__ import annotations
 

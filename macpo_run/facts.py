@@ -1,4 +1,4 @@
-"""What the manifests of steps say, and what is read from those of earlier ones."""
+"""The fields that every step's manifest holds, and those read from earlier manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's processes are making: they leave notes, which `macpo status --watch` reads."""
+"""Live progress of a run's processes, written as files and shown by `macpo status --watch`."""
 
 from __future__ import annotations
 

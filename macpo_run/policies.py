@@ -1,4 +1,4 @@
-"""One train step, made: its policy or reward model, fitted on its dataset and sealed."""
+"""Runs one train step: fits a policy or a reward model on its dataset, and stores it."""
 
 from __future__ import annotations
 

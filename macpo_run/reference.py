@@ -1,4 +1,4 @@
-"""How likely a fixed reference finds a dataset's answers, each text scored once for all rounds."""
+"""Scores of a dataset's answers under a fixed reference policy, cached across rounds."""
 
 from __future__ import annotations
 

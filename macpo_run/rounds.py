@@ -1,4 +1,4 @@
-"""A run's steps, made.
+"""Runs the steps of a run, round by round.
 
 `gen` and `train` make whatever of theirs is ready in a round and say what waits for what.
 """

@@ -1,4 +1,4 @@
-"""A recipe with its plan, its store, and the processes that work for it."""
+"""An open run: its recipe, plan, store and worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on any one preference dataset, without recipe and run."""
+"""Trains on any preference dataset, without a recipe or a run."""
 
 from __future__ import annotations
 

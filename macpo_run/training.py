@@ -1,4 +1,4 @@
-"""Trainings in processes of their own: what a run, and a training without one, share."""
+"""Starts trainings in worker processes, for a run and for standalone training."""
 
 from __future__ import annotations
 

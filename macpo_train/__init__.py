@@ -1,1 +1,1 @@
-"""Trains: a dataset and a starting policy in, an adapter out. Knows no rounds and no store."""
+"""Training: a dataset and a starting policy in, an adapter out. Knows no rounds and no store."""

@@ -1,4 +1,4 @@
-"""The adapter that is trained: begun or loaded onto its base, checked, and saved."""
+"""The LoRA adapter to train: created or loaded onto its base model, checked, and saved."""
 
 from __future__ import annotations
 

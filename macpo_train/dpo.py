@@ -1,4 +1,4 @@
-"""DPO + gamma * SFT, in the frame of trl's DPOTrainer.
+"""DPO with an SFT term (DPO + gamma * SFT), on top of trl's DPOTrainer.
 
 trl keeps the loop, the logging, the devices and the checkpoints. Ours are the token ids (the same
 as in generation and scoring), the reference's log-probabilities (known before the first step), the

@@ -1,4 +1,4 @@
-"""A dataset's messages to token ids, with what does not fit cut or left out as the recipe says."""
+"""Tokenises a dataset; what is too long is truncated or dropped, as the recipe says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training, as it is asked for: everything comes as an argument."""
+"""The description of one training: all of its inputs and settings."""
 
 from __future__ import annotations
 

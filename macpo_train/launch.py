@@ -1,4 +1,4 @@
-"""One training in several processes: started here from an accelerate config, or by somebody else.
+"""Multi-process training: started from an accelerate config, or by an outside launcher.
 
 The processes (see `process`) tell their progress and result in lines on stdout; they end when this
 process does, for their stdin is a pipe that it holds.

@@ -1,4 +1,4 @@
-"""What trainings have alike: the settings of transformers' Trainer, and going on after a kill."""
+"""What all trainings share: the arguments of transformers' Trainer, and resuming."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses as pure functions of log-probabilities; nats throughout."""
+"""Loss functions of log-probabilities, without side effects; all values in nats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory that ran out: noticing it, and finding out what would fit."""
+"""Out-of-memory errors: recognises them, and finds a batch size that would fit."""
 
 from __future__ import annotations
 

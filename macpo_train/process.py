@@ -1,4 +1,4 @@
-"""One of the processes of a training that `launch` has started."""
+"""The entry point of each process that `launch` starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the processes of one training this one is; by itself it is the first and only."""
+"""The rank of this process in a distributed training; 0 when it runs alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference's log-probabilities: from generation where those fit, from the cache, or made.
+"""Reference log-probabilities for DPO: from generation if valid, cached, or computed.
 
 The learner scored chosen and rejected when the dataset was made. Where the reference is that same
 policy, with the same tokens, these scores are what a reference pass would give; where it is the

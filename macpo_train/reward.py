@@ -1,4 +1,4 @@
-"""A reward model from pairs, with trl's RewardTrainer: the chosen answer is to score higher."""
+"""Trains a reward model on preference pairs, with trl's RewardTrainer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on responses, with trl's SFTTrainer."""
+"""Supervised fine-tuning on responses, with trl's SFTTrainer, packing, and confidence loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset and a starting policy in, an adapter or a classifier out."""
+"""Trains one job: a dataset and a starting policy in, an adapter or a classifier out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told while a training runs: its progress, its metrics, and what goes wrong in it."""
+"""Training callback: progress, logged metrics, and signs of failure."""
 
 from __future__ import annotations
 

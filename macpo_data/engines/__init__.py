@@ -1,4 +1,4 @@
-"""What runs a model to write and to score: one file for each engine, behind one protocol.
+"""Inference engines that generate and score: one file per engine, one protocol for all.
 
 May import models, recipe, schema, errors.
 """

@@ -1,4 +1,4 @@
-"""Which engine runs a base, and opening it."""
+"""Which inference engine a base model uses, and how that engine is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: ask it once, let it load an adapter, read what its errors mean."""
+"""A client for one OpenAI-compatible server: requests, loading of adapters, error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deterministic engine without a model: tries a recipe's logic in seconds, for no claims."""
+"""A deterministic engine without a model, to try out a recipe in seconds; no real results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endpoint engine: OpenAI-compatible servers, all endpoints of a call side by side.
+"""The endpoint engine: sends requests to OpenAI-compatible servers, several at a time.
 
 Messages go over the wire, so the server's chat template counts. What may pass is asked again after
 a growing pause: 429, 5xx, a timeout, a lost connection, an answer that is none. A request that

@@ -1,4 +1,4 @@
-"""What every engine offers, and what it is asked.
+"""The interface of all inference engines, and their requests and results.
 
 An engine serves one base with any of its adapters. It is given all requests at once and yields
 results in the order that suits it, so that it can batch as it likes; requests of different groups

@@ -1,4 +1,4 @@
-"""vLLM over a Ray cluster: Ray Data's batch inference, with as many copies of the engine as asked.
+"""vLLM on a Ray cluster: Ray Data's batch inference, with the configured number of replicas.
 
 The cluster that RAY_ADDRESS names is used as it is; without one, Ray starts on this machine. All
 machines of a cluster need the base, and the run's folder under the same path.

@@ -1,4 +1,4 @@
-"""The embedded engine: transformers with peft, adapters switched on one base."""
+"""The embedded engine: transformers with peft; several adapters on one loaded base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vLLM engine: a base and all its adapters in one batch, from token ids to token ids.
+"""The vLLM engine: one base model with all its LoRA adapters in one batch, token ids in and out.
 
 vLLM runs inside this process. A core in a process of its own, its default, outlives a parent that
 was killed, and goes on holding the GPU's memory.

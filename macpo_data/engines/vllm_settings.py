@@ -1,4 +1,4 @@
-"""What vLLM is told: environment, arguments, sampling; and which adapters it takes."""
+"""Settings of vLLM: environment, engine arguments, sampling parameters, and adapter checks."""
 
 from __future__ import annotations
 

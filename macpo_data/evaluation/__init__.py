@@ -1,4 +1,4 @@
-"""How good the policies are: answers to held-out prompts, measures, intervals, signs, the verdict.
+"""Evaluation of policies: held-out answers, metrics, intervals, signs of failure, verdicts.
 
 May import generation and what lies below it; never methods, hub or report.
 """

@@ -1,4 +1,4 @@
-"""What is worth running next, said after round 0, from the probe alone.
+"""Advice after round 0 on what to run next, based on the probe alone.
 
 Whoever ranks a human pair right (`probe` says how) knows something about it. Human labels are wrong
 at times as well, in these recipes up to half of them. So they are one more voter beside the agents,

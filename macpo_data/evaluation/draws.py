@@ -1,4 +1,4 @@
-"""Several answers to one prompt: how they were sampled, and one value for each prompt.
+"""Several sampled answers per prompt: how they were sampled, and their mean per prompt.
 
 Prompts are independent of each other, answers to one prompt are not: a mean and its interval are
 taken over prompts, each with the mean over its answers.

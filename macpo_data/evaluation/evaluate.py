@@ -1,4 +1,4 @@
-"""How good the policies are: their answers to the held-out prompts, scored and summed up."""
+"""Evaluation of policies: generates answers to held-out prompts, scores and summarises them."""
 
 from __future__ import annotations
 

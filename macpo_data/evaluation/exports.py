@@ -1,4 +1,4 @@
-"""A policy's answers to the prompts of AlpacaEval, MT-Bench and Arena-Hard, as each reads them.
+"""Exports a policy's answers in the formats of AlpacaEval, MT-Bench and Arena-Hard.
 
 Policies write with the recipe's own sampling; MT-Bench's temperatures by category are not applied.
 """

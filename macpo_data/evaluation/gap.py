@@ -1,4 +1,4 @@
-"""How much of the gap between weak teachers and the student's ceiling the student recovered.
+"""Performance gap recovered: how far a student gets from its weak teachers to its ceiling.
 
 The performance gap recovered of Burns et al. (2023, https://arxiv.org/abs/2312.09390): 0 for a
 student no better than its teachers, 1 for one as good as if it had learned from good answers.

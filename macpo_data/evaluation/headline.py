@@ -1,4 +1,4 @@
-"""What a run came to, on one screen: the same facts for the terminal and for the report's top."""
+"""Summary of a run on one screen, for the terminal and for the top of the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured, in which order it counts, and the means of it."""
+"""The metrics of an evaluation, in order of importance, and their means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom an evaluation measures: the policies of a run, by the names that people use."""
+"""Which policies of a run are evaluated, selected by the names that people use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The probe: human pairs that nothing learns from and no test uses, and what they say of a policy.
+"""The probe: human preference pairs held out from training and test, and metrics on them.
 
 They are D1's, with the recipe's noise like any others, so that they cost no label that a run does
 not have anyway. What stops a run, names its best round or advises comes from here alone: no gold

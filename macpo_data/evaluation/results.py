@@ -1,4 +1,4 @@
-"""Evaluations on disk: stored, found again, and laid over each other, the newest on top."""
+"""Evaluations on disk: written, found again, and merged so that the newest result counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blind comparison by people: a sheet of answers to fill in, and what the filled sheets say.
+"""Blind pairwise comparison by people: writes sheets to fill in, reads the filled ones.
 
 A sheet does not tell which answer is whose: the sides are drawn for each row, and the key to them
 lies in a file of its own.

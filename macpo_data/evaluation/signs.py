@@ -1,4 +1,4 @@
-"""Signs in what the policies answered to the held-out prompts."""
+"""Signs of failure in the policies' answers to held-out prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run made its student better, in words that need no paper."""
+"""Whether a run improved its student, in plain words, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preference datasets as other trainers know them: what is in a file, and who can read it.
+"""Formats of preference datasets, and which trainers can read each of them.
 
 A file for each trainer says what it can read, in which form macpo publishes data for it, and what a
 person types; `registry` lists them. The card, the published tree and `macpo check` stand on that.

@@ -1,4 +1,4 @@
-"""What each trainer would make of a preference dataset, and what is wrong with its rows."""
+"""Checks a preference dataset: which trainers can read it, and what is wrong with its rows."""
 
 from __future__ import annotations
 

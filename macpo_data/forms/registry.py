@@ -1,4 +1,4 @@
-"""Every trainer that macpo knows: a new one is a file beside these, and its line here."""
+"""The trainers that macpo knows. A new one is a file in this folder and a line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the columns of a preference dataset hold, before anybody looks at its rows."""
+"""What the columns of a preference dataset hold, from its schema alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a trainer's file says: the forms of rows, and how the trainer uses each kind of data.
+"""How a trainer is described: the row formats it reads, and how it uses each kind of data.
 
 A form is written as a configuration of its own into every tree that macpo publishes. Several
 trainers may share one. A snippet is a Jinja template, and sees:

@@ -1,4 +1,4 @@
-"""Writes datasets: samples, scores and judgements, each made once, and who becomes chosen.
+"""Dataset generation: samples, scores, judgements, and the choice of chosen and rejected.
 
 `context` is what the author of a method builds with. Knows no method. May import store, engines,
 sources, models and what lies below them.

@@ -1,4 +1,4 @@
-"""What the author of a method builds with: prompts, texts, scores, and pairs made of them.
+"""The interface that a method builds datasets with: prompts, answers, scores, and pairs.
 
 `RunContext` makes them with models, each once, and keeps them on disk; the plan of costs has a
 context that only counts what it is asked for.

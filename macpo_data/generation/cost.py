@@ -1,4 +1,4 @@
-"""What a step asks of its models, before anything is spent: calls, tokens, money.
+"""Cost estimate of a step before it runs: model calls, tokens, money.
 
 Its method's `build` runs on a context that has no models: it answers with words of the usual length
 and counts what it is asked. Estimates: every filter lets everything pass, and an answer is as long

@@ -1,4 +1,4 @@
-"""One model, led to good or to bad answers by what it is told beforehand (RLCD)."""
+"""Answers of one model under a good or a bad prompt frame, as in RLCD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two answers is better: any judge over pairs, in both orders, and how far to trust it.
+"""LLM-as-a-judge and other judges: pairwise verdicts in both orders, and their reliability.
 
 A judge that reads (one model, or a mixture of several) is asked twice, once with each answer shown
 first; one that scores each answer by itself (a reward model, the world's gold judge, an agent that

@@ -1,4 +1,4 @@
-"""A mixture of agents answers: each layer reads what the one before it wrote (MoAA)."""
+"""Mixture of agents: each layer of models reads the answers of the layer before (MoAA)."""
 
 from __future__ import annotations
 

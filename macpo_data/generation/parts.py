@@ -1,4 +1,4 @@
-"""The parts of the data inside a run: drawn once, and which of their prompts nobody may learn."""
+"""The data splits of a run (d1, d2, test, probe), drawn once; prompts barred from training."""
 
 from __future__ import annotations
 

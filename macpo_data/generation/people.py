@@ -1,4 +1,4 @@
-"""What people answered, as pairs, and the noise that is laid over labels."""
+"""Human answers as preference pairs, and label noise that swaps a share of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results in shards, each made once: begun, gone on with after a kill, sealed, and read again.
+"""Results in shards, each made once; an interrupted one is resumed, a finished one is read.
 
 Samples, answers, scores and rewards are all made here. What differs between them, how their rows
 come to be, is given as a function.

@@ -1,4 +1,4 @@
-"""How good a reward model finds answers. `score` runs in the process of that model."""
+"""Scores of answers by a reward model. `score` runs in the process of that model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A context whose models are asked: every text and score of a run is made once and kept."""
+"""A method's context with real models: every text and score is made once and stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who becomes chosen. Pure polars: frames in, frames out; whatever is left out keeps its reason."""
+"""Selection of the chosen answer. Pure polars; each dropped row keeps the reason."""
 
 from __future__ import annotations
 

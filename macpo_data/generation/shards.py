@@ -1,4 +1,4 @@
-"""Requests to sample sets and score sets, in resumable shards. Runs in the process of one base."""
+"""Generates sample sets and score sets in resumable shards, in the process of one base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a judge of each kind says of answers: asked in both orders, or by a score of each."""
+"""The verdicts of each kind of judge: pairwise in both orders, or a score per answer."""
 
 from __future__ import annotations
 

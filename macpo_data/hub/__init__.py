@@ -1,4 +1,4 @@
-"""Publishing and fetching: a round as a tree of files with a card, and the calls to the Hub.
+"""Publishing to and pulling from the Hugging Face Hub: a round's files and its dataset card.
 
 May import methods, generation and what lies below; never report.
 """

@@ -1,4 +1,4 @@
-"""Adapters to a model repository: those a round starts from, and those it made.
+"""Publishes LoRA adapters to a model repository: a round's starting ones and its trained ones.
 
 Each adapter has a folder of its own, named as in the store, and a tag of that name, which is set
 last. The dataset's manifests say which they are; `macpo pull` fetches and checks them.

@@ -1,4 +1,4 @@
-"""The facts of a dataset card: what a round is, in figures; its words stand in card.md.jinja."""
+"""The figures of a dataset card; the text of the card is in card.md.jinja."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a published repository holds, as macpo/index.json says: learners' datasets by name."""
+"""The index of a published repository, macpo/index.json: which datasets it holds."""
 
 from __future__ import annotations
 

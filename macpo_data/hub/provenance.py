@@ -1,4 +1,4 @@
-"""Who wrote a dataset, where a training on it starts, and the recipe that leads to it."""
+"""Provenance of a dataset: its authors, the start of a training on it, and its recipe."""
 
 from __future__ import annotations
 

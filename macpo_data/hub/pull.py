@@ -1,4 +1,4 @@
-"""A published round back into a store: fetched, checked against its manifests, put in its place.
+"""Downloads a published round into a store, after checking it against its manifests.
 
 Nothing of what is fetched is believed before it is checked: names come from the recipe's own plan,
 bytes are compared with the hashes of a sealed manifest, and code is never run.

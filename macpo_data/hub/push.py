@@ -1,4 +1,4 @@
-"""Publishing rounds: one commit and one tag on the Hub, or the very same tree in a folder.
+"""Publishes rounds: one commit and one tag on the Hub, or the same files in a folder.
 
 The tag comes last, so its existence means that all the rest is there. A push that was killed, or
 met another one, is repeated and goes on from what it finds.

@@ -1,4 +1,4 @@
-"""A dataset's pairs as rows with all that is known of them, from which every form is made."""
+"""A dataset's pairs as rows with all metadata, from which every published format is made."""
 
 from __future__ import annotations
 

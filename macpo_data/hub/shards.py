@@ -1,4 +1,4 @@
-"""A configuration's rows as parquet files, written batch by batch, and read so as well."""
+"""Parquet files of one configuration, written and read in batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The texts of cards, as Jinja files beside this module; what models and sources say is data."""
+"""Jinja templates of the cards; text from models and sources is never run as a template."""
 
 from __future__ import annotations
 

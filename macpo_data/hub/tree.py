@@ -1,4 +1,4 @@
-"""A round's pairs as files for the Hub: the same tree for a folder and for a repository.
+"""The files of a published round, the same for a folder and for a Hub repository.
 
 `render_step` writes what belongs to one learner of one round, under names that carry a hash of
 their content. `assemble` adds what speaks of all rounds: the card, LLaMA-Factory's

@@ -1,4 +1,4 @@
-"""From a recipe's name to its valid values: its file, mistakes between fields, and writing it.
+"""Loading a recipe: from its name to validated values; and writing one.
 
 May import methods, which know what they need, recipe, and what lies below.
 """

@@ -1,4 +1,4 @@
-"""What pydantic says of a mistake, in a person's words: its dotted path, and what was meant."""
+"""Validation errors of pydantic as messages for people: the dotted key and a suggestion."""
 
 from __future__ import annotations
 

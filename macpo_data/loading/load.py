@@ -1,4 +1,4 @@
-"""A recipe from its name to its valid values: the file, its YAML, what is laid over it."""
+"""Loads a recipe: its YAML file, overrides on top, validated values as the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mistakes between the fields of a recipe, which no field shows by itself.
+"""Validation rules that involve several fields of a recipe.
 
 A rule is a function from a draft, the raw values of a recipe, to what is wrong with it.
 """

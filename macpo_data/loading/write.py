@@ -1,4 +1,4 @@
-"""A recipe for people and for editors: all keys with what they mean, and the JSON schema.
+"""Writes a recipe with all keys and their meanings, and the JSON schema for editors.
 
 Run as a program, it writes recipes/schema.json anew.
 """

@@ -1,4 +1,4 @@
-"""Who learns from whom: a file for each method, which `method` describes.
+"""The methods (MACPO and what it is compared with), one file each, described by `method`.
 
 May import generation, store, plan, recipe, schema, errors.
 """

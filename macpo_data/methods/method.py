@@ -1,4 +1,4 @@
-"""What a method is: a name, a rule that plans its steps, and one that builds their datasets."""
+"""What a method consists of: a name, a rule that plans its steps, one that builds datasets."""
 
 from __future__ import annotations
 

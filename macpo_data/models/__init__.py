@@ -1,4 +1,4 @@
-"""Bases and adapters as torch models: loading, chat templates, log-probabilities, processes.
+"""Base models and adapters in torch: loading, chat templates, log-probabilities, workers.
 
 Heavy imports stay inside functions. May import world, recipe, schema, errors.
 """

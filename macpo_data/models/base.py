@@ -1,4 +1,4 @@
-"""Base + adapter -> a torch model and its tokenizer. The one place that loads weights."""
+"""Loads a base model, with or without an adapter, and its tokenizer."""
 
 from __future__ import annotations
 

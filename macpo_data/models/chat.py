@@ -1,4 +1,4 @@
-"""Messages to token ids: one function for generation, scoring and training.
+"""Chat templates and tokenisation: one function for generation, scoring and training.
 
 A prompt is rendered by its chat template and tokenised whole; a response is tokenised after it, so
 that the prompt's ids are a prefix of prompt + response whatever the tokenizer would merge. What

@@ -1,4 +1,4 @@
-"""The last layer: from hidden states to the log-probabilities of given tokens, a few at a time."""
+"""Log-probabilities of target tokens from hidden states, in chunks, to bound the logits' memory."""
 
 from __future__ import annotations
 

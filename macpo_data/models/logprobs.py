@@ -1,4 +1,4 @@
-"""Log-probabilities of responses: scoring and training both come here.
+"""Log-probabilities of responses, used by both scoring and training.
 
 The plain path reads prompt + response once per response. The shared path lays a prompt and all its
 answers into one row, where each answer sees the prompt and itself:

@@ -1,4 +1,4 @@
-"""An adapter folded into its base: one model that needs no peft."""
+"""Merges a LoRA adapter into its base model, so that the result needs no peft."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heavy work in a process of its own, so that its memory is really given back.
+"""Worker processes for heavy work, so that its memory is freed when it ends.
 
 `Worker.call("module:function", ...)` runs a function there and passes its progress on. The
 function's first argument is `report(done, total, note)`. A worker dies with its parent, however

@@ -1,4 +1,4 @@
-"""The texts that judges, mixtures and frames use. A recipe can name files of its own."""
+"""Default prompt templates of judges, mixtures and frames. A recipe can name its own files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe: what a person types, section by section, with each key's meaning under its field.
+"""The recipe (configuration of a run), section by section, with each key's meaning.
 
 `draft` is a recipe that is not checked yet; `loading` reads one. May import prompts and world.
 """

@@ -1,4 +1,4 @@
-"""Section agents: who takes part, and which server speaks for an agent that has one."""
+"""Section agents: the models that take part, and the server of each that is remote."""
 
 from __future__ import annotations
 

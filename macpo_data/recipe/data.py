@@ -1,4 +1,4 @@
-"""Section data: which prompts, from where, and the answers that the teachers start from."""
+"""Section data: the source and size of each split of prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe before it is checked: what a rule may ask of raw values."""
+"""A recipe before validation: access to raw values for the validation rules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections engine and score: what runs the models that write and score."""
+"""Sections engine and score: the inference engine for generation and for scoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections judge and eval: who says which answer is better, and what is measured."""
+"""Sections judge and eval: the judge, and what is evaluated."""
 
 from __future__ import annotations
 

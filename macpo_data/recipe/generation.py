@@ -1,4 +1,4 @@
-"""Sections sampling, select, mixture, framing: how answers are written, and which are learned."""
+"""Sections sampling, select, mixture, framing: how answers are generated and selected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each key of a section means: the text that stands under its field.
+"""The documentation of each key of a section: the string below its field.
 
 Read from the source only where it is shown; pydantic's own way of reading it costs every command a
 tenth of a second.

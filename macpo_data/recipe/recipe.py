@@ -1,4 +1,4 @@
-"""A recipe as a whole, and the part of it that training on any one dataset reads."""
+"""The whole recipe, and the part of it that a training on one dataset reads."""
 
 from __future__ import annotations
 

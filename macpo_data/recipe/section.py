@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: how they are checked, and which fields decide a result.
+"""The base class of all recipe sections: validation, and which fields enter a fingerprint.
 
 A field marked KNOB changes how fast or where a thing is made, not what it is; every other field is
 identity and enters the fingerprints of the steps that read it. One marked LATER does so where it

@@ -1,4 +1,4 @@
-"""Runs as one HTML page: what is collected, which texts are shown, and the page itself.
+"""The HTML report of a run: its data, the texts that it shows, and the page.
 
 May import everything of macpo_data but hub and forms.
 """

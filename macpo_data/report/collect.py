@@ -1,4 +1,4 @@
-"""Runs as data for the report page: what was made, how good it is, and what became of the rows.
+"""The data of the report page: a run's steps, evaluations, and where rows were dropped.
 
 `collect` gives values that JSON knows and nothing else; the page in report_page/ shows them.
 """

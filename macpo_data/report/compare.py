@@ -1,4 +1,4 @@
-"""Two versions of a round: what in the recipe differs, and what it did to the pairs."""
+"""Compares two versions of a round: differences in the recipe and in the pairs."""
 
 from __future__ import annotations
 

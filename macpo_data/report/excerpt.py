@@ -1,4 +1,4 @@
-"""Which texts of a run go on the report page: a draw of its pairs, answers to test prompts."""
+"""The pairs and test answers that the report page shows, within a limit on its size."""
 
 from __future__ import annotations
 

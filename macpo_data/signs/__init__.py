@@ -1,4 +1,4 @@
-"""Signs of failure in datasets and trainings: numbers, their lines, and what to try.
+"""Signs of failure in datasets and trainings: values, thresholds, and what to try.
 
 Pure: frames and earlier signs in, signs out. May import schema and text.
 """

@@ -1,4 +1,4 @@
-"""Signs in one learner's dataset of one round."""
+"""Signs of failure in one learner's dataset of one round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the signs are: their names, lines and words, and a value held against its lines.
+"""The rules of all signs of failure: names, thresholds, messages, and how a value is checked.
 
 Whoever makes a result keeps its signs in the manifest, crossed or not.
 """

@@ -1,4 +1,4 @@
-"""Signs in the last steps of a training, against its first."""
+"""Signs of failure in a training: its last steps compared with its first."""
 
 from __future__ import annotations
 

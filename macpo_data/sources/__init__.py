@@ -1,4 +1,4 @@
-"""Datasets in: every source gives the same parts (d1, d2, test, probe) in the same columns.
+"""Source datasets: each gives the same splits (d1, d2, test, probe) with the same columns.
 
 May import world, recipe, schema, errors, text.
 """

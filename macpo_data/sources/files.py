@@ -1,4 +1,4 @@
-"""Files as frames, and pins: the exact content that a path of the recipe means today."""
+"""Data files as frames, and hashes of their content that pin what a path holds."""
 
 from __future__ import annotations
 

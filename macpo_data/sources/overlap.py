@@ -1,4 +1,4 @@
-"""Prompts that occur in a test set, and prompts that are nearly the same. Frames in, frames out."""
+"""Decontamination and deduplication: prompts that occur in a test set, near-duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets in, prompts out: every source gives the same parts in the same columns.
+"""Draws the splits of a run from its source datasets.
 
 A source's file turns its dataset's own form into rows. From there all rows go one way: unusable
 ones are put aside with a reason, and the parts are drawn. Nothing after this knows the source.

@@ -1,4 +1,4 @@
-"""The one form of all sources: a row is a prompt, its answers, and why it is of no use.
+"""The common row format of all sources: prompt, chosen, rejected, and why a row is unusable.
 
     prompt: messages   chosen: text   rejected: text   reason: text, null where the row is usable
 

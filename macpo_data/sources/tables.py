@@ -1,4 +1,4 @@
-"""Any dataset as a frame: a folder with a card, files, or a dataset on the Hub.
+"""Reads any dataset as a frame: a folder with a card, data files, or a dataset on the Hub.
 
 Local folders are read without the cache of `datasets`, which may serve rows that are no longer
 there.

@@ -1,4 +1,4 @@
-"""Which rows can be used. One that cannot is put aside with the first reason that applies."""
+"""Which rows are usable; each unusable one gets the first reason that applies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies on disk: results with their manifests, their states, and the pins in lock.json.
+"""The store on disk: results with their manifests, their states, and the pins in lock.json.
 
 May import plan, sources, models, recipe, schema, errors.
 """

@@ -1,4 +1,4 @@
-"""What a manifest says, for each kind of result, and how one is read without trusting it.
+"""Manifests: the fields of each kind of result, and how an untrusted one is read.
 
 A manifest may come from somebody else, or from an older or newer macpo. So its size and its nesting
 are bounded before anything is made of it, what is read of it here has to have its type, and keys

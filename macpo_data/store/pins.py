@@ -1,4 +1,4 @@
-"""lock.json: every revision as it was when the run first used it, so that later is not other."""
+"""lock.json: the revision of each model and dataset at its first use, used from then on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a result lives on disk. Nothing is overwritten, and a manifest is written last.
+"""The store: paths of results on disk. Nothing is overwritten; a manifest is written last.
 
 A result is a folder. It is done when its `manifest.json` is there, which holds the sha256 of each
 of its files, of the results it was made from, and of itself, so that an edit is noticed.

@@ -1,4 +1,4 @@
-"""The bases of the embedded world: what each is made from, and where it lies."""
+"""The tiny base models of the embedded world: how each is made, and where it is stored."""
 
 import hashlib
 import json

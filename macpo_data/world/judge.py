@@ -1,4 +1,4 @@
-"""The gold judge of the embedded world: rules that anybody can check by eye, never wrong."""
+"""The gold judge of the embedded world: simple rules that are never wrong."""
 
 import random
 import re

@@ -1,4 +1,4 @@
-"""Bases of the embedded world as recipes name them: world:strong, world:weak-a/1."""
+"""Base models of the embedded world by their names in recipes: world:strong, world:weak-a/1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of the embedded world: topics, forms of prompts, phrases of answers."""
+"""The vocabulary of the embedded world: topics, prompt templates, phrases of answers."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What each command of `macpo` does, once its options are parsed: a function per command.
+"""The implementation of each `macpo` command, after its options are parsed.
 
 They call the rest of the program and print what comes of it with `macpo_run.terminal`.
 """

@@ -1,4 +1,4 @@
-"""`macpo clean`: what no recipe of a run reaches any more."""
+"""`macpo clean`: removes results that no recipe of a run uses any more."""
 
 from __future__ import annotations
 

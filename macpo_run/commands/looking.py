@@ -1,4 +1,4 @@
-"""`macpo status`, `show` and `report`: they look at a run and make nothing."""
+"""`macpo status`, `show` and `report`: commands that only read a run."""
 
 from __future__ import annotations
 

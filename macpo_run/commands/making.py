@@ -1,4 +1,4 @@
-"""`macpo gen`, `train` in its three forms, and `run`: they make the steps of a run."""
+"""`macpo gen`, `train` (all three forms) and `run`: commands that run steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`macpo eval` in its three forms: measure policies, write their answers, read filled sheets."""
+"""`macpo eval` (all three forms): evaluate policies, export answers, read filled sheets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the options of a command line to a run."""
+"""Opens a run from the options of a command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`macpo init`: a recipe of one's own."""
+"""`macpo init`: writes a recipe to start from."""
 
 from __future__ import annotations
 

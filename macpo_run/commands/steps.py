@@ -1,4 +1,4 @@
-"""What several commands print of a run's steps: the plan, what was made, what comes next."""
+"""What several commands print about a run's steps: the plan, the results, the next command."""
 
 from __future__ import annotations
 

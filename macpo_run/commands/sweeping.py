@@ -1,4 +1,4 @@
-"""`macpo sweep`: a family of recipes in one run folder."""
+"""`macpo sweep`: runs all variants and seeds of a study in one run folder."""
 
 from __future__ import annotations
 

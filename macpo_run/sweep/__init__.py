@@ -1,1 +1,1 @@
-"""Studies: variants of a recipe, made in one folder and compared in one table."""
+"""Studies: variants of a recipe, run in one folder and compared in one table."""

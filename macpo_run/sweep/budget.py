@@ -1,4 +1,4 @@
-"""What an agent's training took: its pairs and optimizer steps, and the words written for it."""
+"""Training budget of an agent: pairs, optimizer steps, and words generated."""
 
 from __future__ import annotations
 

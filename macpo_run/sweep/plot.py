@@ -1,4 +1,4 @@
-"""The plot of a study as SVG, for a light page and a dark one.
+"""The plot of a study as SVG, in a light and a dark version.
 
 Few variants are lines over the rounds; many are a dot and an interval each, in their last round.
 """

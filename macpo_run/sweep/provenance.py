@@ -1,4 +1,4 @@
-"""Under which program, versions and seeds results came to be."""
+"""Provenance of a study's results: commit, package versions, engines, seeds."""
 
 from __future__ import annotations
 

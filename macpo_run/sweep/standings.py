@@ -1,4 +1,4 @@
-"""How the variants of a study compare: every number of its table.
+"""Comparison of a study's variants: every number of its table.
 
 All comparisons are of the same held-out prompts. Scores are paired prompt by prompt and averaged to
 one difference for each seed; seeds are the independent observations that intervals and tests are

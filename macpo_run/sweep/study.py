@@ -1,4 +1,4 @@
-"""A study: one recipe in several variants, each with several seeds. Values in, recipes out."""
+"""A study: one recipe in several variants, each with several seeds."""
 
 from __future__ import annotations
 

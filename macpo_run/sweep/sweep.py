@@ -1,4 +1,4 @@
-"""A study, made: all its variants and seeds in one run folder, each shared step once."""
+"""Runs a study: all variants and seeds in one run folder, each shared step once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of a study as text: for a file whole, for a terminal its most important columns."""
+"""The table of a study as text: complete for a file, the main columns for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long what is left of a sweep takes, by what was timed before."""
+"""Estimate of a sweep's remaining time, from the timings of earlier steps."""
 
 from __future__ import annotations
 

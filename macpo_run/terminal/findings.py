@@ -1,4 +1,4 @@
-"""What `macpo doctor` and `macpo check` found."""
+"""Prints the findings of `macpo doctor` and `macpo check`."""
 
 from __future__ import annotations
 

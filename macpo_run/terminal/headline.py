@@ -1,4 +1,4 @@
-"""What a run came to: the last screen of `macpo run`, and the advice of `macpo status`."""
+"""Prints the summary at the end of `macpo run`, and the advice of `macpo status`."""
 
 from __future__ import annotations
 

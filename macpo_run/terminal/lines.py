@@ -1,4 +1,4 @@
-"""Single lines: what a command says, what it says aside, and which command goes on from here."""
+"""Prints single lines: messages, side notes, and the next command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Preference pairs to read: those of a round, and how two versions of it differ."""
+"""Prints preference pairs: those of a round, or the differences of two versions."""
 
 from __future__ import annotations
 

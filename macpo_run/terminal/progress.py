@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on stderr."""
+"""Progress bars of long work, on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements of policies, people's verdicts, and a reward model's accuracy."""
+"""Prints scores of policies, human verdicts, and a reward model's accuracy."""
 
 from __future__ import annotations
 

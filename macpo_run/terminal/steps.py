@@ -1,4 +1,4 @@
-"""The steps of a run: their states, and what they will cost."""
+"""Prints the steps of a run: their states and their estimated costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep: what it would make, and how its variants compare."""
+"""Prints a sweep: its plan, and the comparison of its variants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tables here are made with: text as data, a plain table, numbers as cells."""
+"""Helpers for all tables here: plain text, a plain table, numbers as cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, no server, and text from models only ever as text."""
+"""The report as one HTML file: works offline, and shows text from models only as text."""
 
 from __future__ import annotations
 
