@@ -62,7 +62,7 @@ def examine(load: Callable[[], Recipe], runs: Path) -> Iterator[Health]:
 
 
 def _loaded(recipe: Recipe) -> Iterator[Agent]:
-    """Whose weights this machine will read: learners, who no server speaks for, reward models."""
+    """The models whose weights are loaded here: learners, agents without a server, reward models."""
     learners = (*recipe.teachers, *recipe.students)
     for name, agent in recipe.agents.items():
         if agent.base and (name in learners or agent.endpoint is None):
@@ -163,7 +163,7 @@ def _hardware(runs: Path) -> Iterator[Health]:
 
 
 def _engine(recipe: Recipe) -> Health:
-    """Which engines the recipe comes to here."""
+    """The engines that the recipe uses on this machine."""
     try:
         writes, scores = pick(recipe.engine), pick(recipe.engine, recipe.score.engine)
     except NoEngine as error:

@@ -146,7 +146,7 @@ def train_on(
             "start_sha256": start and models.adapter_sha256(start),
             "reference": named if settings.objective == "dpo" else None,
             "reference_sha256": held_to and models.adapter_sha256(held_to),
-            # An adapter that is gone on with has its own shape.
+            # An adapter that is trained further keeps its own shape.
             "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
             "adapter_sha256": models.adapter_sha256(adapter),
             **versions(),

@@ -73,7 +73,7 @@ class PromptTooLong(Trouble):
 
 @dataclass
 class Line:
-    """One endpoint during one call: what is still to be asked, and what became of the rest."""
+    """One endpoint during one call: requests still to send, and the outcome of the others."""
 
     endpoint: Endpoint
     client: AsyncOpenAI

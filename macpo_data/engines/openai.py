@@ -97,7 +97,7 @@ class OpenAIEngine(Engine):
         return {"engine": "openai", "endpoints_with_others": lines}
 
     def _line_up(self, requests: Sequence[Request]) -> list[Line]:
-        """Each endpoint with its requests. All keys are looked up before anything is asked."""
+        """Each endpoint with its requests. All keys are looked up before any request is sent."""
         lines: dict[str, Line] = {}
         for i, request in enumerate(requests):
             endpoint = request.voice.endpoint

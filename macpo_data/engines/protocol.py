@@ -39,7 +39,7 @@ class Request:
     sampling: Sampling
     seed: int
     group: str  # requests of one group may share a batch
-    of: int = 0  # rows that its endpoint is asked for in all, earlier runs included
+    of: int = 0  # rows that its endpoint has to answer in all, earlier runs included
 
 
 @dataclass(frozen=True)

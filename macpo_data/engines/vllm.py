@@ -79,7 +79,7 @@ class VLLMEngine(Engine):
                 yield i, completion(self._chat(requests[i].voice), ids)
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
-        """By `prompt_logprobs`; nothing is told before a sample agrees with forward passes.
+        """By `prompt_logprobs`; no score is returned before a sample agrees with forward passes.
 
         Raises:
             ModelError: it does not.

@@ -47,7 +47,7 @@ def set_environment() -> None:
 
 
 def engine_arguments(shape: Shape, settings: Settings, dtype: str) -> dict[str, Any]:
-    """What vLLM is told besides the model."""
+    """The engine arguments of vLLM besides the model."""
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()

@@ -83,7 +83,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Headline:
-    """What is told of a run; its answers are `examples`."""
+    """The summary of a run; its answers are in `examples`."""
 
     verdict: Verdict
     table: ScoreTable | None  # None: nothing was measured
@@ -95,7 +95,7 @@ class Headline:
 
 
 def headline(plan: Plan, store: Store, evaluation: Evaluation | None) -> Headline:
-    """What a run came to.
+    """The summary of a run.
 
     Args:
         plan: of the run.

@@ -94,7 +94,7 @@ def names(plan: Plan, store: Store, policy: Policy) -> list[str]:
 
 
 def _adapter(plan: Plan, store: Store, policy: Policy) -> str | None:
-    """The content of a policy's adapter as it is now."""
+    """The hash of a policy's adapter as it is on disk now."""
     maker = plan.maker(policy)
     return store.content(plan.name(maker)) if maker else None
 
@@ -237,7 +237,7 @@ def result_name(plan: Plan, policy: Policy) -> str:
 
 
 def score_name(plan: Plan, store: Store, policy: Policy) -> str | None:
-    """The folder of what its own answers to the probe are worth; None where nobody is asked.
+    """The folder of the scores of its own answers to the probe; None where nothing scores them.
 
     The best round is one of the student's, so nobody else answers.
     """

@@ -95,7 +95,7 @@ def count(plan: Plan, store: Store, sizes: Sizes, steps: Mapping[Step, Build]) -
 
 
 class CountingContext(Context):
-    """Answers without models, and counts what it is asked."""
+    """A context without models: its answers are placeholders, and it counts the requests."""
 
     def __init__(self, plan: Plan, store: Store, sizes: Sizes, written: set[str]) -> None:
         """`written` are names of sample sets that are counted already; it grows."""

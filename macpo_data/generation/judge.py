@@ -242,7 +242,7 @@ def check(facts: dict[str, Any], judge: Judge) -> None:
 
 
 def policies(judge: Judge | None) -> tuple[Policy, ...]:
-    """Who is asked: proposers, then who decides."""
+    """The policies of a judge: its proposers, then the one that decides."""
     names = [] if judge is None else [*judge.proposers, *([judge.agent] if judge.agent else [])]
     return tuple(Policy(name) for name in dict.fromkeys(names))
 

@@ -39,7 +39,7 @@ class Results:
     """The results of one run that are made in shards."""
 
     def __init__(self, store: Store, shard_size: int, redo: bool) -> None:
-        """`redo` moves aside what is damaged, or made from what changed since."""
+        """`redo` moves aside results that are damaged or stale."""
         self.store = store
         self.used: dict[str, str] = {}  # content of every result that was asked for
         self._shard_size = shard_size
@@ -76,7 +76,7 @@ class Results:
         return [self._rows(item.name) for item in items]
 
     def mend(self, name: str, made_from: Mapping[str, str] | None = None) -> None:
-        """With `redo`, move aside a result that is damaged, or made from what changed since.
+        """With `redo`, move aside a result that is damaged or stale.
 
         Raises:
             StoreError: it was made from what changed since, and `redo` is off.

@@ -243,7 +243,7 @@ class RunContext(Context):
     def _run_on(
         self, base: Base, todo: Sequence[tuple[Policy, Task]], title: str, scores: bool
     ) -> list[Manifest]:
-        """Run the tasks of one base, in a process of its own, and say how each came to be."""
+        """Run the tasks of one base model in a worker process, and return the facts of each."""
         started, tasks = time.monotonic(), [task for _, task in todo]
         scorer = self.recipe.score.engine if scores else None
         if not scores:

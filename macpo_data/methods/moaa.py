@@ -54,7 +54,7 @@ def plan(recipe: Recipe) -> list[Step]:
 
 
 def preferring(recipe: Recipe, judge_policies: tuple[Policy, ...]) -> list[Step]:
-    """From round 1 on: the student's own answers, ranked by whoever is asked; then DPO."""
+    """From round 1 on: the student's own answers, ranked by the judge; then DPO."""
     (student,) = recipe.students
     filters = (*FILTER_READS, *EXCLUDE_READS) if recipe.select.excludes else FILTER_READS
     reads = ("seed", "engine", *SAMPLING_READS, "sampling.n", "judge", *filters)

@@ -24,7 +24,7 @@ Signs = dict[str, Sign]
 
 
 class Rule(NamedTuple):
-    """Where the lines of a sign are, and how it is told."""
+    """The thresholds of a sign, and its message."""
 
     label: str
     problem: str  # what is wrong

@@ -33,7 +33,7 @@ class _Pool:
     aside: pl.DataFrame  # UNUSABLE
 
     def leave_out(self, owners: Owners, part: Part) -> None:
-        """Put aside what another part has drawn."""
+        """Mark as unusable the rows that another part has drawn."""
         owner = pl.col("prompt_id").replace_strict(owners, default=None, return_dtype=pl.String)
         rows = self.rows.with_columns(reason="prompt_in_" + owner)
         self.rows, self.aside = usable(rows), pl.concat([self.aside, put_aside(rows, part)])

@@ -102,7 +102,7 @@ def train_dataset(training: DatasetTraining) -> None:
 def run_rounds(
     options: RunOptions, round_: int | None, until: int | None, *, dry_run: bool
 ) -> None:
-    """Finish a round, or all rounds up to one; show what the run came to.
+    """Finish a round, or all rounds up to one; show the summary of the run.
 
     Raises:
         typer.Exit: something still waits.
@@ -143,7 +143,7 @@ def _make_rounds(run: Run, rounds: Sequence[int]) -> tuple[int, Outcome]:
 
 
 def _print_results(run: Run, last: int) -> None:
-    """What the run came to."""
+    """Print the summary of the run."""
     from macpo_data.evaluation.headline import examples, headline
     from macpo_data.evaluation.policies import trained
     from macpo_data.evaluation.results import latest

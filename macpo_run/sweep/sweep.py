@@ -180,7 +180,7 @@ class Sweep:
         return Outline(self.home.store.root, seeds, rows, len(before), len(todo), left)
 
     def make(self) -> Standings:
-        """Make and measure all variants; one that fails is told as such, and the others go on.
+        """Make and measure all variants; one that fails is reported, and the others go on.
 
         Raises:
             Interrupted: somebody pressed Ctrl-C; what is finished stays.

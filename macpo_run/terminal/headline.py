@@ -21,7 +21,7 @@ TURNS = 3  # of a prompt, the last ones
 
 
 def print_headline(headline: Headline, examples: Sequence[Example], more: str) -> None:
-    """What a run came to, the verdict last.
+    """The summary of a run, the verdict last.
 
     Args:
         headline: the facts.
