@@ -62,7 +62,7 @@ def examine(load: Callable[[], Recipe], runs: Path) -> Iterator[Health]:
 
 
 def _loaded(recipe: Recipe) -> Iterator[Agent]:
-    """The models whose weights are loaded here: learners, agents without a server, reward models."""
+    """Models whose weights are loaded here: learners, agents without a server, reward models."""
     learners = (*recipe.teachers, *recipe.students)
     for name, agent in recipe.agents.items():
         if agent.base and (name in learners or agent.endpoint is None):
