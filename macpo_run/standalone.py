@@ -69,6 +69,82 @@ def train_on(
         MacpoError: anything that a person can mend.
     """
     settings, out = load_settings([*(INITIAL if reference else []), *(sets or [])]), out.resolve()
+    _check(settings, out, init, reference)
+    raw = read_table(dataset, config, revision)
+    pairs, counts = usable_pairs(raw, settings, dataset)
+    for reason, count in counts.items():
+        say(f"left out {count} rows: {reason}")
+    agent = Agent(
+        role="student",
+        base=base,
+        chat_template=settings.chat_template,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    pinned = _pinned(agent, settings, progress)
+    start, held_to = _adapter(init), _adapter(reference)
+    scored_under = scores_depend_on(dataset, config) or {}
+    held_to_name = _reference_name(settings, base, init, reference)
+    if held_to_name:
+        say(f"starting from {init or base}; the reference is {held_to_name}")
+
+    with workplace(out, is_first()) as work:
+        table, adapter = work / "pairs.parquet", work / "adapter"
+        write_parquet(table, pairs)
+        adapter.mkdir(exist_ok=True)
+        job = job_of(
+            settings,
+            settings.dpo if settings.objective == "dpo" else settings.sft,
+            agent,
+            pinned,
+            table,
+            adapter,
+            column="chosen",
+            start=start,
+            confidence=settings.confidence,
+            seed=settings.seed,
+            scored_under=scored_under if scored_under.get("base") == base else None,
+            reference=held_to,
+            cache=work / "reference",
+            logs=out.parent / "logs",
+            name=out.name,
+        )
+        with closing(Workers(1)) as workers:
+            facts = fit(job, f"training {out.name} on {len(pairs)} pairs", progress, workers)
+        if not is_first():
+            return out
+        manifest = {
+            "kind": "train",
+            "dataset": dataset,
+            "config": config,
+            "revision": revision,
+            "pairs_sha256": sha256(table),
+            "left_out": counts,
+            "base": base,
+            "base_revision": pinned.revision,
+            "start": init,
+            "start_sha256": start and models.adapter_sha256(start),
+            "reference": held_to_name,
+            "reference_sha256": held_to and models.adapter_sha256(held_to),
+            # An adapter that is gone on with has its own shape.
+            "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
+            "adapter_sha256": models.adapter_sha256(adapter),
+            **versions(),
+            **facts,
+        }
+        write_json(adapter / MANIFEST, manifest)
+        if out.exists():
+            out.rmdir()
+        shutil.move(adapter, out)
+        shutil.rmtree(work)
+    return out
+
+
+def _check(settings: TrainSettings, out: Path, init: str | None, reference: str | None) -> None:
+    """Refuse options that exclude each other, and a folder that holds something.
+
+    Raises:
+        MacpoError: with what to leave out or to add.
+    """
     if settings.objective == "sft" and reference:
         raise MacpoError("--reference: fine-tuning has none; leave one of the two out")
     if reference and settings.dpo.reference != "initial":
@@ -85,79 +161,26 @@ def train_on(
         raise MacpoError("lora.*: the adapter of --init keeps its shape; leave out one of them")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MacpoError(f"{out} exists already; choose another folder with --out")
-    raw = read_table(dataset, config, revision)
-    pairs, counts = usable_pairs(raw, settings, dataset)
-    for reason, count in counts.items():
-        say(f"left out {count} rows: {reason}")
-    agent = Agent(
-        role="student",
-        base=base,
-        chat_template=settings.chat_template,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    fake = settings.engine.name == "fake"
-    resolved = models.Base(base, None if fake else models.resolve(agent), agent.trust_remote_code)
-    if not fake:
-        pretrain([base], progress)
-    start = None if init is None else _adapter(init)
-    held_to = None if reference is None else _adapter(reference)
-    scored_under = scores_depend_on(dataset, config) or {}
-    by_start = start and settings.dpo.reference == "previous"
-    named = reference or ("the starting adapter" if by_start else base)
-    if settings.objective == "dpo":
-        say(f"starting from {init or base}; the reference is {named}")
 
-    first = is_first()
-    with workplace(out, first) as work:
-        table, adapter = work / "pairs.parquet", work / "adapter"
-        write_parquet(table, pairs)
-        adapter.mkdir(exist_ok=True)
-        job = job_of(
-            settings,
-            settings.dpo if settings.objective == "dpo" else settings.sft,
-            agent,
-            resolved,
-            table,
-            adapter,
-            column="chosen",
-            start=start,
-            confidence=settings.confidence,
-            seed=settings.seed,
-            scored_under=scored_under if scored_under.get("base") == base else None,
-            reference=held_to,
-            cache=work / "reference",
-            logs=out.parent / "logs",
-            name=out.name,
-        )
-        with closing(Workers(1)) as workers:
-            facts = fit(job, f"training {out.name} on {len(pairs)} pairs", progress, workers)
-        if not first:
-            return out
-        manifest = {
-            "kind": "train",
-            "dataset": dataset,
-            "config": config,
-            "revision": revision,
-            "pairs_sha256": sha256(table),
-            "left_out": counts,
-            "base": base,
-            "base_revision": resolved.revision,
-            "start": init,
-            "start_sha256": start and models.adapter_sha256(start),
-            "reference": named if settings.objective == "dpo" else None,
-            "reference_sha256": held_to and models.adapter_sha256(held_to),
-            # An adapter that is trained further keeps its own shape.
-            "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
-            "adapter_sha256": models.adapter_sha256(adapter),
-            **versions(),
-            **facts,
-        }
-        write_json(adapter / MANIFEST, manifest)
-        if out.exists():
-            out.rmdir()
-        shutil.move(adapter, out)
-        shutil.rmtree(work)
-    return out
+
+def _pinned(agent: Agent, settings: TrainSettings, progress: Progress) -> models.Base:
+    """The base at its revision of now; one of the embedded world is made if it is not there."""
+    if settings.engine.name == "fake":
+        return models.Base(agent.base, None, agent.trust_remote_code)
+    base = models.Base(agent.base, models.resolve(agent), agent.trust_remote_code)
+    pretrain([agent.base], progress)
+    return base
+
+
+def _reference_name(
+    settings: TrainSettings, base: str, init: str | None, reference: str | None
+) -> str | None:
+    """What the policy is held to, for a person to read; None where it is held to nothing."""
+    if settings.objective == "sft":
+        return None
+    if init and settings.dpo.reference == "previous":
+        return reference or "the starting adapter"
+    return reference or base
 
 
 @contextmanager
@@ -238,8 +261,10 @@ def usable_pairs(
     return pairs, counts
 
 
-def _adapter(init: str) -> Path:
+def _adapter(init: str | None) -> Path | None:
     """The folder of an adapter, fetched from the Hub where it is not here."""
+    if init is None:
+        return None
     folder = Path(init).expanduser()
     if folder.is_dir() or init.startswith((".", "/", "~")):
         if not all((folder / name).is_file() for name in ADAPTER_FILES):
