@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data.methods import called
+from macpo_data.methods.registry import called
 from macpo_data.world import judge
 
 KEYS = {

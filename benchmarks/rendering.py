@@ -22,7 +22,7 @@ from benchmarks.rows import row
 from macpo_data.hub.index import config_name
 from macpo_data.hub.tree import assemble, render_step
 from macpo_data.loading.load import load_recipe
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.plan import Plan, Step
 from macpo_data.schema import MESSAGES, PAIRS
 from macpo_data.store.store import Store

@@ -11,17 +11,15 @@ import typer
 from macpo import options as opt
 from macpo.failing import one_line_errors
 from macpo_data.errors import MacpoError
-from macpo_run.commands import (
-    checking,
-    cleaning,
-    looking,
-    making,
-    measuring,
-    sharing,
-    starting,
-    sweeping,
-)
-from macpo_run.commands.opening import RUNS, RunOptions
+from macpo_run.commands import check_diff_doctor as checking
+from macpo_run.commands import clean as cleaning
+from macpo_run.commands import eval as measuring
+from macpo_run.commands import gen_train_run as making
+from macpo_run.commands import init as starting
+from macpo_run.commands import push_pull as sharing
+from macpo_run.commands import status_show_report as looking
+from macpo_run.commands import sweep as sweeping
+from macpo_run.commands.run_options import RUNS, RunOptions
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,7 +8,7 @@ from macpo_data.errors import StoreError
 from macpo_data.evaluation import probe
 from macpo_data.evaluation.policies import every_policy
 from macpo_data.evaluation.results import is_of
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.plan import Policy, round_of
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import Manifest, Store

@@ -8,12 +8,13 @@ import polars as pl
 
 from macpo_data.errors import DataError
 from macpo_data.generation.context import RoundData
-from macpo_data.methods import ceiling, method
+from macpo_data.methods import ceiling
+from macpo_data.methods.registry import method
 from macpo_data.plan import Policy, Step
 from macpo_data.signs.dataset import of_dataset
 from macpo_data.signs.rules import Signs
 from macpo_data.store.store import inputs, write_parquet
-from macpo_run.facts import signs_of, step_facts
+from macpo_run.manifests import signs_of, step_facts
 from macpo_run.session import Session
 
 

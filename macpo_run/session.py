@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from macpo_data.errors import Interrupted
 from macpo_data.evaluation import evaluate
 from macpo_data.generation.run_context import RunContext
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.models.base import Base
 from macpo_data.models.worker import Progress, Worker, Workers
 from macpo_data.plan import Plan, Policy, Step

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 from filelock import FileLock, Timeout
 
-from macpo_data import hf
+from macpo_data import hub_client
 from macpo_data.errors import DataError, MacpoError, ModelError
 from macpo_data.loading.load import load_settings
 from macpo_data.models import base as models
@@ -274,13 +274,13 @@ def _adapter(init: str | None) -> Path | None:
         return folder
     place, _, revision = init.partition("@")
     parts = place.split("/")
-    repo = hf.check_repo("/".join(parts[:2]))
+    repo = hub_client.check_repo("/".join(parts[:2]))
     prefix = "".join(f"{part}/" for part in parts[2:])
-    with hf.one_line("fetch the adapter", init):
+    with hub_client.one_line("fetch the adapter", init):
         from huggingface_hub import snapshot_download
 
-        hf.connect()
-        where = hf.ask(
+        hub_client.connect()
+        where = hub_client.ask(
             snapshot_download,
             repo,
             revision=revision or None,

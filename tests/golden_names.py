@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from macpo_data.loading.load import load_recipe, shipped
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import digest
 from macpo_run.sweep import study

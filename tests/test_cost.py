@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from macpo.cli import app
 from macpo_data.generation.cost import CHARS_PER_TOKEN, Ask, Sizes, count, made_up
 from macpo_data.loading.load import load_recipe, shipped
-from macpo_data.methods import make_plan, method
+from macpo_data.methods.registry import make_plan, method
 from macpo_data.plan import Step
 from macpo_data.prompts import read
 from macpo_data.recipe.agents import Endpoint

@@ -10,7 +10,7 @@ from test_cost import counted
 from test_methods import DELTA, dataset, finish, said, sides
 
 from macpo_data.loading.load import load_recipe
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.plan import Policy
 
 

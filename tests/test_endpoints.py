@@ -33,8 +33,8 @@ from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe.agents import Endpoint
 from macpo_data.recipe.generation import Sampling
+from macpo_data.retry_after import retry_after
 from macpo_data.schema import MESSAGES
-from macpo_data.waiting import retry_after
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=0, max_new_tokens=64)

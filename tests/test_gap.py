@@ -22,7 +22,7 @@ from macpo_data.evaluation.policies import trained
 from macpo_data.evaluation.results import Evaluation
 from macpo_data.hub import push as hub
 from macpo_data.loading.load import load_recipe
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.plan import Plan, Policy
 from macpo_data.report.collect import Source, collect
 from macpo_data.report.excerpt import inline_json

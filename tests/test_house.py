@@ -16,31 +16,32 @@ ARROWS = {
     "text": "",
     "stats": "",
     "versions": "",
-    "waiting": "",
+    "retry_after": "",
     "world": "",
-    "hf": "waiting",
+    "hub_client": "retry_after",
     "schema": "",
     "prompts": "schema",
-    "shipped": "",
+    "shipped_recipes": "",
     "signs": "text",
-    "recipe": "prompts schema shipped world",
+    "recipe": "prompts schema shipped_recipes world",
     "models": "recipe schema world",
-    "engines": "models recipe schema waiting",
-    "sources": "hf models recipe schema text world",
+    "engines": "models recipe schema retry_after",
+    "sources": "hub_client models recipe schema text world",
     "plan": "recipe",
     "store": "models plan recipe sources",
     "generation": "engines models plan prompts recipe schema sources stats store text versions "
     "world",
     "methods": "generation plan recipe schema store",
-    "loading": "methods prompts recipe schema shipped world",
+    "loading": "methods prompts recipe schema shipped_recipes world",
     "evaluation": "generation plan recipe schema signs sources stats store text world",
-    "forms": "hf recipe schema sources text",
-    "report": "evaluation hf methods plan recipe schema sources store text versions",
-    "hub": "forms generation hf loading methods models plan prompts recipe schema sources store "
-    "versions world",
+    "forms": "hub_client recipe schema sources text",
+    "report": "evaluation hub_client methods plan recipe schema sources store text versions",
+    "hub": "forms generation hub_client loading methods models plan prompts recipe schema sources "
+    "store versions world",
     "macpo_train": "models recipe schema signs world",
-    "macpo_run": "engines evaluation forms generation hf hub loading macpo_train methods models "
-    "plan recipe report schema shipped signs sources stats store text versions world",
+    "macpo_run": "engines evaluation forms generation hub_client hub loading macpo_train methods "
+    "models plan recipe report schema shipped_recipes signs sources stats store text versions "
+    "world",
     "macpo": "macpo_run",
 }
 TRAINER = 16  # modules of macpo_data in the trainer's closure, at most

@@ -16,16 +16,17 @@ from macpo_data.errors import MacpoError, RecipeError
 from macpo_data.generation import select
 from macpo_data.hub import card
 from macpo_data.hub import push as hub
+from macpo_data.loading.conflicts import departures
 from macpo_data.loading.load import load_recipe
-from macpo_data.loading.rules import departures
-from macpo_data.methods import SHARPENING, make_plan, methods, name_of, spin
+from macpo_data.methods import spin
+from macpo_data.methods.registry import SHARPENING, make_plan, methods, name_of
 from macpo_data.plan import Policy
 from macpo_data.recipe.generation import Select
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.report import collect as report
 from macpo_data.report.excerpt import Texts
 from macpo_data.schema import CANDIDATES, SCORES, check
-from macpo_run.commands.looking import source
+from macpo_run.commands.status_show_report import source
 from macpo_run.rounds import Run
 from macpo_run.sweep.study import Variant, load_study, shipped, variants
 

@@ -14,6 +14,7 @@ from macpo_data import methods
 from macpo_data.errors import RecipeError
 from macpo_data.loading.load import load_recipe
 from macpo_data.loading.write import schema_text
+from macpo_data.methods import registry
 
 MINE = '''
 """The student's longest answer of three against its shortest."""
@@ -52,9 +53,9 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "mine.py").write_text(MINE)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path / "more")])
-    methods.methods.cache_clear()
+    registry.methods.cache_clear()
     yield
-    methods.methods.cache_clear()
+    registry.methods.cache_clear()
     sys.modules.pop("macpo_data.methods.mine", None)
 
 

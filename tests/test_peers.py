@@ -15,9 +15,10 @@ from test_methods import candidates, dataset, finish
 from macpo_data.errors import RecipeError
 from macpo_data.generation import select
 from macpo_data.generation.run_context import RunContext
+from macpo_data.loading.conflicts import departures
 from macpo_data.loading.load import load_recipe
-from macpo_data.loading.rules import departures
-from macpo_data.methods import macpo, make_plan
+from macpo_data.methods import macpo
+from macpo_data.methods.registry import make_plan
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe.generation import Select
 from macpo_run.rounds import Run

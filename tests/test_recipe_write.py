@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from macpo_data.loading.load import load_recipe, recipe_text, shipped
 from macpo_data.loading.write import SCHEMA, copy_recipe, full_text, schema_text
-from macpo_data.recipe.meanings import meanings
+from macpo_data.recipe.descriptions import meanings
 from macpo_data.recipe.recipe import Recipe, TrainSettings
 from macpo_data.recipe.section import Section
-from macpo_data.shipped import recipes_folder
+from macpo_data.shipped_recipes import recipes_folder
 
 REPEATED = {"more", "path", "split", "count"}  # keys of d2 and test, explained at d1
 

@@ -23,7 +23,7 @@ from conftest import Macpo, no_progress
 from macpo_data.errors import MacpoError
 from macpo_data.evaluation.results import Evaluation
 from macpo_data.plan import Policy
-from macpo_data.shipped import recipes_folder
+from macpo_data.shipped_recipes import recipes_folder
 from macpo_data.versions import versions
 from macpo_data.world.bases import VERSION
 from macpo_run.cleaning import unreachable

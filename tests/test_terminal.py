@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from macpo_data.generation.cost import Ask
-from macpo_run.commands.opening import RunOptions, spelt
+from macpo_run.commands.run_options import RunOptions, spelt
 from macpo_run.terminal.lines import program, say, say_next
 from macpo_run.terminal.steps import StepRow, print_costs, print_steps
 from macpo_run.terminal.text import interval, plain, short_number

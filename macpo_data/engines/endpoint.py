@@ -17,7 +17,7 @@ from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import ModelError, plain
 from macpo_data.models.base import adapter_sha256
 from macpo_data.recipe.agents import Endpoint
-from macpo_data.waiting import retry_after
+from macpo_data.retry_after import retry_after
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data.errors import DataError
-from macpo_data.generation import people, select
+from macpo_data.generation import human_pairs, select
 from macpo_data.plan import Policy
 from macpo_data.recipe.evaluation import RewardModel
 from macpo_data.recipe.generation import Sampling
@@ -152,16 +152,16 @@ class Context(ABC):
                 f"data.{part} needs human answers, chosen and rejected: round 0 trains the "
                 f"teachers on them; set data.columns or data.{part}.path"
             )
-        sides = people.answers(prompts, "chosen", "rejected")
+        sides = human_pairs.answers(prompts, "chosen", "rejected")
         if noise_for:
             # The probe's pairs are anybody's, so that the noise of no one teacher is theirs.
             noise = self.recipe.noise(noise_for)
-            sides = people.swapped(sides, noise, noise_for, self.recipe.seed)
+            sides = human_pairs.swapped(sides, noise, noise_for, self.recipe.seed)
         return self._learned(part, sides)
 
     def human_answers(self, part: Part) -> RoundData:
         """The human's better answers, for fine-tuning: pairs without a rejected side."""
-        return self._learned(part, people.answers(self.prompts(part), "chosen"))
+        return self._learned(part, human_pairs.answers(self.prompts(part), "chosen"))
 
     def _learned(self, part: Part, sides: pl.DataFrame) -> RoundData:
         """What people wrote, without the prompts that `select` keeps from being learned."""
@@ -178,7 +178,7 @@ class Context(ABC):
     def weak_labels(self, data: RoundData) -> RoundData:
         """Pairs for the student's round 0, of which `data.label_noise` are swapped."""
         noise, seed = self.recipe.data.label_noise, self.recipe.seed
-        return replace(data, pairs=people.swapped(data.pairs, noise, people.LABELS, seed))
+        return replace(data, pairs=human_pairs.swapped(data.pairs, noise, human_pairs.LABELS, seed))
 
     def chosen_labels(self, writers: Sequence[Policy]) -> pl.DataFrame:
         """The answers of the student's weak labels that round 0 calls chosen, without its filters.
@@ -193,6 +193,6 @@ class Context(ABC):
         if len(writers) == 1:
             return wrote
         noise, seed = self.recipe.data.label_noise, self.recipe.seed
-        swapped = people.drawn(wrote["prompt_id"], noise, people.LABELS, seed)
+        swapped = human_pairs.drawn(wrote["prompt_id"], noise, human_pairs.LABELS, seed)
         is_bad = pl.int_range(pl.len()) % 2 == 1
         return wrote.filter(is_bad == swapped)

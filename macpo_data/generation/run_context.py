@@ -12,8 +12,8 @@ import polars as pl
 from macpo_data.engines.choose import pick
 from macpo_data.engines.protocol import Voice
 from macpo_data.errors import ModelError
-from macpo_data.generation import parts
 from macpo_data.generation import reward_model as reward
+from macpo_data.generation import run_prompts
 from macpo_data.generation.context import Context
 from macpo_data.generation.results import Item, Results
 from macpo_data.generation.shards import Task, perplexity, run_tasks
@@ -63,22 +63,22 @@ class RunContext(Context):
         if self._pins is None:  # once is enough: a local file is hashed to see that it is the same
             self._results.mend(name)
             self._pins = self.lock.data(self.recipe.data)
-        parts.draw(self.plan, self.store, self._pins)
+        run_prompts.draw(self.plan, self.store, self._pins)
         return check(self.store.read(name, f"{part}.parquet"), PROMPTS, name)
 
     def barred(self, part: Part, turns: pl.DataFrame | None = None) -> pl.DataFrame:
         """By the test sets and the likeness that `select` names."""
-        tests = parts.tests(self.lock, self.recipe.select)
+        tests = run_prompts.tests(self.lock, self.recipe.select)
         if turns is None:
             return overlap.excluded(self.prompts(part), tests, self.recipe.select)
-        return parts.barred_turns(turns, self.prompts("test"), tests, self.recipe.select)
+        return run_prompts.barred_turns(turns, self.prompts("test"), tests, self.recipe.select)
 
     def generate(
         self, policies: Sequence[Policy], part: Part, n: int = 1, draw: str = ""
     ) -> pl.DataFrame:
         """A sample set for each policy and draw."""
         prompts = self.prompts(part)
-        rows = parts.by_length(prompts.select("prompt_id", "prompt"), "prompt_id")
+        rows = run_prompts.by_length(prompts.select("prompt_id", "prompt"), "prompt_id")
         ids, sampling = rows["prompt_id"].to_list(), self.plan.sampling(part)
         wanted: list[tuple[str, Policy, Task]] = []
         for policy in policies:
@@ -110,7 +110,7 @@ class RunContext(Context):
         for policy, rows in batches:
             voice = self._voice(policy)
             rows = rows.select("prompt_id", "prompt").unique("prompt_id", maintain_order=True)
-            rows = parts.by_length(rows, "prompt_id")
+            rows = run_prompts.by_length(rows, "prompt_id")
             engine = self.plan.engine_identity(policy)
             made_from = [FORMAT, engine, settings, self.recipe.seed, draw]
             content = digest([*made_from, voice.fingerprint, rows.rows()])
@@ -138,7 +138,7 @@ class RunContext(Context):
         rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
         # All responses to a prompt together, so that it is read once.
-        rows = parts.by_length(rows, "prompt_id", "index")
+        rows = run_prompts.by_length(rows, "prompt_id", "index")
         if rows.is_empty():
             return samples.with_columns(**{n: pl.lit(None, t) for n, t in SCORES.items()})
         content = digest(rows.drop("prompt").rows())
@@ -165,7 +165,7 @@ class RunContext(Context):
         answers = (
             rows.select(*key, "prompt").drop_nulls("response").unique(key, maintain_order=True)
         )
-        answers = parts.by_length(answers, *key)
+        answers = run_prompts.by_length(answers, *key)
         scorer, made_from = reward.find_scorer(self.plan, self.store, self.lock, model)
         ids = [digest(row) for row in answers.select(key).rows()]
         name = f"rewards/{scorer.fingerprint}-{digest([FORMAT, self.recipe.read('engine'), ids])}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from macpo_data import hf
+from macpo_data import hub_client
 from macpo_data.errors import HubError
 from macpo_data.hub.index import adapters_repo
 from macpo_data.hub.push import Push, ensure, set_tag
@@ -36,14 +36,14 @@ def push_adapters(push: Push, *, private: bool, merge: bool, progress: Progress)
     Raises:
         HubError: an adapter of that name is there with other weights, or the Hub refuses.
     """
-    repo = adapters_repo(hf.check_repo(str(push.repo)))
+    repo = adapters_repo(hub_client.check_repo(str(push.repo)))
     adapters = {Path(name).name: name for name in _names(push)}
     if not adapters:
         raise HubError(f"no adapter of {push.tag} is trained yet; run `macpo train`")
-    with hf.one_line("push adapters to", repo):
+    with hub_client.one_line("push adapters to", repo):
         lines = [_push(push, repo, adapters, private)]
     if merge:
-        with hf.one_line("push the merged model to", f"{push.repo}-merged"):
+        with hub_client.one_line("push the merged model to", f"{push.repo}-merged"):
             lines.append(_push_merged(push, f"{push.repo}-merged", private, progress))
     return lines
 
@@ -61,7 +61,7 @@ def _names(push: Push) -> list[str]:
 
 
 def _push(push: Push, repo: str, adapters: dict[str, str], private: bool) -> str:
-    api = hf.connect()
+    api = hub_client.connect()
     ensure(api, repo, "model", private)
     files: dict[str, Path | bytes] = {}
     mine: dict[str, dict[str, Any]] = {}
@@ -72,9 +72,9 @@ def _push(push: Push, repo: str, adapters: dict[str, str], private: bool) -> str
             files[f"{short}/{file}"] = push.store.path(name) / file
 
     def attempt() -> str:
-        branches, tags = hf.commits(api, repo, "model")
+        branches, tags = hub_client.commits(api, repo, "model")
         head = branches["main"]
-        published = _published(hf.fetch(api, repo, "model", head, INDEX), repo)
+        published = _published(hub_client.fetch(api, repo, "model", head, INDEX), repo)
         for short in mine:
             other = published.get(short, mine[short])["adapter_sha256"]
             if other != mine[short]["adapter_sha256"]:
@@ -85,13 +85,13 @@ def _push(push: Push, repo: str, adapters: dict[str, str], private: bool) -> str
             "README.md": _card(push, repo, index).encode(),
         }
         message = f"{push.tag}: {len(mine)} adapters"
-        commit, new = hf.commit(api, repo, "model", "main", head, files | common, message)
+        commit, new = hub_client.commit(api, repo, "model", "main", head, files | common, message)
         for short in mine:
             if short not in tags:
                 set_tag(api, repo, "model", short, commit)
         return f"{'pushed' if new else 'kept'} {len(mine)} adapters in {repo}"
 
-    return hf.until_settled(attempt, repo)
+    return hub_client.until_settled(attempt, repo)
 
 
 def _published(content: bytes | None, repo: str) -> dict[str, dict[str, Any]]:
@@ -141,7 +141,7 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
     )
     if step is None or not store.is_done(plan.name(step)):
         raise HubError(f"{student} of {push.tag} is not trained yet; run `macpo train`")
-    api = hf.connect()
+    api = hub_client.connect()
     ensure(api, repo, "model", private)
     agent = plan.recipe.agents[student]
     manifest = store.verify(plan.name(step))
@@ -176,17 +176,17 @@ def _push_merged(push: Push, repo: str, private: bool, progress: Progress) -> st
         ).encode()
 
         def attempt() -> str:
-            branches, tags = hf.commits(api, repo, "model")
+            branches, tags = hub_client.commits(api, repo, "model")
             if push.tag in tags:
                 return f"{repo} has {push.tag} already"
-            commit, _ = hf.commit(
+            commit, _ = hub_client.commit(
                 api, repo, "model", "main", branches["main"], files, push.tag,
                 remove=lambda path: path not in files and path != ".gitattributes",
             )  # fmt: skip
             set_tag(api, repo, "model", push.tag, commit)
             return f"pushed {repo} at {push.tag}"
 
-        return hf.until_settled(attempt, repo)
+        return hub_client.until_settled(attempt, repo)
     finally:
         workers.close()
         shutil.rmtree(out, ignore_errors=True)

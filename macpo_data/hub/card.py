@@ -11,7 +11,7 @@ import yaml
 from macpo_data.forms import registry
 from macpo_data.hub.index import Config, Index
 from macpo_data.hub.templates import fill, fill_text
-from macpo_data.methods import SHARPENING, called, methods
+from macpo_data.methods.registry import SHARPENING, called, methods
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAMPLE_CHARS = 400

@@ -17,11 +17,11 @@ from typing import Any
 
 import yaml
 
-from macpo_data import hf
+from macpo_data import hub_client
 from macpo_data.errors import HubError, StoreError, plain
 from macpo_data.hub.index import INDEX, Index, read_index
 from macpo_data.loading.load import load_recipe
-from macpo_data.methods import make_plan
+from macpo_data.methods.registry import make_plan
 from macpo_data.models.base import adapter_sha256
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe.recipe import Recipe, text_files
@@ -41,11 +41,11 @@ def _folder(root: Path) -> Read:
     return lambda path: file.read_bytes() if (file := root / path).is_file() else None
 
 
-def _repository(repo: str, kind: hf.RepoType, revision: str) -> Read:
+def _repository(repo: str, kind: hub_client.RepoType, revision: str) -> Read:
     """A repository on the Hub, at the commit that the revision names."""
-    api = hf.connect()
-    commit = str(hf.ask(api.repo_info, repo, repo_type=kind, revision=revision).sha)
-    return partial(hf.fetch, api, repo, kind, commit)
+    api = hub_client.connect()
+    commit = str(hub_client.ask(api.repo_info, repo, repo_type=kind, revision=revision).sha)
+    return partial(hub_client.fetch, api, repo, kind, commit)
 
 
 def pull_round(
@@ -77,7 +77,7 @@ def pull_round(
         HubError: it is not there, or not what its manifests say.
     """
     here = Path(place).is_dir()
-    with nullcontext() if here else hf.one_line("pull from", hf.check_repo(place)):
+    with nullcontext() if here else hub_client.one_line("pull from", hub_client.check_repo(place)):
         if here:
             read = _folder(Path(place))
         else:
@@ -147,7 +147,7 @@ def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
 
 def _tag(repo: str, round_: int, learner: str | None) -> str:
     """The round's tag, or that of the one learner."""
-    _, tags = hf.commits(hf.connect(), repo, "dataset")
+    _, tags = hub_client.commits(hub_client.connect(), repo, "dataset")
     wanted = [f"round-{round_}", *([f"round-{round_}-{learner}"] if learner else [])]
     for tag in wanted:
         if tag in tags:
@@ -319,12 +319,12 @@ def _adapter(plan: Plan, store: Store, start: dict[str, Any]) -> list[str]:
     if repo is None:
         return [f"{missing}; it was never pushed (`macpo push --adapters` does)"]
     try:
-        read = _repository(hf.check_repo(repo), "model", str(revision))
+        read = _repository(hub_client.check_repo(repo), "model", str(revision))
         line = _put(store, name, _under(read, Path(name).name))
     except HubError:
         raise
     except Exception as error:
-        if hf.status_of(error) not in (401, 403, 404):
+        if hub_client.status_of(error) not in (401, 403, 404):
             raise
         return [f"{missing}; {repo} has none at {revision}, it was never pushed or is private"]
     if adapter_sha256(store.path(name)) != start["adapter_sha256"]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macpo_data import hf
+from macpo_data import hub_client
 from macpo_data.errors import HubError, StoreError
 from macpo_data.forms import trainer
 from macpo_data.hub.index import INDEX, Index, config_name, owned, read_index
@@ -170,15 +170,15 @@ def push_to_hub(
     Raises:
         HubError: the tag exists with other content, or the Hub refuses.
     """
-    repo = hf.check_repo(str(push.repo))
+    repo = hub_client.check_repo(str(push.repo))
     staging = push.store.root / ".push"
-    with hf.one_line("push to", repo), push.store.lock("push"):
-        api = hf.connect()
+    with hub_client.one_line("push to", repo), push.store.lock("push"):
+        api = hub_client.connect()
         ensure(api, repo, "dataset", private)
         entries: Index = {}
 
         def attempt() -> str:
-            branches, tags = hf.commits(api, repo, "dataset")
+            branches, tags = hub_client.commits(api, repo, "dataset")
             if push.tag in tags:
                 _same_or_refuse(api, push, repo, tags[push.tag])
                 return f"{repo} has {push.tag} already, with the same content"
@@ -191,7 +191,7 @@ def push_to_hub(
             return f"pushed {repo} at {push.tag} ({commit[:12]})"
 
         try:
-            return hf.until_settled(attempt, repo, say)
+            return hub_client.until_settled(attempt, repo, say)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -207,13 +207,13 @@ def _publish(
 ) -> str:
     """Bring main, the branch of the full form and the tag to where they should be."""
     head = branches["main"]
-    content = hf.fetch(api, repo, "dataset", head, INDEX)
-    if content is None and hf.fetch(api, repo, "dataset", head, "README.md") is not None:
+    content = hub_client.fetch(api, repo, "dataset", head, INDEX)
+    if content is None and hub_client.fetch(api, repo, "dataset", head, "README.md") is not None:
         raise HubError(f"{repo} holds a dataset that macpo did not make; choose another --repo")
     index = read_index(content, repo) | entries
     files = _files(entries, staging)
     message = f"{push.tag}: {', '.join(push.names)}"
-    commit, _ = hf.commit(
+    commit, _ = hub_client.commit(
         api,
         repo,
         "dataset",
@@ -245,35 +245,35 @@ def _publish_full(
     Where a push that was killed left it without files that are not at hand here, it is made anew
     from main: its history is of no interest.
     """
-    wanted = hf.listing(api, repo, "dataset", main)
+    wanted = hub_client.listing(api, repo, "dataset", main)
     if branch is not None:
-        there = hf.listing(api, repo, "dataset", branch)
+        there = hub_client.listing(api, repo, "dataset", branch)
         if any(there.get(path) != oid for path, oid in wanted.items() if path not in files):
-            hf.ask(api.delete_branch, repo, branch=FULL, repo_type="dataset")
+            hub_client.ask(api.delete_branch, repo, branch=FULL, repo_type="dataset")
             branch = None
     if branch is None:
-        hf.ask(
+        hub_client.ask(
             api.create_branch, repo, branch=FULL, revision=main, repo_type="dataset", exist_ok=True
         )
-        branch = hf.commits(api, repo, "dataset")[0][FULL]
-    hf.commit(
+        branch = hub_client.commits(api, repo, "dataset")[0][FULL]
+    hub_client.commit(
         api, repo, "dataset", FULL, branch, files, message, remove=lambda path: path not in wanted
     )
 
 
-def set_tag(api: HfApi, repo: str, kind: hf.RepoType, tag: str, commit: str) -> None:
+def set_tag(api: HfApi, repo: str, kind: hub_client.RepoType, tag: str, commit: str) -> None:
     """Set a tag; one that was set in the meantime sends us back to look at it."""
     try:
-        hf.ask(api.create_tag, repo, tag=tag, revision=commit, repo_type=kind)
+        hub_client.ask(api.create_tag, repo, tag=tag, revision=commit, repo_type=kind)
     except Exception as error:
-        if hf.status_of(error) == 409:
-            raise hf.Moved from None
+        if hub_client.status_of(error) == 409:
+            raise hub_client.Moved from None
         raise
 
 
 def _same_or_refuse(api: HfApi, push: Push, repo: str, commit: str) -> None:
     """Refuse a tag that names other content than what would be pushed."""
-    there = read_index(hf.fetch(api, repo, "dataset", commit, INDEX), repo)
+    there = read_index(hub_client.fetch(api, repo, "dataset", commit, INDEX), repo)
     mine = push.identities()
     theirs = {name: there[name]["identity"] for name in mine if name in there}
     if theirs != mine:
@@ -283,14 +283,14 @@ def _same_or_refuse(api: HfApi, push: Push, repo: str, commit: str) -> None:
         )
 
 
-def ensure(api: HfApi, repo: str, kind: hf.RepoType, private: bool) -> None:
+def ensure(api: HfApi, repo: str, kind: hub_client.RepoType, private: bool) -> None:
     """Make the repository if it is not there."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        hf.ask(api.repo_info, repo, repo_type=kind)
+        hub_client.ask(api.repo_info, repo, repo_type=kind)
     except RepositoryNotFoundError:
-        hf.ask(api.create_repo, repo, repo_type=kind, private=private, exist_ok=True)
+        hub_client.ask(api.create_repo, repo, repo_type=kind, private=private, exist_ok=True)
 
 
 def _files(entries: Index, staging: Path) -> dict[str, Path | bytes]:
@@ -334,7 +334,7 @@ def source_licence(plan: Plan, store: Store, say: Say) -> str | None:
         return None
 
     def stated(path: str) -> str | None:
-        card = hf.connect().dataset_info(path).card_data
+        card = hub_client.connect().dataset_info(path).card_data
         licence = getattr(card, "license", None)
         return licence if isinstance(licence, str) else None
 

@@ -12,10 +12,10 @@ import yaml
 from pydantic import ValidationError
 
 from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.loading.conflicts import conflicts, unfilled, untrainable
 from macpo_data.loading.explain import explain
-from macpo_data.loading.rules import conflicts, unfilled, untrainable
 from macpo_data.recipe.recipe import Recipe, TrainSettings
-from macpo_data.shipped import recipes_folder
+from macpo_data.shipped_recipes import recipes_folder
 
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")

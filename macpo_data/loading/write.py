@@ -16,11 +16,11 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema
 
 from macpo_data.loading.load import load_recipe, recipe_text
-from macpo_data.methods import names
-from macpo_data.recipe.meanings import meanings
+from macpo_data.methods.registry import names
+from macpo_data.recipe.descriptions import meanings
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Section
-from macpo_data.shipped import recipes_folder
+from macpo_data.shipped_recipes import recipes_folder
 
 WIDTH = 100  # characters of a line
 SCHEMA = "# yaml-language-server: $schema="  # the line that tells an editor where the schema is

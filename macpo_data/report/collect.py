@@ -21,7 +21,7 @@ from macpo_data.evaluation.headline import headline, scores_of
 from macpo_data.evaluation.probe import best_line
 from macpo_data.evaluation.results import Evaluation, latest
 from macpo_data.evaluation.verdict import Rows
-from macpo_data.methods import name_of
+from macpo_data.methods.registry import name_of
 from macpo_data.plan import Plan, Step
 from macpo_data.report import excerpt
 from macpo_data.report.compare import differences

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from macpo_data import hf
+from macpo_data import hub_client
 from macpo_data.errors import DataError, first_line
 from macpo_data.recipe.data import Columns
 from macpo_data.sources.files import is_local
@@ -97,12 +97,16 @@ def _published_recipe(place: str, config: str | None, revision: str) -> dict[str
     elif is_local(place):
         content = None
     else:
-        with hf.one_line("read", place):
-            api = hf.connect()
-            info = hf.ask(api.repo_info, place, repo_type="dataset", revision=revision or None)
-            card = hf.fetch(api, place, "dataset", str(info.sha), "README.md")
+        with hub_client.one_line("read", place):
+            api = hub_client.connect()
+            info = hub_client.ask(
+                api.repo_info, place, repo_type="dataset", revision=revision or None
+            )
+            card = hub_client.fetch(api, place, "dataset", str(info.sha), "README.md")
             name = config or default_config(card or b"")
-            content = hf.fetch(api, place, "dataset", str(info.sha), f"macpo/{name}/recipe.yaml")
+            content = hub_client.fetch(
+                api, place, "dataset", str(info.sha), f"macpo/{name}/recipe.yaml"
+            )
     values = None if content is None else yaml.safe_load(content)
     return values if isinstance(values, dict) else None
 

@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from macpo_data import hf
+from macpo_data import hub_client
 from macpo_data.errors import DataError, first_line
 from macpo_data.sources.files import LOCAL_SUFFIXES, is_local, read_file
 
@@ -38,7 +38,7 @@ def read_table(
         return _read_folder(path, config, split)
     if is_local(place):
         return read_file(place)
-    return _read_hub(hf.check_repo(place), config, revision, split)
+    return _read_hub(hub_client.check_repo(place), config, revision, split)
 
 
 def default_config(card: Path | bytes) -> str | None:
@@ -134,8 +134,8 @@ def _read_hub(
     import datasets
 
     datasets.utils.logging.disable_progress_bar()
-    with hf.one_line("read", repo):
-        hf.connect()
+    with hub_client.one_line("read", repo):
+        hub_client.connect()
         try:
             read = datasets.load_dataset(repo, config, split=split, revision=revision)
         except ValueError as error:  # how datasets says that it has no such configuration or split

@@ -18,7 +18,7 @@ from macpo_data.loading.explain import explain
 from macpo_data.loading.load import load_recipe, read_yaml
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Count, Name, Section, Seed
-from macpo_data.shipped import recipes_folder
+from macpo_data.shipped_recipes import recipes_folder
 
 Settings = dict[str, Any]  # dotted key of the recipe: value
 AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed

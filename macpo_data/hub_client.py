@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from macpo_data.errors import HubError
-from macpo_data.waiting import retry_after
+from macpo_data.retry_after import retry_after
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

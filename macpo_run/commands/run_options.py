@@ -67,7 +67,7 @@ def open_to_make(options: RunOptions) -> Run:
 
 def warn_of_departures(recipe: Recipe, whose: str = "") -> None:
     """Say which settings of a recipe are not those of its method's paper."""
-    from macpo_data.loading.rules import departures
+    from macpo_data.loading.conflicts import departures
 
     if settings := departures(recipe):
         say_aside(

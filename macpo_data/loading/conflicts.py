@@ -11,7 +11,7 @@ from typing import Any
 
 from macpo_data import prompts
 from macpo_data.errors import ModelError
-from macpo_data.methods import methods, names
+from macpo_data.methods.registry import methods, names
 from macpo_data.recipe.draft import Draft, items
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.training import DPO

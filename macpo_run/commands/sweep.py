@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from macpo_run.commands.opening import warn_of_departures
+from macpo_run.commands.run_options import warn_of_departures
 from macpo_run.terminal.lines import say, say_aside
 
 

@@ -64,7 +64,7 @@ def print_plan(run: Run, steps: Sequence[Step]) -> None:
 
 def title(run: Run) -> str:
     """A run in one line: its folder, its method, its rounds."""
-    from macpo_data.methods import name_of
+    from macpo_data.methods.registry import name_of
 
     return f"{run.store.root}: {name_of(run.recipe)}, rounds 0..{run.plan.last_round}"
 
@@ -72,7 +72,7 @@ def title(run: Run) -> str:
 def print_costs_to_come(run: Run, steps: Sequence[Step]) -> None:
     """What the gen steps that are not done will ask of their models."""
     from macpo_data.generation.cost import count, measure
-    from macpo_data.methods import method
+    from macpo_data.methods.registry import method
     from macpo_run.terminal.steps import print_costs
 
     states = run.states()

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from macpo_run.commands.opening import RunOptions, open_run, open_to_make
-from macpo_run.commands.steps import (
+from macpo_run.commands.print_steps import (
     finish,
     next_command,
     print_costs_to_come,
@@ -18,6 +17,7 @@ from macpo_run.commands.steps import (
     print_plan,
     print_signs,
 )
+from macpo_run.commands.run_options import RunOptions, open_run, open_to_make
 from macpo_run.terminal.lines import program, say, say_aside, say_next
 
 if TYPE_CHECKING:

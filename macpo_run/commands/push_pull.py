@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo_data.errors import MacpoError
-from macpo_run.commands.opening import RunOptions, open_run, spelt
+from macpo_run.commands.run_options import RunOptions, open_run, spelt
 from macpo_run.terminal.lines import say, say_aside, say_next
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macpo_run.commands.opening import RunOptions, open_run
+from macpo_run.commands.run_options import RunOptions, open_run
 from macpo_run.terminal.lines import say, say_next
 
 if TYPE_CHECKING:

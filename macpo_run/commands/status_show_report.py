@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo_data.errors import MacpoError
-from macpo_run.commands.opening import RunOptions, open_run
-from macpo_run.commands.steps import next_command, print_plan, print_signs, signs_of, title
+from macpo_run.commands.print_steps import next_command, print_plan, print_signs, signs_of, title
+from macpo_run.commands.run_options import RunOptions, open_run
 from macpo_run.terminal.lines import say, say_next
 
 if TYPE_CHECKING:
