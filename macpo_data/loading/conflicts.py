@@ -109,9 +109,9 @@ def _of_method(draft: Draft) -> Iterator[str]:
 def _of_other_methods(draft: Draft) -> Iterator[str]:
     """A setting that changes nothing is one that nobody should believe in."""
     for method in methods().values():
-        for section in method.sections:
-            if method.name != draft.method and draft.changed(section):
-                yield f"{section}: only method {method.name} reads it; leave it out"
+        if method.name != draft.method:
+            for path in filter(draft.changed, method.own):
+                yield f"{path}: only method {method.name} reads it; leave it out"
 
 
 # ------------------------------------------------------------------------- choosing and judging

@@ -74,7 +74,7 @@ METHOD = Method(
     "by two weak teachers, the better one's answers against the other's (delta learning)",
     plan,
     build,
-    sections=("delta",),
+    own=("delta",),
     unread=(*CHOOSING, *TEACHING, "stop"),
     rules=rules,
 )

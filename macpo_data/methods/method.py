@@ -30,7 +30,7 @@ class Method:
     teachers: bool = True  # whether it needs any
     compares: bool = False  # whether it needs several answers of the student to a prompt
     needs: tuple[str, ...] = ()  # sections of the recipe without which it cannot be
-    sections: tuple[str, ...] = ()  # those that no other method reads
+    own: tuple[str, ...] = ()  # paths that no other method reads
     unread: tuple[str, ...] = ()  # paths that change nothing, and so are refused
     # What its paper trains with, where ours has it as a setting that may be another.
     paper: Mapping[str, Any] = field(default_factory=dict)

@@ -81,7 +81,7 @@ METHOD = Method(
     "by a weak teacher, whose answers stand against the student's own (SPIN)",
     plan,
     build,
-    sections=("spin",),
+    own=("spin.earlier_pairs",),
     unread=(*CHOOSING, *TEACHING),
     paper={
         "dpo.reference": "previous",

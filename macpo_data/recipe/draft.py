@@ -9,6 +9,7 @@ from macpo_data.recipe.data import DataBase
 from macpo_data.recipe.generation import Select
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Section
+from macpo_data.recipe.training import Spin
 
 
 class Draft:
@@ -25,17 +26,13 @@ class Draft:
         return part.get(key, default) if isinstance(part, dict) else default
 
     def changed(self, path: str) -> bool:
-        """Whether a key of data, select or no section, or a whole section, is not its default."""
+        """Whether a key of data, select, spin or no section is written and not its default."""
         part, _, key = path.rpartition(".")
-        sections: dict[str, type[Section]] = {"select": Select, "data": DataBase, "": Recipe}
+        sections: dict[str, type[Section]] = {"select": Select, "data": DataBase, "spin": Spin}
+        sections[""] = Recipe
         given = self.values.get(part) if part else self.values
         default: Any = sections[part].model_fields[key].default
-        if not isinstance(given, dict) or key not in given:
-            return False
-        if isinstance(default, Section) and isinstance(given[key], dict):
-            written, usual = given[key], default.model_dump()
-            return any(value != usual.get(name) for name, value in written.items())
-        return bool(given[key] != default)
+        return isinstance(given, dict) and bool(given.get(key, default) != default)
 
     @cached_property
     def agents(self) -> dict[Any, dict[str, Any]]:
