@@ -31,7 +31,7 @@ from macpo_data.recipe.engine import VLLM, Engine
 from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
 from macpo_data.world.grammar import examples
-from macpo_run import rounds, training
+from macpo_run import rounds, session, training
 
 if find_spec("vllm") is None:
     pytest.skip("vLLM is not installed (`make vllm`)", allow_module_level=True)
@@ -308,7 +308,7 @@ def test_rounds_0_and_1_and_no_engine_beside_a_training(
         beside.append([p.name for p in multiprocessing.active_children() if "vllm" in p.name])
         return training.fit(*args)
 
-    monkeypatch.setattr(rounds, "fit", fit)
+    monkeypatch.setattr(session, "fit", fit)
     recipe = load_recipe(str(tmp_path / "tiny.yaml"))
     with rounds.Run(recipe, tmp_path, lambda _: nullcontext(lambda *_: None), print) as run:
         outcomes = [run.finish_round(0), run.make("gen", 1)]
