@@ -24,6 +24,7 @@ from macpo_data.recipe.agents import NAMED_TEMPLATES, read_template
 from macpo_data.recipe.section import digest
 from macpo_data.recipe.training import DPO
 from macpo_data.signs.training import of_training
+from macpo_train import ranks
 from macpo_train.adapter import sharded
 from macpo_train.job import Job
 from macpo_train.watch import Watch, last_checkpoint, say
@@ -38,7 +39,7 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
         ModelError: the batch cannot be cut so.
     """
     settings, train_ = job.settings, job.train
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = ranks.count()
     # With FSDP a checkpoint holds the adapter's shards; whole, it would gather all of the base.
     os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
     micro = min(train_.micro_batch_size or settings.batch_size, settings.batch_size // processes)
@@ -185,7 +186,7 @@ def identity(job: Job) -> str:
     facts = [job.base.id, job.base.revision, template, job.column, job.lr_scale, job.seed]
     sections = (job.settings, job.lora, job.train, job.confidence)
     settings = [section.identity() for section in sections if section]
-    cut = [job.train.micro_batch_size, os.environ.get("WORLD_SIZE", "1"), sharded()]
+    cut = [job.train.micro_batch_size, str(ranks.count()), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
     reference = [adapter_sha256(job.reference)] if job.reference else []
     return digest([dataset, start, facts, settings, cut, *reference])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs
 from macpo_data.recipe.training import RewardTraining
+from macpo_train import ranks
 from macpo_train.encode import Encoded
 from macpo_train.job import Job
 
@@ -33,7 +33,7 @@ def would_fit(job: Job, model: Any, chat: Chat, data: Encoded) -> str:
     """
     if model is None:
         return f"memory ran out while {job.base.id} was loaded; name a smaller base"
-    batch, processes = job.settings.batch_size, int(os.environ.get("WORLD_SIZE", "1"))
+    batch, processes = job.settings.batch_size, ranks.count()
     micro = min(job.train.micro_batch_size or batch, batch // processes)
     smaller = [n for n in range(micro // 2, 0, -1) if batch % (n * processes) == 0]
     tries = processes == 1 and not isinstance(job.settings, RewardTraining)

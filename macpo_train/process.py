@@ -13,12 +13,13 @@ from typing import Any
 from macpo_data.errors import MacpoError
 from macpo_train.job import Job
 from macpo_train.launch import SIGN
+from macpo_train.ranks import is_first
 from macpo_train.train import train
 
 
 def main() -> None:
     """One of the processes."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
 
     def tell(**message: Any) -> None:
         if first:

@@ -15,6 +15,7 @@ from macpo_data.models.base import load_tokenizer
 from macpo_data.models.chat import make_chat
 from macpo_data.models.worker import Report
 from macpo_data.recipe.training import SFT, RewardTraining
+from macpo_train import ranks
 from macpo_train.adapter import ADAPTER_FILES, gathered, policy, save_adapter, sharded
 from macpo_train.job import Job
 from macpo_train.launch import launch
@@ -32,7 +33,7 @@ def train(report: Report, job: Job) -> dict[str, Any]:
     started = time.monotonic()
     if job.fake:
         facts = _placeholder(job)
-    elif job.train.launcher and "WORLD_SIZE" not in os.environ:
+    elif job.train.launcher and not ranks.is_launched():
         facts = launch(report, job)
     else:
         facts = _train(report, job)
@@ -41,7 +42,7 @@ def train(report: Report, job: Job) -> dict[str, Any]:
 
 def _train(report: Report, job: Job) -> dict[str, Any]:
     """`train` in this process, which may be one of several."""
-    if "WORLD_SIZE" not in os.environ:
+    if not ranks.is_launched():
         # One process drives one GPU: over several, transformers would spread each batch unasked.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]

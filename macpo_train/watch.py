@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from transformers import TrainerCallback
 from macpo_data.errors import ModelError
 from macpo_data.models.worker import Report
 from macpo_data.signs.rules import ENOUGH, Signs, sentences
+from macpo_train.ranks import is_first
 
 History = list[dict[str, float]]
 SHOWN = ("loss", "dpo", "sft", "weak", "own", "margin", "chosen_logprob", "rejected_logprob")
@@ -126,5 +126,5 @@ def last_checkpoint(folder: Path, identity: str) -> Path | None:
 
 def say(line: str) -> None:
     """Tell a person, beside the bar; one of several processes does."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(f"training: {line}", file=sys.stderr, flush=True)

@@ -8,10 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from macpo_train.ranks import is_first
+
 
 def say(line: str) -> None:
     """Print a line of a command's result."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if is_first():  # of several processes, one speaks
         print(line)
 
 
