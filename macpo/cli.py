@@ -100,6 +100,11 @@ def train(
     neither recipe nor run; its settings are `--set dpo.beta=0.1`, `--set train.max_length=2048`.
     """
     if dataset is not None:
+        flags = {"--redo": redo, "--reward": reward, "--dry-run": dry_run, "--runs": runs != RUNS}
+        of_a_run: dict[str, object] = {name: True for name, is_on in flags.items() if is_on}
+        of_a_run |= {"--round": round_, "--learner": learner, "--recipe": recipe}
+        if unread := _given(of_a_run):
+            raise MacpoError(f"{unread}: not read with --dataset, which is of no run")
         if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
         return making.train_dataset(

@@ -292,3 +292,25 @@ def test_an_edited_data_file_is_noticed(macpo: Macpo, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = macpo("gen", "--round", "0", "--learner", "teacher2", fake=True)
     assert done.returncode == 1 and "rows.jsonl changed since this run first read it" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (
+            ["train", "--dataset", "x", "--base", "b", "--out", "o", "--dry-run"],
+            "--dry-run: not read",
+        ),
+        (
+            ["train", "--dataset", "x", "--redo", "--reward"],
+            "--redo, --reward: not read with --data",
+        ),
+        (["push", "--round", "0", "--to", "x", "--adapters"], "--adapters: only for the Hub"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(
+    macpo: Macpo, tmp_path: Path, command: list[str], problem: str
+) -> None:
+    done = macpo(*command)
+    assert done.returncode == 1 and f"error: {problem}" in done.stderr
+    assert not (tmp_path / "o").exists() and not (tmp_path / "x").exists()

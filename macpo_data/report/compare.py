@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from macpo_data.recipe.data import Columns
 from macpo_data.sources.files import is_local
 from macpo_data.sources.pairs import preference_rows
 from macpo_data.sources.tables import default_config, read_table
-from macpo_data.store.manifests import MANIFEST
+from macpo_data.store.manifests import MANIFEST, parse_json
 
 _FINGERPRINT = re.compile(r"^[0-9a-f]{8}$")
 SCORED = ("chosen_perplexity", "rejected_perplexity", "chosen_num_tokens", "rejected_num_tokens")
@@ -76,11 +75,11 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
 
 def _stored(folder: Path) -> Version:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_bytes())
         pairs = pl.read_parquet(folder / "pairs.parquet")
         pairs.select("prompt_id", "prompt", "chosen", "rejected")
-        return Version(str(folder), pairs, manifest.get("recipe"))
-    except (OSError, ValueError, AttributeError, pl.exceptions.PolarsError) as error:
+        return Version(str(folder), pairs, dict(manifest).get("recipe"))
+    except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
         reason = first_line(error)
         raise DataError(
             f"{folder} is no dataset of a round: {reason}; see `macpo status`"

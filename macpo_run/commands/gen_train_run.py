@@ -50,6 +50,7 @@ def train_round(
 
 def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
     """Train a run's own reward model on D1's human pairs, or say whether it would be trained."""
+    from macpo_data.recipe.evaluation import TRAINED
     from macpo_run import policies
     from macpo_run.terminal.scores import print_reward_model
 
@@ -62,7 +63,9 @@ def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
         folder = policies.train_reward(run, redo)
         print_reward_model(run.store.manifest(name) or {})
         say(f"{folder}")
-        say_next(f"macpo eval --set eval.reward=trained{run.options}")
+        measured = run.recipe.eval.reward and run.recipe.eval.reward.model == TRAINED
+        setting = "" if measured else " --set eval.reward=trained"
+        say_next(f"macpo eval{setting}{run.options}")
 
 
 @dataclass(frozen=True)

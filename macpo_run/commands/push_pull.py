@@ -40,6 +40,14 @@ def push(options: RunOptions, publication: Publication) -> None:
     """
     if publication.repo is None and publication.to is None:
         raise MacpoError("where to? name a dataset with --repo org/name, or a folder with --to DIR")
+    on_hub = {
+        "--adapters": publication.adapters,
+        "--merge": publication.merge,
+        "--private": publication.private,
+        "--create-pr": publication.create_pr,
+    }
+    if publication.to is not None and (unread := [name for name, on in on_hub.items() if on]):
+        raise MacpoError(f"{', '.join(unread)}: only for the Hub; leave --to out, or that")
     with open_run(options) as run:
         prepared = _prepared(run, publication)
         if publication.to is not None:

@@ -68,9 +68,9 @@ def print_pairs(
     """Some pairs of a dataset, evenly spread over it or from its top."""
     console = Console()
     facts = manifest or {}
-    console.print(
-        plain(f"{len(pairs)} pairs of round {facts.get('round')} for {facts.get('learner')}")
-    )
+    noun = "pair" if len(pairs) == 1 else "pairs"
+    of = f"round {facts.get('round')} for {facts.get('learner')}"
+    console.print(plain(f"{len(pairs)} {noun} of {of}"))
     step = max(1, len(pairs) // count) if spread else 1
     for at in range(0, len(pairs), step)[:count]:
         row = pairs.row(at, named=True)
