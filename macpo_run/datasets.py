@@ -14,8 +14,8 @@ from macpo_data.plan import Policy, Step
 from macpo_data.signs.dataset import of_dataset
 from macpo_data.signs.rules import Signs
 from macpo_data.store.store import inputs, write_parquet
-from macpo_run.manifests import signs_of, step_facts
 from macpo_run.session import Session
+from macpo_run.step_facts import signs_of, step_facts
 
 
 def write(run: Session, step: Step, redo: bool) -> None:

@@ -21,9 +21,9 @@ from macpo_data.recipe.section import digest
 from macpo_data.recipe.training import DPO, SFT, RewardTraining
 from macpo_data.store.store import inputs, sha256, write_parquet
 from macpo_data.versions import versions
-from macpo_run.manifests import signs_of, step_facts
 from macpo_run.reference import score_pairs
 from macpo_run.session import Session
+from macpo_run.step_facts import signs_of, step_facts
 from macpo_run.training import pretrain
 from macpo_train.ranks import is_first
 

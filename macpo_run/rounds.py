@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from macpo_data.errors import MacpoError
 from macpo_data.evaluation import probe
@@ -18,9 +18,6 @@ from macpo_data.store.store import State
 from macpo_run import datasets, policies
 from macpo_run.session import Session
 from macpo_train import ranks
-
-if TYPE_CHECKING:
-    pass
 
 Kind = Literal["gen", "train"]
 STALE = "it is damaged, or made from what changed since: --redo makes it anew"
@@ -92,11 +89,12 @@ class Run(Session):
         """
         outcome = Outcome()
         todo = [s for s in self.select(kind, round_, learner) if only is None or s in only]
-        while step := self._next(todo, redo):
-            todo.remove(step)
-            results = outcome.wrote if self._once(step, redo) else outcome.kept
-            results.append((step, self.path(step)))
         states = self.states()
+        while step := self._next(todo, states, redo):
+            todo.remove(step)
+            is_new = self._once(step, states, redo)
+            (outcome.wrote if is_new else outcome.kept).append((step, self.path(step)))
+            states = self.states()
         outcome.waiting = {step: self.waits_for(step, states) or [STALE] for step in todo}
         if kind == "train":
             self._read_probe(round_)
@@ -104,9 +102,8 @@ class Run(Session):
             self.close()
         return outcome
 
-    def _next(self, todo: list[Step], redo: bool) -> Step | None:
+    def _next(self, todo: list[Step], states: dict[Step, State], redo: bool) -> Step | None:
         """The step to make now; None where nothing is ready."""
-        states = self.states()
         able = [s for s in todo if states[s] in ("done", "ready") or self._may(s, states, redo)]
         if not able:
             return None
@@ -114,9 +111,9 @@ class Run(Session):
         bases = {step: self.recipe.agents[step.learner].base for step in able}
         return min(able, key=lambda step: (step.turn, not self.has_loaded(bases[step])))
 
-    def _once(self, step: Step, redo: bool) -> bool:
+    def _once(self, step: Step, states: dict[Step, State], redo: bool) -> bool:
         """Make a step unless it is done; whether it was made here."""
-        states, name = self.states(), self.plan.name(step)
+        name = self.plan.name(step)
         again = self._may(step, states, redo)
         if states[step] == "done" and not again:
             return False

@@ -76,10 +76,12 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
 def _stored(folder: Path) -> Version:
     try:
         manifest = parse_json((folder / MANIFEST).read_bytes())
+        if not isinstance(manifest, dict):
+            raise ValueError("its manifest is no mapping of keys")
         pairs = pl.read_parquet(folder / "pairs.parquet")
         pairs.select("prompt_id", "prompt", "chosen", "rejected")
-        return Version(str(folder), pairs, dict(manifest).get("recipe"))
-    except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
+        return Version(str(folder), pairs, manifest.get("recipe"))
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         reason = first_line(error)
         raise DataError(
             f"{folder} is no dataset of a round: {reason}; see `macpo status`"
