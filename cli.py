@@ -4,9 +4,7 @@ Nothing imports this file and no installation contains it, so that a module of y
 `cli` and the program never meet.
 """
 
-from macpo.cli import app, main
-
-__all__ = ["app", "main"]
+from macpo.__main__ import main
 
 if __name__ == "__main__":
     main()

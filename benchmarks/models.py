@@ -28,7 +28,7 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a random Qwen2: as Qwen2.5 of that size has it, with tied embeddings."""
+    """Of a random Qwen2 with tied embeddings: as Qwen2.5 of that size has it, or SmolLM2."""
 
     width: int
     layers: int
@@ -39,6 +39,7 @@ class Shape:
 
 
 SHAPES = {
+    "135m": Shape(576, 30, heads=9, kv_heads=3, mlp=1536, vocabulary=49_152),
     "0.5b": Shape(896, 24, heads=14, kv_heads=2, mlp=4864),
     "3b": Shape(2048, 36, heads=16, kv_heads=2, mlp=11008),
 }

@@ -11,7 +11,8 @@ from typing import Any
 import polars as pl
 
 from benchmarks.rows import row
-from macpo_data.models.chat import Chat, make_chat
+from macpo_data.models.chat import Chat
+from macpo_data.models.templates import make_chat
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REPEATS = 5

@@ -26,7 +26,7 @@ from benchmarks.models import add_model_options, dialogues, model_flags, model_w
 from benchmarks.rows import clock, forget_peak, peak_mib, row
 from macpo_data.models.base import Base
 from macpo_data.recipe.engine import Engine
-from macpo_data.recipe.training import DPO, Lora, Train
+from macpo_data.recipe.training import DPO, Finetuning, Lora, Train
 
 USUAL = ("shared", "plain", "shared, reference computed", "trl dpo", "trl dpo, precomputed")
 VARIANTS = (
@@ -48,6 +48,7 @@ class Setting:
     checkpointing: bool
     epochs: int
     dtype: str
+    finetuning: Finetuning
 
 
 def prepare(folder: Path, pairs: int, size: str, dtype: str) -> None:
@@ -129,6 +130,7 @@ def run_macpo(variant: str, setting: Setting, out: Path) -> list[float]:
             base=Base(str(folder / "base"), None),
             chat_template="tokenizer",
             start=None,
+            finetuning=setting.finetuning,
             out=out,
             settings=DPO(
                 epochs=setting.epochs,
@@ -174,10 +176,6 @@ def run_trl(variant: str, setting: Setting, out: Path) -> list[float]:
         "bf16": setting.dtype == "bfloat16",
         "use_cpu": not on_gpu,
         "gradient_checkpointing": setting.checkpointing,
-        "use_peft": True,
-        "lora_r": 8,
-        "lora_alpha": 16,
-        "lora_dropout": 0.0,
         "logging_steps": 1,
         "save_strategy": "epoch",
         "save_only_model": True,
@@ -190,7 +188,9 @@ def run_trl(variant: str, setting: Setting, out: Path) -> list[float]:
     if "defaults" in variant:
         del flags["gradient_checkpointing"]
     words = ["dpo.py", "--loss_type", "sigmoid", "sft", "--loss_weights", "1.0", "0.2"]
-    words += ["--lora_target_modules", *TARGETS]
+    if setting.finetuning == "lora":
+        flags |= {"use_peft": True, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
+        words += ["--lora_target_modules", *TARGETS]
     for name, value in flags.items():
         words += [f"--{name}", str(value)]
     sys.argv = words
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     # With one, precomputing can at best tie: the reference reads each pair once either way.
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--finetuning", choices=["lora", "full"], default="lora")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=USUAL)
     parser.add_argument("--warmup", action="store_true", help="repeat in one process, from warm")
     add_model_options(parser)
@@ -217,7 +218,13 @@ def main() -> None:
     times = asked.repeats + 1 if asked.warmup else 1  # in each process
     if asked.one:
         setting = Setting(
-            asked.folder, asked.pairs, asked.micro, asked.checkpointing, asked.epochs, asked.dtype
+            asked.folder,
+            asked.pairs,
+            asked.micro,
+            asked.checkpointing,
+            asked.epochs,
+            asked.dtype,
+            asked.finetuning,
         )
         return one(asked.one, setting, times)
     with tempfile.TemporaryDirectory() as name:
@@ -240,6 +247,7 @@ def show(asked: argparse.Namespace, facts: dict[str, list[dict[str, Any]]]) -> N
     """A row for each variant, held against the first."""
     first = asked.variants[0]
     flags = f" --epochs {asked.epochs}" + " --checkpointing" * asked.checkpointing
+    flags += " --finetuning full" * (asked.finetuning == "full")
     flags += model_flags(asked.size, asked.dtype)
     for variant, runs in facts.items():
         if not runs:
@@ -261,6 +269,7 @@ def show(asked: argparse.Namespace, facts: dict[str, list[dict[str, Any]]]) -> N
             f"DPO + SFT on {asked.pairs} HH pairs of several turns, batch {BATCH} in parts of "
             f"{asked.micro}, epochs {asked.epochs}"
             f"{', checkpointing' if asked.checkpointing else ''}"
+            f"{', all weights' if asked.finetuning == 'full' else ''}"
             f"{model_words(asked.size, asked.dtype)}: {variant}, median of {asked.repeats}",
             f"{statistics.median(rates):.2f} pairs/s; {against}{spread}peak {peak:,.0f} MiB; "
             f"loss {runs[0]['losses'][0]:.4f} to {runs[0]['losses'][-1]:.4f}{compiling}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -10,35 +11,40 @@ import typer
 
 from macpo import options as opt
 from macpo.failing import one_line_errors
+from macpo.teaching import Command, Commands, completing
 from macpo_data.errors import MacpoError
+from macpo_run import names as known
 from macpo_run.commands import check_diff_doctor as checking
 from macpo_run.commands import clean as cleaning
+from macpo_run.commands import convert as converting
 from macpo_run.commands import eval as measuring
 from macpo_run.commands import gen_train_run as making
 from macpo_run.commands import init as starting
 from macpo_run.commands import push_pull as sharing
 from macpo_run.commands import status_show_report as looking
 from macpo_run.commands import sweep as sweeping
-from macpo_run.commands.run_options import RUNS, RunOptions
+from macpo_run.commands.run_options import RUNS, DatasetOptions, RunOptions
+
+BEGIN, MAKE, LOOK, SHARE = "Begin", "Make", "Look", "Give away, and other data"  # in --help
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Make preference data round by round, and train on it.
 
-Weak teachers and a strong student teach each other (MACPO). Each round is a dataset.
-
-Start with `macpo run --until 2` for a small world on this machine, or with `macpo init hh_helpful`
-for a recipe of your own. What is finished is kept: the same command goes on where it stopped.
+Weak teachers and a strong student teach each other (MACPO). Each round is a dataset. What is
+finished is kept: the same command goes on where it stopped.
 """,
 )
 
 
 def main() -> None:
     """Run the command; a person's mistake is one line on stderr and exit code 1."""
+    if "_MACPO_COMPLETE" in os.environ:  # a shell asks, and takes each line for a name of its own
+        os.environ["COLUMNS"] = "10000"
     with one_line_errors():
         app(prog_name="macpo")
 
@@ -48,21 +54,38 @@ def _options(version: opt.VersionOption = False) -> None:
     """Carry the options that stand before a command."""
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=BEGIN)
 def init(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe.")] = "quickstart",
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe.", autocompletion=completing(known.recipes))
+    ] = "quickstart",
     to: Annotated[Path, typer.Option(help="Where to write it.")] = Path("macpo.yaml"),
     full: opt.FullOption = False,
+    data: opt.OwnDataOption = None,
+    config: opt.ConfigOption = None,
+    split: opt.SplitOption = None,
+    columns: opt.ColumnsOption = None,
 ) -> None:
     """Copy a shipped recipe to ./macpo.yaml, to be edited.
 
     It holds what is not at its default, and why. Beside it goes a schema, from which an editor with
     a YAML language server explains and completes keys.
+
+    Your own preference data, a file, a folder or org/name on the Hub, take the place of the
+    recipe's: `macpo init --data pairs.jsonl`, then `macpo run --dry-run` and `macpo run`. Their
+    prompts are shared out among the teachers' half, the student's half and a test that nothing
+    learns from. Where columns have other names: `macpo init hh_helpful --data org/name --split
+    train --columns prompt=question,chosen=best,rejected=worst`.
     """
-    starting.init(recipe, to, full)
+    if data is None:
+        alone = {"--config": config, "--split": split, "--columns": columns}
+        if unread := _given(alone):
+            raise MacpoError(f"{unread}: only read with --data, your own preference data")
+        return starting.init(recipe, to, full)
+    starting.init(recipe, to, full, DatasetOptions(data, config, None, split, columns))
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MAKE)
 def gen(
     round_: opt.RoundOption,
     learner: opt.LearnerOption = None,
@@ -70,13 +93,16 @@ def gen(
     runs: opt.RunsOption = RUNS,
     sets: opt.SetOption = None,
     dry_run: opt.DryOption = False,
+    on: opt.OnOption = None,
     redo: opt.RedoOption = False,
 ) -> None:
     """Write every dataset of a round whose inputs exist."""
-    making.gen(RunOptions(recipe, runs, sets), round_, learner, dry_run=dry_run, redo=redo)
+    _belongs(on, dry_run)
+    options = RunOptions(recipe, runs, sets)
+    making.make_round("gen", options, round_, learner, dry_run=dry_run, redo=redo, on=on)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MAKE)
 def train(
     round_: opt.MaybeRoundOption = None,
     learner: opt.LearnerOption = None,
@@ -84,11 +110,14 @@ def train(
     runs: opt.RunsOption = RUNS,
     sets: opt.SetOption = None,
     dry_run: opt.DryOption = False,
+    on: opt.OnOption = None,
     redo: opt.RedoOption = False,
     reward: opt.RewardOption = False,
     dataset: opt.DatasetOption = None,
     config: opt.ConfigOption = None,
     revision: opt.RevisionOption = None,
+    split: opt.SplitOption = None,
+    columns: opt.ColumnsOption = None,
     base: opt.BaseOption = None,
     init: opt.InitOption = None,
     reference: opt.ReferenceOption = None,
@@ -99,6 +128,7 @@ def train(
     `macpo train --dataset org/name --config round_2_student --base org/model --out DIR` needs
     neither recipe nor run; its settings are `--set dpo.beta=0.1`, `--set train.max_length=2048`.
     """
+    _belongs(on, dry_run)
     if dataset is not None:
         flags = {"--redo": redo, "--reward": reward, "--dry-run": dry_run, "--runs": runs != RUNS}
         of_a_run: dict[str, object] = {name: True for name, is_on in flags.items() if is_on}
@@ -107,24 +137,23 @@ def train(
             raise MacpoError(f"{unread}: not read with --dataset, which is of no run")
         if not base or out is None:
             raise MacpoError("--dataset needs a model, --base org/name, and a folder, --out DIR")
-        return making.train_dataset(
-            making.DatasetTraining(dataset, base, out, config, revision, init, reference, sets)
-        )
-    alone = {"--config": config, "--revision": revision, "--base": base, "--init": init,
-             "--reference": reference, "--out": out}  # fmt: skip
+        place = DatasetOptions(dataset, config, revision, split, columns)
+        return making.train_dataset(making.DatasetTraining(place, base, out, init, reference, sets))
+    alone = {"--config": config, "--revision": revision, "--split": split, "--columns": columns,
+             "--base": base, "--init": init, "--reference": reference, "--out": out}  # fmt: skip
     if unread := _given(alone):
         raise MacpoError(f"{unread}: only read with --dataset; a run has a recipe")
     options = RunOptions(recipe, runs, sets)
     if reward:
         if round_ is not None or learner is not None:
             raise MacpoError("--reward is of no round or learner; leave --round and --learner out")
-        return making.train_reward(options, dry_run=dry_run, redo=redo)
+        return making.train_reward(options, dry_run=dry_run, redo=redo, on=on)
     if round_ is None:
         raise MacpoError("train what? --round N, --reward, or a dataset with --dataset")
-    making.train_round(options, round_, learner, dry_run=dry_run, redo=redo)
+    making.make_round("train", options, round_, learner, dry_run=dry_run, redo=redo, on=on)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MAKE)
 def run(
     round_: opt.OnlyRoundOption = None,
     until: Annotated[int | None, typer.Option(help="Finish all rounds up to this one.")] = None,
@@ -132,14 +161,16 @@ def run(
     runs: opt.RunsOption = RUNS,
     sets: opt.SetOption = None,
     dry_run: opt.DryOption = False,
+    on: opt.OnOption = None,
 ) -> None:
     """Finish a round, or all rounds up to one: gen, train, gen, train."""
     if round_ is not None and until is not None:
         raise typer.BadParameter("--round and --until exclude each other")
-    making.run_rounds(RunOptions(recipe, runs, sets), round_, until, dry_run=dry_run)
+    _belongs(on, dry_run)
+    making.run_rounds(RunOptions(recipe, runs, sets), round_, until, dry_run=dry_run, on=on)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=MAKE)
 def sweep(
     study: opt.StudyArgument = None,
     recipe: opt.RecipeOption = None,
@@ -151,6 +182,7 @@ def sweep(
     runs: opt.RunsOption = RUNS,
     sets: opt.SetOption = None,
     dry_run: opt.DryOption = False,
+    on: opt.OnOption = None,
 ) -> None:
     """Make a family of recipes in one run folder, each shared step once, and compare them.
 
@@ -165,10 +197,11 @@ def sweep(
         "seeds": None if seeds is None else parse_seeds(seeds), "agents": _names(agents) or None,
     }  # fmt: skip
     changes = {name: value for name, value in changes.items() if value is not None}
-    sweeping.sweep(study, changes, runs, sets, dry_run=dry_run)
+    _belongs(on, dry_run)
+    sweeping.sweep(study, changes, runs, sets, dry_run=dry_run, on=on)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LOOK)
 def status(
     recipe: opt.RecipeOption = None,
     runs: opt.RunsOption = RUNS,
@@ -181,7 +214,7 @@ def status(
     (looking.watch if watch else show)(RunOptions(recipe, runs, sets))
 
 
-@app.command("eval")
+@app.command("eval", cls=Command, rich_help_panel=LOOK)
 def eval_(
     round_: opt.PoliciesOption = "all",
     agents: opt.AgentsOption = None,
@@ -218,7 +251,7 @@ def eval_(
     measuring.measure(options, round_, names, against, redo=redo)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LOOK)
 def show(
     round_: opt.RoundOption,
     learner: opt.LearnerOption = None,
@@ -235,7 +268,7 @@ def show(
     looking.show(options, round_, learner, count=count, where=where, sort=sort, sample=sample)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LOOK)
 def report(
     recipes: opt.RecipesArgument = None,
     recipe: opt.RecipesOption = None,
@@ -250,7 +283,7 @@ def report(
         typer.launch(path.resolve().as_uri())
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=SHARE)
 def push(
     round_: opt.RoundOption,
     repo: opt.RepoOption = None,
@@ -261,6 +294,7 @@ def push(
     create_pr: opt.PullRequestOption = False,
     candidates: opt.CandidatesOption = False,
     adapters: opt.AdaptersOption = False,
+    negatives: opt.NegativesOption = False,
     merge: opt.MergeOption = False,
     licence: opt.LicenceOption = None,
     recipe: opt.RecipeOption = None,
@@ -269,12 +303,13 @@ def push(
 ) -> None:
     """Publish a finished round: one commit and one tag on the Hub, or a folder."""
     publication = sharing.Publication(
-        round_, learner, repo, to, as_, licence, private, create_pr, candidates, adapters, merge
-    )
+        round_, learner, repo, to, as_, licence, private, create_pr, candidates, adapters,
+        negatives, merge,
+    )  # fmt: skip
     sharing.push(RunOptions(recipe, runs, sets), publication)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=SHARE)
 def pull(
     source: opt.OriginArgument,
     round_: opt.RoundOption,
@@ -288,12 +323,13 @@ def pull(
     sharing.pull(source, round_, learner, revision, runs, to, local_paths=local_paths)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=SHARE)
 def check(
     place: opt.PlaceArgument,
     config: opt.ConfigOption = None,
     revision: opt.RevisionOption = None,
-    split: opt.SplitOption = "train",
+    split: opt.SplitOption = None,
+    columns: opt.ColumnsOption = None,
     trainer: opt.TrainerOption = None,
     tests: opt.TestOption = None,
     tokenizer: opt.TokenizerOption = None,
@@ -301,11 +337,33 @@ def check(
     sets: opt.SetOption = None,
 ) -> None:
     """Look at any preference dataset as each trainer would; exit 1 where something is wrong."""
-    dataset = checking.Dataset(place, config, revision, split)
+    dataset = DatasetOptions(place, config, revision, split, columns)
     checking.check(dataset, trainer, tests or [], tokenizer, max_length, sets)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=SHARE)
+def convert(
+    place: opt.PlaceArgument,
+    trainer: opt.TargetOption,
+    to: opt.TargetFolderOption,
+    config: opt.ConfigOption = None,
+    revision: opt.RevisionOption = None,
+    split: opt.SplitOption = None,
+    columns: opt.ColumnsOption = None,
+    sets: opt.SetOption = None,
+) -> None:
+    """Write any preference dataset in the form of one trainer, with the settings that read it.
+
+    `macpo convert pairs.csv --columns prompt=q,chosen=a,rejected=b --for axolotl --to DIR` writes
+    train.jsonl and the snippet for the trainer's own settings. What a form cannot say is no row in
+    it: it is left out with its reason, and columns and keys that are lost are named. Text that is
+    rendered already is written as it is with --set chat_template=none.
+    """
+    dataset = DatasetOptions(place, config, revision, split, columns)
+    converting.convert(dataset, trainer, to, sets)
+
+
+@app.command(cls=Command, rich_help_panel=SHARE)
 def diff(
     a: opt.VersionArgument,
     b: opt.OtherVersionArgument,
@@ -317,7 +375,7 @@ def diff(
     checking.diff(a, b, config, count, runs)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=BEGIN)
 def doctor(
     recipe: opt.RecipeOption = None,
     runs: opt.RunsOption = RUNS,
@@ -328,18 +386,19 @@ def doctor(
     checking.doctor(recipe, runs, sets, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=BEGIN)
 def clean(
     recipe: opt.KeptRecipesOption = None,
     runs: opt.RunsOption = RUNS,
     sets: opt.SetOption = None,
+    checkpoints: opt.CheckpointsOption = False,
     yes: opt.YesOption = False,
 ) -> None:
     """List, and with --yes remove, results of the run that no named recipe reaches.
 
     A folder that several recipes share needs all of them named.
     """
-    cleaning.clean(recipe or [], runs, sets, remove=yes)
+    cleaning.clean(recipe or [], runs, sets, remove=yes, checkpoints=checkpoints)
 
 
 def _names(text: str | None) -> list[str]:
@@ -350,3 +409,9 @@ def _names(text: str | None) -> list[str]:
 def _given(options: Mapping[str, object]) -> str:
     """The options that were given, of some that nothing would read."""
     return ", ".join(name for name, value in options.items() if value is not None)
+
+
+def _belongs(on: str | None, dry_run: bool) -> None:
+    """Refuse hardware that nothing is planned for."""
+    if on and not dry_run:
+        raise MacpoError("--on names hardware to plan for; say --dry-run as well")

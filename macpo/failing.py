@@ -8,20 +8,21 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from macpo_data.errors import Interrupted, MacpoError, plain
+from macpo_data.errors import Interrupted, MacpoError, hidden_os_error, plain
 
-# A disk that is full or out of quota, or a path that cannot be what it has to be.
-DISK_ERRORS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+# What the system may be short of, of which it does not always say for which file.
+SHORTAGES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.EAGAIN, errno.ENOLCK,
 )  # fmt: skip
 INTERRUPTED = "interrupted; run the same command again to go on: what is finished stays"
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a person's mistakes, Ctrl-C and a full disk into one line on stderr, and an exit code.
+    """Turn a person's mistakes, Ctrl-C and what the system refuses into one line and an exit code.
 
     Raises:
         SystemExit: always where something went wrong that is no bug; 130 after Ctrl-C, else 1.
@@ -40,13 +41,29 @@ def one_line_errors() -> Iterator[None]:
     except MacpoError as error:
         sys.exit(f"error: {plain(' '.join(str(error).split()))}")
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        reason = refusal(error)
+        if reason is None:
             raise
-        where = f" ({plain(str(error.filename))})" if error.filename else ""
         sys.exit(
-            f"error: {os.strerror(error.errno)}{where}; mend that and run the same command again: "
-            "what is finished stays"
+            f"error: {reason}; mend that and run the same command again: what is finished stays"
         )
+
+
+def refusal(error: OSError) -> str | None:
+    """What the system refused, and where; None where that is a bug, such as a closed file.
+
+    >>> refusal(FileExistsError(17, "File exists", "runs"))
+    'File exists (runs)'
+    """
+    if error.errno is None:  # raised by a library that names the system's error in its text alone
+        error = hidden_os_error(error) or error
+    if error.errno is None or (error.filename is None and error.errno not in SHORTAGES):
+        return None
+    where = "" if error.filename is None else plain(os.fsdecode(error.filename))
+    what = os.strerror(error.errno)
+    if where and Path(where).is_symlink() and not os.path.exists(where):
+        what = "a link that leads nowhere"
+    return f"{what} ({where})" if where else what
 
 
 def _interrupt(*_: object) -> None:

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from macpo.teaching import completing
+from macpo_run import names as known
+
 # Headings in --help, for options that belong together.
 ALONE = "Without recipe and run"
 OTHERS = "For other evaluators, and people"
@@ -33,12 +36,18 @@ RecipeOption = Annotated[
         "-r",
         help="A shipped recipe's name, or a YAML file. Default: ./macpo.yaml if there is one, else "
         "quickstart.",
+        autocompletion=completing(known.recipes),
     ),
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Lay a.b=c over the recipe; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Lay a.b=c over the recipe; repeatable.",
+        autocompletion=completing(known.keys, "="),
+    ),
 ]
 
 # Which of its steps, and what happens to them.
@@ -47,7 +56,18 @@ RoundOption = Annotated[int, ROUND]
 MaybeRoundOption = Annotated[int | None, ROUND]
 OnlyRoundOption = Annotated[int | None, typer.Option("--round", help="Finish this round.")]
 LearnerOption = Annotated[str | None, typer.Option("--learner", help="Only this agent.")]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, do nothing.")]
+DryOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what there is to do and what it takes.")
+]
+OnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="HARDWARE",
+        help="With --dry-run: plan for 8xA100-80GB, or 2xCPU-24GB. Default: this machine.",
+        autocompletion=completing(known.machines),
+    ),
+]
 RedoOption = Annotated[
     bool, typer.Option("--redo", help="Make the steps anew; old results are moved aside.")
 ]
@@ -55,6 +75,16 @@ RedoOption = Annotated[
 # `init`.
 FullOption = Annotated[
     bool, typer.Option("--full", help="Every key, with what it means and its default.")
+]
+
+OwnDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PLACE",
+        help="Your own preference data in the place of the recipe's: a file, a folder, or org/name "
+        "on the Hub.",
+    ),
 ]
 
 # `train` without a round.
@@ -93,11 +123,18 @@ OutOption = Annotated[
 
 # `sweep`.
 StudyArgument = Annotated[
-    str | None, typer.Argument(help="A shipped study's name, or a YAML file.")
+    str | None,
+    typer.Argument(
+        help="A shipped study's name, or a YAML file.", autocompletion=completing(known.studies)
+    ),
 ]
 GridOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=A,B,C", help="Values to compare; repeatable, then all together."),
+    typer.Option(
+        metavar="KEY=A,B,C",
+        help="Values to compare; repeatable, then all together.",
+        autocompletion=completing(known.keys, "="),
+    ),
 ]
 SeedsOption = Annotated[
     str | None, typer.Option(help="So many (3), or these (3,4,5).", show_default="1")
@@ -147,7 +184,10 @@ WhereOption = Annotated[str | None, typer.Option(help="Only those, in SQL: 'chos
 SortOption = Annotated[str | None, typer.Option(help="In that order, in SQL: '-chosen_ppl'.")]
 SampleOption = Annotated[bool, typer.Option("--sample", help="Draw them at random.")]
 RecipesArgument = Annotated[
-    list[str] | None, typer.Argument(help="Recipes, side by side on one page.")
+    list[str] | None,
+    typer.Argument(
+        help="Recipes, side by side on one page.", autocompletion=completing(known.recipes)
+    ),
 ]
 RecipesOption = Annotated[
     list[str] | None, typer.Option("--recipe", "-r", help="Likewise; repeatable.")
@@ -167,8 +207,17 @@ CandidatesOption = Annotated[
 AdaptersOption = Annotated[
     bool, typer.Option("--adapters", help="Also push the round's adapters to REPO-adapters.")
 ]
+NegativesOption = Annotated[
+    bool,
+    typer.Option(
+        "--negatives",
+        help="With --adapters, also the negative twins: models fine-tuned to behave badly, for "
+        "research alone. Without it they are left out.",
+    ),
+]
 MergeOption = Annotated[
-    bool, typer.Option("--merge", help="Also push the student, merged, to REPO-merged.")
+    bool,
+    typer.Option("--merge", help="Also the student as one model, to REPO-merged or DIR-merged."),
 ]
 LicenceOption = Annotated[
     str | None, typer.Option("--license", help="Of the data, where its source states none.")
@@ -182,9 +231,32 @@ LocalPathsOption = Annotated[
 
 # `check`.
 PlaceArgument = Annotated[str, typer.Argument(help="A folder, a file, or org/name on the Hub.")]
-SplitOption = Annotated[str, typer.Option(help="Of the dataset.")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the dataset; default: train, or the only one.",
+        rich_help_panel=ALONE,
+        show_default=False,
+    ),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=COLUMN,...",
+        help="Which columns hold what, where their names are not the usual ones: "
+        "prompt=question,chosen=best,rejected=worst. Other names: system, tools; first, second, "
+        "label (two answers, and which is better); answers, score (several scored answers).",
+        rich_help_panel=ALONE,
+    ),
+]
 TrainerOption = Annotated[
-    str | None, typer.Option("--for", help="Fail unless this trainer reads it.")
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="TRAINER",
+        help="Fail unless this trainer reads it.",
+        autocompletion=completing(known.trainers),
+    ),
 ]
 TestOption = Annotated[
     list[str] | None, typer.Option("--test", help="A test set to keep out; repeatable.")
@@ -194,6 +266,20 @@ TokenizerOption = Annotated[
 ]
 LengthOption = Annotated[int, typer.Option(min=1, help="Tokens of prompt and answer.")]
 
+# `convert`.
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--for",
+        metavar="TRAINER",
+        help="For whom; they stand below.",
+        autocompletion=completing(known.trainers),
+    ),
+]
+TargetFolderOption = Annotated[
+    Path, typer.Option("--to", metavar="DIR", help="A new folder, which appears when it is whole.")
+]
+
 # `diff`, `doctor`, `clean`.
 VersionArgument = Annotated[str, typer.Argument(help="A path, a fingerprint, or org/name@tag.")]
 OtherVersionArgument = Annotated[str, typer.Argument(help="Likewise.")]
@@ -201,5 +287,13 @@ HealthJsonOption = Annotated[bool, typer.Option("--json", help="For a program to
 KeptRecipesOption = Annotated[
     list[str] | None,
     typer.Option("--recipe", "-r", help="Keep what this recipe reaches; repeatable."),
+]
+CheckpointsOption = Annotated[
+    bool,
+    typer.Option(
+        "--checkpoints",
+        help="Also the weights of checkpoints of earlier rounds that nothing to come needs; their "
+        "manifests stay.",
+    ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Remove them.")]

@@ -6,15 +6,19 @@ Whatever publishes or fetches a round goes through `ask`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from macpo_data.errors import HubError
+from macpo_data.outside import JSON_BYTES, read_bytes
 from macpo_data.retry_after import retry_after
 
 if TYPE_CHECKING:
@@ -29,16 +33,24 @@ TIMEOUT = 60.0  # seconds without an answer
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _PASSING = (408, 429, 500, 502, 503, 504)
 _BROKEN = {"TimeoutException", "NetworkError", "RemoteProtocolError"}
+# What the library raises at an answer of another form, or one that is nested too deep.
+_UNREAD = (RecursionError, LookupError, TypeError, AttributeError, ValueError)
+MOST_FILES = 1_000_000  # of a repository
 
 
-def check_repo(repo: str) -> str:
+def check_repo(repo: str, *, or_path: bool = False) -> str:
     """Refuse what cannot be a repository's name, before anything is made.
+
+    Args:
+        repo: the name.
+        or_path: whether a file or folder could have been meant, which is not there.
 
     Raises:
         HubError: it is none.
     """
     if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".git", ".")):
-        raise HubError(f"{repo!r} is no repository id; write it as org/name")
+        what = "no file or folder here, and " if or_path else ""
+        raise HubError(f"{repo!r} is {what}no repository id; write it as org/name")
     return repo
 
 
@@ -51,6 +63,7 @@ def connect() -> HfApi:
     def client() -> Any:
         patient = default_client_factory()
         patient.timeout = float(os.environ.get("MACPO_HUB_TIMEOUT", TIMEOUT))
+        patient.event_hooks["request"].append(_keep_token_home)
         return patient
 
     set_client_factory(client)
@@ -60,6 +73,15 @@ def connect() -> HfApi:
     return HfApi()
 
 
+def _keep_token_home(request: Any) -> None:
+    """Send the token to the Hub alone: a page or an upload that it names may be anywhere."""
+    from huggingface_hub import constants
+
+    home, to = urlsplit(constants.ENDPOINT), urlsplit(str(request.url))
+    if (to.scheme, to.netloc) != (home.scheme, home.netloc):
+        request.headers.pop("authorization", None)
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, if there is one."""
     response = _response(error)
@@ -67,18 +89,54 @@ def status_of(error: BaseException) -> int | None:
 
 
 def ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call the Hub; try again where it is busy, silent or out of reach for a moment."""
+    """Call the Hub; try again where it is busy, silent or out of reach for a moment.
+
+    Raises:
+        HubError: it asks to wait for longer than anybody would look at a silent command, or its
+            answer is none of a Hub's.
+    """
     scale = float(os.environ.get("MACPO_HUB_PAUSE", 1))
     for pause in PAUSES:
         try:
-            return function(*args, **kwargs)
+            return _answer(function, *args, **kwargs)
         except Exception as error:
             if not _passes(error):
                 raise
             response = _response(error)
-            delay = retry_after(response.headers, TIMEOUT) if response is not None else 0.0
+            delay = retry_after(response.headers) if response is not None else 0.0
+            if delay > TIMEOUT:
+                long = "for ever" if math.isinf(delay) else f"{delay:,.0f} s"
+                raise HubError(
+                    f"the Hub at {response.url.host} asks to wait {long} before the next request; "
+                    "run the same command again then: what is finished stays"
+                ) from None
             time.sleep(max(pause * scale, delay))
-    return function(*args, **kwargs)
+    return _answer(function, *args, **kwargs)
+
+
+def _answer(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the library once; what it cannot read of an answer, it raises as any bug.
+
+    Raises:
+        HubError: the answer is none of a Hub's, as of a login page in between.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return function(*args, **kwargs)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception as error:
+        # Of the last kind: a file of another size than it was said to have.
+        bare = type(error) is OSError and error.errno is None
+        if not (isinstance(error, _UNREAD) or bare):
+            raise
+        raise HubError(
+            f"{urlsplit(constants.ENDPOINT).netloc} does not answer as a Hub does "
+            f"({type(error).__name__}); check HF_ENDPOINT and what stands in between, such as a "
+            "login page"
+        ) from error
 
 
 def until_settled(attempt: Callable[[], T], repo: str, say: Say = lambda line: None) -> T:
@@ -166,26 +224,69 @@ def commits(api: HfApi, repo: str, kind: RepoType) -> tuple[dict[str, str], dict
     return branches, tags
 
 
+def main_of(branches: Mapping[str, str], repo: str) -> str:
+    """The commit at the head of main.
+
+    Raises:
+        HubError: there is no such branch.
+    """
+    if "main" not in branches:
+        raise HubError(f"{repo} has no branch main, to which a push goes; look at its page")
+    return branches["main"]
+
+
 def listing(api: HfApi, repo: str, kind: RepoType, commit: str) -> dict[str, str]:
     """Every file of a commit with its hash: sha256 of what is in LFS, else git's own."""
     from huggingface_hub.hf_api import RepoFile
 
-    tree = ask(
-        lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind))
-    )
+    # The library itself asks again for pages, some 25 s long; to repeat that would take minutes.
+    def read() -> list[Any]:
+        tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind)
+        return list(islice(tree, MOST_FILES + 1))
+
+    tree = _answer(read)
+    if len(tree) > MOST_FILES:
+        raise HubError(f"{repo} has more than {MOST_FILES:,} files; choose another --repo")
     return {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree if isinstance(f, RepoFile)}
 
 
-def fetch(api: HfApi, repo: str, kind: RepoType, commit: str, path: str) -> bytes | None:
-    """A file of a commit; None if it is not there."""
+def fetch(
+    api: HfApi, repo: str, kind: RepoType, commit: str, path: str, most: int = JSON_BYTES
+) -> bytes | None:
+    """A file of a commit; None if it is not there.
+
+    Raises:
+        HubError: it has more than `most` bytes. Nothing of it is fetched where the Hub says so
+            before, else no more than that.
+    """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
+    at = {"repo_type": kind, "revision": commit}
+    too_large = HubError(f"{repo}: {path} is larger than {most:,} bytes; ask who published it")
     try:
-        return Path(
-            ask(api.hf_hub_download, repo, path, repo_type=kind, revision=commit)
-        ).read_bytes()
+        if ask(api.hf_hub_download, repo, path, **at, dry_run=True).file_size > most:
+            raise too_large
+        counted = _counting(most, too_large)
+        return read_bytes(
+            Path(ask(api.hf_hub_download, repo, path, **at, tqdm_class=counted)), most
+        )
     except RemoteEntryNotFoundError:  # the local one says that the Hub cannot be reached
         return None
+
+
+def _counting(most: int, error: HubError) -> Any:
+    """A progress bar that ends a download which is longer than it was said to be."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Counting(tqdm):
+        bytes = 0
+
+        def update(self, n: float | None = 1) -> None:
+            self.bytes += int(n or 0)
+            if self.bytes > most:
+                raise error
+
+    return Counting
 
 
 def commit(

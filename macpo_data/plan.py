@@ -17,6 +17,7 @@ from macpo_data.recipe.section import digest
 # Raise it when the same recipe would no longer give the same result.
 FORMAT = 2
 
+CHECKPOINTS = "checkpoints"  # the folder of policies whose weights were all trained
 MEASURED = ("test", "probe")  # parts of the data whose answers are measured, and never learned
 # ceiling: see methods/ceiling.py; reward: the run's own reward model, which speaks for nobody.
 Behavior = Literal["positive", "negative", "ceiling", "reward"]
@@ -194,7 +195,8 @@ class Plan:
         if step.kind == "gen":
             ceiling = "-ceiling" if step.is_ceiling else ""
             return f"data/round-{step.round}-{step.learner}{ceiling}-{fingerprint}"
-        return f"adapters/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
+        kind = CHECKPOINTS if self.recipe.finetuning(step.learner) == "full" else "adapters"
+        return f"{kind}/{step.learner}-{step.behavior}-{step.round}-{fingerprint}"
 
     def is_sample_of(self, name: str, policy: Policy) -> bool:
         """Whether a folder holds what one of its policies wrote, for any part and draw."""
@@ -229,7 +231,7 @@ class Plan:
     def reward_name(self) -> str:
         """The folder of the run's own reward model inside the run."""
         recipe, own = self.recipe, self.recipe.reward
-        how = [own.full, own.epochs, own.learning_rate, own.batch_size]
+        how = [recipe.reward_finetuning == "full", own.epochs, own.learning_rate, own.batch_size]
         how += [recipe.read("lora"), recipe.read("train"), recipe.seed]
         made_from = [self.prompts_fingerprint, self.reward_agent.identity()]
         if recipe.select.excludes:  # which of D1's prompts it may learn from

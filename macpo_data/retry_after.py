@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 
-def retry_after(headers: Mapping[str, str], most: float) -> float:
+def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the header Retry-After asks to wait, a number or a date.
 
     Args:
         headers: of an answer; without regard to case, or with names in small letters.
-        most: the longest wait, in seconds.
 
     Returns:
-        0 where it asks for none.
+        What is asked, which may be for ever (inf): whoever waits has a bound. 0 where it asks for
+        none.
     """
     text = headers.get("retry-after", "")
     try:
@@ -23,6 +23,6 @@ def retry_after(headers: Mapping[str, str], most: float) -> float:
     except ValueError:
         try:
             seconds = parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
+        except (ValueError, OverflowError):  # no date, or one that no clock has
             return 0.0
-    return min(seconds, most) if seconds > 0 else 0.0
+    return seconds if seconds > 0 else 0.0

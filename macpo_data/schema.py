@@ -20,11 +20,27 @@ Table = dict[str, pl.DataType]
 Part = Literal["d1", "d2", "test", "probe"]
 
 
+# Of a table of pairs to train on: a row as JSON {prompt, chosen, rejected, tools}, whose messages
+# have all their keys, where it is more than text; null where it is not.
+WHOLE = "whole"
+# Keys of messages, beside role and content, that hold calls of tools, and thoughts.
+CALL_KEYS = ("tool_calls", "function_call")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+
+
 class Message(TypedDict):
     """One turn of a conversation, in the form every chat template understands."""
 
     role: str
     content: str
+
+
+def message_lists(name: str, values: list[list[Message] | None]) -> pl.Series:
+    """Lists of messages as a column of MESSAGES; polars alone would make a series for each row."""
+    import pyarrow as pa
+
+    message = pa.struct([("role", pa.large_string()), ("content", pa.large_string())])
+    return pl.Series(name, pa.array(values, pa.list_(message)), dtype=MESSAGES)
 
 
 # What a source yields; see sources/. One row per prompt, unique by prompt_id.

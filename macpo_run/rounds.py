@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from macpo_data.errors import MacpoError
+from macpo_data.errors import MacpoError, as_set, did_you_mean, of_run
 from macpo_data.evaluation import probe
 from macpo_data.plan import Step
+from macpo_data.recipe.recipe import MAX_ROUNDS
 from macpo_data.store.store import State
 from macpo_run import datasets, policies
 from macpo_run.session import Session
@@ -35,6 +36,8 @@ class Outcome:
 class Run(Session):
     """The rounds of one recipe."""
 
+    on_step: Callable[[Step], None] = staticmethod(lambda step: None)  # hears of each that is made
+
     def select(self, kind: Kind | None, round_: int, learner: str | None = None) -> list[Step]:
         """The steps of a round, of one kind and learner where they are named.
 
@@ -44,6 +47,8 @@ class Run(Session):
         last = self.plan.last_round
         if not 0 <= round_ <= last:
             more = f"for more say --set rounds={round_}"
+            if round_ > MAX_ROUNDS:
+                more = f"a recipe may have {MAX_ROUNDS} at most"
             if last < self.recipe.rounds:
                 more = f"method {self.recipe.method} has no more"
             raise MacpoError(
@@ -51,7 +56,10 @@ class Run(Session):
                 + (f"; {more}" if round_ > 0 else "")
             )
         if learner is not None and learner not in self.recipe.agents:
-            raise MacpoError(f"no learner {learner!r}: choose {', '.join(self.recipe.agents)}")
+            raise MacpoError(
+                f"no learner {learner!r}{did_you_mean(learner, self.recipe.agents)}: choose "
+                f"{', '.join(dict.fromkeys(step.learner for step in self.plan.steps))}"
+            )
         learners = dict.fromkeys(step.learner for step in self.plan.steps)
         if learner is not None and learner not in learners:
             raise MacpoError(
@@ -65,6 +73,22 @@ class Run(Session):
             and kind in (None, step.kind)
             and learner in (None, step.learner)
         ]
+
+    def dataset_step(self, round_: int, learner: str | None = None) -> Step:
+        """The step whose dataset of a round is there: the student's where nobody is named.
+
+        Raises:
+            MacpoError: the round has no dataset yet.
+        """
+        states = self.states()
+        steps = [step for step in self.select("gen", round_, learner) if not step.is_ceiling]
+        done = [step for step in steps if states[step] in ("done", "stale")]
+        if not done:
+            command = of_run(f"gen --round {round_}")
+            raise MacpoError(
+                f"round {round_} has no dataset yet{self.store.beside()}{as_set()}; run `{command}`"
+            )
+        return next((s for s in done if s.learner in self.recipe.students), done[0])
 
     def waits_for(self, step: Step, states: dict[Step, State]) -> list[str]:
         """Which parents of a step are missing or stale."""
@@ -93,6 +117,8 @@ class Run(Session):
         while step := self._next(todo, states, redo):
             todo.remove(step)
             is_new = self._once(step, states, redo)
+            if is_new:
+                self.on_step(step)
             (outcome.wrote if is_new else outcome.kept).append((step, self.path(step)))
             states = self.states()
         outcome.waiting = {step: self.waits_for(step, states) or [STALE] for step in todo}

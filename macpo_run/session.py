@@ -19,7 +19,7 @@ from macpo_data.recipe.recipe import Recipe
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import State, Store, states
 from macpo_run.live_status import NOTES, noted
-from macpo_run.training import fit, pretrain
+from macpo_run.training import fit, make_bases
 
 if TYPE_CHECKING:
     from macpo_data.evaluation.results import Evaluation
@@ -113,10 +113,10 @@ class Session:
         return self._writers.has(base)
 
     def prepare_bases(self, step: Step) -> None:
-        """Pretrain the embedded world's bases where they are missing: all of the recipe at once."""
+        """Make the recipe's bases that are cached here, where they are missing, all at once."""
         if self.recipe.engine.name == "fake" or (step.kind == "gen" and not step.policies):
             return
-        pretrain([agent.base for agent in self.recipe.agents.values()], self.progress)
+        make_bases([agent.base for agent in self.recipe.agents.values()], self.progress)
 
     def fit(self, job: Job, title: str) -> dict[str, Any]:
         """Train, with nothing beside that holds most of a GPU, however many bases are kept."""
@@ -128,5 +128,6 @@ class Session:
     ) -> Evaluation:
         """Measure policies on the test prompts, as the recipe's `eval` says."""
         if self.recipe.engine.name != "fake":
-            pretrain([self.recipe.agents[policy.agent].base for policy in policies], self.progress)
+            bases = [self.recipe.agents[policy.agent].base for policy in policies]
+            make_bases(bases, self.progress)
         return evaluate.evaluate(self.context(redo), policies, against)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,78 +10,85 @@ from typing import Any
 
 import polars as pl
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
-from macpo_data import hub_client
-from macpo_data.errors import DataError, MacpoError, ModelError
+from macpo_data.errors import DataError, MacpoError
 from macpo_data.loading.load import load_settings
 from macpo_data.models import base as models
+from macpo_data.models.weights import weights_sha256
 from macpo_data.models.worker import Progress, Workers
-from macpo_data.recipe.agents import Agent
+from macpo_data.outside import parse_json, read_bytes
+from macpo_data.recipe import secrets
+from macpo_data.recipe.agents import RENDERED, Agent
 from macpo_data.recipe.recipe import TrainSettings
-from macpo_data.schema import SCORES
-from macpo_data.sources.pairs import preference_rows
-from macpo_data.sources.tables import default_config, read_table
+from macpo_data.schema import SCORES, WHOLE
+from macpo_data.sources.ingest.canonical import TRAINABLE
+from macpo_data.sources.ingest.door import Rows, frame, open_rows
+from macpo_data.sources.ingest.splits import Dataset, default_config
+from macpo_data.sources.usable import other_kind, why_none
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import sha256, write_json, write_parquet
 from macpo_data.versions import versions
+from macpo_run.adapter_places import AdapterPlace
 from macpo_run.policies import job_of
-from macpo_run.training import fit, pretrain
-from macpo_train.adapter import ADAPTER_FILES
+from macpo_run.preflight.finding import Checks
+from macpo_run.preflight.standalone import needs, section_of
+from macpo_run.training import fit, make_bases
 from macpo_train.ranks import is_first
 
-# Several pairs of one prompt are no mistake here: each is a row to learn from.
-KEPT = "duplicate_prompt"
 INITIAL = ("dpo.reference=initial",)
 SCORED = ("sum_logprob", "num_tokens", "eot_logprob")
 
 
 def train_on(
-    dataset: str,
+    dataset: Dataset,
     base: str,
     out: Path,
     *,
-    config: str | None,
-    revision: str | None,
     init: str | None,
     reference: str | None = None,
     sets: list[str] | None,
     progress: Progress,
     say: Callable[[str], None],
+    look: Callable[[Checks], None],
 ) -> Path:
     """Train an adapter on a dataset, whoever made it, and return its folder.
 
     Killed, and said again with the same settings, it goes on from its last checkpoint.
 
     Args:
-        dataset: on the Hub, a folder, or a file.
+        dataset: which.
         base: model on the Hub or a folder.
         out: where the adapter goes; a manifest beside it says how it came to be.
-        config: of the dataset.
-        revision: of the dataset.
         init: adapter to go on from: a folder, or org/name[/subfolder][@revision] on the Hub.
         reference: adapter to hold it to, named likewise: that of dpo.reference=initial.
         sets: settings as `a.b=c`.
         progress: shows how far it is.
         say: prints a line.
+        look: stops where something that is needed is missing.
 
     Raises:
         MacpoError: anything that a person can mend.
     """
     settings, out = load_settings([*(INITIAL if reference else []), *(sets or [])]), out.resolve()
+    adapters = {"--init": init, "--reference": reference}
+    _check_secrets(dataset, {"--base": base, **adapters, "--out": str(out)})
     _check(settings, out, init, reference)
-    raw = read_table(dataset, config, revision)
-    pairs, counts = usable_pairs(raw, settings, dataset)
-    for reason, count in counts.items():
-        say(f"left out {count} rows: {reason}")
     agent = Agent(
         role="student",
         base=base,
         chat_template=settings.chat_template,
         trust_remote_code=settings.trust_remote_code,
     )
+    look(needs(settings, dataset, agent, out, adapters))
+    rows = open_rows(dataset, settings.columns, takes=TRAINABLE,
+                     rendered=settings.chat_template == RENDERED)  # fmt: skip
+    pairs = usable_pairs(rows, settings)
+    for line in rows.account.lines():
+        say(line)
     pinned = _pinned(agent, settings, progress)
     start, held_to = _adapter(init), _adapter(reference)
-    scored_under = scores_depend_on(dataset, config) or {}
+    scored_under = scores_depend_on(dataset.place, dataset.config) or {}
     held_to_name = _reference_name(settings, base, init, reference)
     if held_to_name:
         say(f"starting from {init or base}; the reference is {held_to_name}")
@@ -93,13 +99,15 @@ def train_on(
         adapter.mkdir(exist_ok=True)
         job = job_of(
             settings,
-            settings.dpo if settings.objective == "dpo" else settings.sft,
+            section_of(settings),
             agent,
             pinned,
             table,
             adapter,
             column="chosen",
             start=start,
+            finetuning=settings.train.finetuning,
+            another_base=settings.another_base,
             confidence=settings.confidence,
             seed=settings.seed,
             scored_under=scored_under if scored_under.get("base") == base else None,
@@ -114,20 +122,21 @@ def train_on(
             return out
         manifest = {
             "kind": "train",
-            "dataset": dataset,
-            "config": config,
-            "revision": revision,
+            "dataset": dataset.place,
+            "config": dataset.config,
+            "revision": dataset.revision,
+            "split": dataset.split,
             "pairs_sha256": sha256(table),
-            "left_out": counts,
+            **rows.account.facts(),
             "base": base,
             "base_revision": pinned.revision,
             "start": init,
-            "start_sha256": start and models.adapter_sha256(start),
+            "start_sha256": start and weights_sha256(start),
             "reference": held_to_name,
-            "reference_sha256": held_to and models.adapter_sha256(held_to),
+            "reference_sha256": held_to and weights_sha256(held_to),
             # An adapter that is gone on with has its own shape.
             "settings": settings.model_dump(mode="json", exclude={"lora"} if init else None),
-            "adapter_sha256": models.adapter_sha256(adapter),
+            "adapter_sha256": weights_sha256(adapter),
             **versions(),
             **facts,
         }
@@ -137,6 +146,19 @@ def train_on(
         shutil.move(adapter, out)
         shutil.rmtree(work)
     return out
+
+
+def _check_secrets(dataset: Dataset, places: dict[str, str | None]) -> None:
+    """Refuse a key that stands where a name belongs: a manifest, which is published, repeats it.
+
+    Raises:
+        MacpoError: with the options.
+    """
+    here = Path(dataset.place).expanduser()  # the name of a file that is here may look drawn
+    names = {"--dataset": str(here.absolute()) if here.exists() else dataset.place, **places}
+    names |= {f"--{key}": getattr(dataset, key) for key in ("config", "revision", "split")}
+    if problems := secrets.problems(names):
+        raise MacpoError("; ".join(problems))
 
 
 def _check(settings: TrainSettings, out: Path, init: str | None, reference: str | None) -> None:
@@ -157,8 +179,23 @@ def _check(settings: TrainSettings, out: Path, init: str | None, reference: str 
             "dpo.reference=initial: name the adapter of round 0 with --reference ADAPTER, or set "
             "dpo.reference=previous"
         )
+    if settings.train.finetuning == "full" and (init or reference):
+        option = "--init" if init else "--reference"
+        raise MacpoError(
+            f"{option}: it names an adapter, and train.finetuning=full trains a whole model; name "
+            "a checkpoint with --base, or fold the adapter into its base (`push --merge`)"
+        )
     if init and "lora" in settings.model_fields_set:
         raise MacpoError("lora.*: the adapter of --init keeps its shape; leave out one of them")
+    check_free(out)
+
+
+def check_free(out: Path) -> None:
+    """Refuse a folder of a new adapter that holds something.
+
+    Raises:
+        MacpoError: it does, or is no folder.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MacpoError(f"{out} exists already; choose another folder with --out")
 
@@ -168,7 +205,7 @@ def _pinned(agent: Agent, settings: TrainSettings, progress: Progress) -> models
     if settings.engine.name == "fake":
         return models.Base(agent.base, None, agent.trust_remote_code)
     base = models.Base(agent.base, models.resolve(agent), agent.trust_remote_code)
-    pretrain([agent.base], progress)
+    make_bases([agent.base], progress)
     return base
 
 
@@ -212,6 +249,12 @@ def workplace(out: Path, first: bool) -> Iterator[Path]:
         lock.release()
 
 
+class ScoredUnder(BaseModel):
+    """What a dataset's manifest says that its scores depend on, by policy."""
+
+    scored_under: dict[str, dict[str, Any] | None]
+
+
 def scores_depend_on(dataset: str, config: str | None) -> dict[str, Any] | None:
     """What a dataset's scores depend on, where macpo made them and its manifest is here.
 
@@ -224,69 +267,46 @@ def scores_depend_on(dataset: str, config: str | None) -> dict[str, Any] | None:
         manifests = list(place.glob(f"macpo/{name}/data/*/{MANIFEST}"))
     try:
         (manifest,) = manifests
-        under: dict[str, Any] | None
-        (under,) = json.loads(manifest.read_text("utf-8"))["scored_under"].values()
-    except (OSError, ValueError, KeyError, AttributeError):
+        facts = ScoredUnder.model_validate(parse_json(read_bytes(manifest)))
+        (under,) = facts.scored_under.values()
+    except (OSError, ValueError):  # pydantic's own error is a ValueError
         return None
     return under
 
 
-def usable_pairs(
-    raw: pl.DataFrame, settings: TrainSettings, place: str
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The rows to train on, and how many were left out by reason.
+def usable_pairs(rows: Rows, settings: TrainSettings) -> pl.DataFrame:
+    """The rows to train on. Several pairs of one prompt are no mistake: each is one to learn from.
 
     Raises:
-        DataError: a column is missing, or no row can be used.
+        DataError: the data are of another kind than the objective wants, or no row can be used.
     """
-    rows = preference_rows(raw, settings.columns, place)
+    layout, place = rows.layout, rows.source.name
+    wanted = ["chosen", *(["rejected"] if settings.objective == "dpo" else [])]
+    if reason := other_kind(layout, settings.objective):
+        raise DataError(f"{place} {reason}")
     # What a dataset of macpo says of its answers: one that was cut does not teach to stop, and
     # scores may spare the reference pass.
-    optional = {"finish_reason": pl.String, **{name: SCORES[name] for name in SCORED}}
-    sides = {"chosen": settings.columns.chosen, "rejected": settings.columns.rejected}
-    rows = rows.with_columns(
-        raw[f"{column}_{name}"].alias(f"{side}_{name}")
+    optional = {"finish_reason": pl.String(), **{name: SCORES[name] for name in SCORED}}
+    sides = {"chosen": layout.chosen, "rejected": layout.rejected}
+    scored = {
+        f"{column}_{name}": (f"{side}_{name}", dtype)
         for side, column in sides.items()
-        for name, t in optional.items()
-        if raw.schema.get(f"{column}_{name}") == t
+        for name, dtype in optional.items()
+        if column and f"{column}_{name}" in layout.kinds
+    }
+    rows.also_read = frozenset(scored)
+    table = frame((rows.without(each, wanted) for each in rows), *scored)
+    table = table.with_columns(
+        pl.col(column).cast(dtype, strict=False).alias(name)
+        for column, (name, dtype) in scored.items()
     )
-    good = pl.col("reason").is_null() | (pl.col("reason") == KEPT)
-    wanted = ["chosen", *(["rejected"] if settings.objective == "dpo" else [])]
-    good &= pl.all_horizontal(pl.col(name).is_not_null() for name in wanted)
-    left = rows.filter(~good)["reason"].fill_null("no_answer").value_counts().sort("reason")
-    counts = dict(left.iter_rows())
-    pairs = rows.filter(good).drop("reason")
-    if pairs.is_empty():
-        raise DataError(f"{place}: no usable pair among {len(raw)} rows ({counts}); `macpo check`")
-    return pairs, counts
+    pairs = table.filter(pl.col("reason").is_null())
+    if reason := why_none(rows):
+        raise DataError(f"{place}: {reason}")
+    names = ["prompt", "chosen", "rejected", WHOLE, "prompt_id", *(n for n, _ in scored.values())]
+    return pairs.select(names)
 
 
-def _adapter(init: str | None) -> Path | None:
+def _adapter(name: str | None) -> Path | None:
     """The folder of an adapter, fetched from the Hub where it is not here."""
-    if init is None:
-        return None
-    folder = Path(init).expanduser()
-    if folder.is_dir() or init.startswith((".", "/", "~")):
-        if not all((folder / name).is_file() for name in ADAPTER_FILES):
-            raise ModelError(
-                f"no adapter in {init}: a folder with {' and '.join(ADAPTER_FILES)} is needed"
-            )
-        return folder
-    place, _, revision = init.partition("@")
-    parts = place.split("/")
-    repo = hub_client.check_repo("/".join(parts[:2]))
-    prefix = "".join(f"{part}/" for part in parts[2:])
-    with hub_client.one_line("fetch the adapter", init):
-        from huggingface_hub import snapshot_download
-
-        hub_client.connect()
-        where = hub_client.ask(
-            snapshot_download,
-            repo,
-            revision=revision or None,
-            allow_patterns=[f"{prefix}{name}" for name in ADAPTER_FILES],
-        )
-    folder = Path(where) / prefix
-    if not (folder / ADAPTER_FILES[1]).is_file():
-        raise ModelError(f"{init} holds no adapter in safetensors; name it as org/name/subfolder")
-    return folder
+    return None if name is None else AdapterPlace.of(name).fetch()

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from macpo_data.bases.named import WEAKENED, check_base, folder_of, gguf_file, weakened
+from macpo_data.bases.named import is_ready as is_made_ready
 from macpo_data.models.worker import Progress, Report, Worker, Workers
 from macpo_data.world.bases import base_spec, is_ready
-from macpo_data.world.named import WORLD, check_world_base
+from macpo_data.world.named import WORLD
 
 if TYPE_CHECKING:
     from macpo_train.job import Job
@@ -29,11 +31,30 @@ def fit(
         return facts
 
 
-def pretrain(bases: list[str], progress: Progress) -> None:
-    """Make those of the embedded world's bases that are missing."""
-    bases = [base for base in bases if base.startswith(WORLD)]
+def make_bases(bases: list[str], progress: Progress) -> None:
+    """Make those bases of this machine's cache that are missing.
+
+    Raises:
+        ModelError: there is no such base, or what it is made from cannot be read.
+    """
     for base in bases:
-        check_world_base(base)
+        check_base(base)
+    weak = [base for base in bases if base.startswith(WEAKENED)]
+    whole = dict.fromkeys([*bases, *(weakened(base).base for base in weak)])
+    _pretrain([base for base in whole if base.startswith(WORLD)], progress)
+    files = [base for base in whole if gguf_file(base)]
+    for call, verb, which in (("convert:convert", "converting", files),
+                              ("weaken:weaken", "making", dict.fromkeys(weak))):  # fmt: skip
+        for base in which:
+            if (folder := folder_of(base)) is None or is_made_ready(folder):
+                continue
+            title = f"{verb} {base} (once, then cached)"
+            with progress(title) as report, closing(Worker(f"base {base}")) as worker:
+                worker.call(f"macpo_train.{call}", base, report=report)
+
+
+def _pretrain(bases: list[str], progress: Progress) -> None:
+    """Make those of the embedded world's bases that are missing."""
     names = dict.fromkeys(base.removeprefix(WORLD) for base in bases)
     missing = [name for name in names if not is_ready(name)]
     if not missing:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from macpo_data.errors import ModelError, first_line
+from macpo_data.models import fits
 from macpo_data.models.base import Base, load_model
+from macpo_data.models.weights import ADAPTER_FILES
+from macpo_data.outside import parse_object, read_bytes
+from macpo_data.recipe.training import DPO
 from macpo_train.job import Job
-
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def sharded() -> bool:
@@ -26,20 +28,12 @@ def policy(job: Job) -> Any:
     Raises:
         ModelError: the starting adapter does not belong to this base.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
     model = load_model(job.base, job.train.dtype, job.train.quantization, place=not sharded())
-    if job.start is not None:
-        check_adapter(job.start, job.base)
-        try:
-            model = PeftModel.from_pretrained(model, str(job.start), is_trainable=True)
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            reason = first_line(error)
-            raise ModelError(f"adapter {job.start} does not fit {job.base.id}: {reason}") from None
-        _check_whole(job.start, job.base, model)
-        return model
-    return with_adapter(model, job, "CAUSAL_LM")
+    if job.start is None:
+        return with_adapter(model, job, "CAUSAL_LM")
+    model = fits.load_adapter(model, job.start, job.base, trainable=True)
+    _check_whole(job.start, job.base, model)
+    return model
 
 
 def with_adapter(model: Any, job: Job, task: str) -> Any:
@@ -50,30 +44,21 @@ def with_adapter(model: Any, job: Job, task: str) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    reads_head = isinstance(job.settings, DPO)
+    targets, _ = fits.lora_targets(model, job.base, job.lora.targets, reads_head)
     config = LoraConfig(
         r=job.lora.r,
         lora_alpha=job.lora.alpha,
         lora_dropout=job.lora.dropout,
-        target_modules=sorted(job.lora.targets),
+        target_modules=targets,
         use_rslora=job.lora.rslora,
         task_type=task,
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"lora.targets: {str(error).split('.')[0]} ({job.base.id})") from None
-
-
-def check_adapter(folder: Path, base: Base) -> None:
-    """Refuse an adapter of another base; local folders may have moved, so shapes judge those."""
-    try:
-        config = json.loads((folder / ADAPTER_FILES[0]).read_text("utf-8"))
-        of = str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"no adapter in {folder} ({type(error).__name__})") from None
-    local = any(Path(name).is_absolute() or Path(name).exists() for name in (of, base.id))
-    if of != base.id and not local:
-        raise ModelError(f"adapter {folder} was trained on {of}, not on {base.id}; name that base")
+        reason, names = first_line(error).split(". ")[0], ", ".join(fits.matrices(model))
+        raise ModelError(f"lora.targets: {reason}; {job.base.id} has {names}") from None
 
 
 def gathered(model: Any) -> dict[str, Any]:
@@ -103,7 +88,7 @@ def save_adapter(model: Any, base: Base, out: Path, weights: dict[str, Any] | No
         out, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
     )
     path = out / "adapter_config.json"
-    config = json.loads(path.read_text("utf-8"))
+    config = parse_object(read_bytes(path))
     config["base_model_name_or_path"] = base.id
     config["revision"] = base.revision
     if isinstance(config["target_modules"], list):  # a set, whose order changes from run to run

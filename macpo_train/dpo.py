@@ -7,12 +7,15 @@ reading of chosen and rejected behind one prompt, and the losses.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
+from trl.trainer import dpo_trainer
 
 from macpo_data.models.chat import Chat
 from macpo_data.models.logprobs import answer_logprobs, why_not_shared, window
@@ -21,7 +24,7 @@ from macpo_data.recipe.training import DPO
 from macpo_train.encode import Encoded
 from macpo_train.job import Job
 from macpo_train.loop import exact, hold, own_rows, run, shard, training_arguments
-from macpo_train.loss import dpo_loss, hinge_loss, ipo_loss, macpo_loss, sft_loss
+from macpo_train.loss import dpo_loss, hinge_loss, ipo_loss, learned, macpo_loss, sft_loss
 from macpo_train.reference import SIDES, reference_logprobs
 from macpo_train.watch import say
 
@@ -57,7 +60,8 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
         batches, _ = super().get_batch_samples(*args)
         rows = own_rows(self, batches)
         for batch in batches:
-            batch["tokens"] = sum(len(r["chosen_ids"]) for r in batch["rows"][: batch["count"]])
+            own = batch["rows"][: batch["count"]]
+            batch["tokens"] = sum(len(r["chosen_ids"]) - len(r["chosen_read_only"]) for r in own)
         tokens = torch.tensor([sum(batch["tokens"] for batch in batches)])
         tokens = self.accelerator.gather(tokens.to(self.accelerator.device)).sum().item()
         # The mean over micro batches and processes is taken later.
@@ -76,6 +80,8 @@ class Trainer(DPOTrainer):  # type: ignore[misc]
             self.pad_id,
             self.shared,
         )
+        places = [row[f"{side}_read_only"] for row in rows for side in SIDES]
+        logprobs, mask = learned(logprobs, mask, places)
         # trl's order: first all chosen, then all rejected.
         logprobs, mask = (torch.cat([x[0::2], x[1::2]]) for x in (logprobs, mask))
         chosen, rejected = logprobs.sum(1).chunk(2)
@@ -143,9 +149,10 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     facts: dict[str, Any] = {}
     columns: dict[str, list[Any]] = {"prompt_ids": data.prompts}
     columns |= {f"{side}_ids": data.responses[side] for side in SIDES}
+    columns |= {f"{side}_read_only": data.read_only[side] for side in SIDES}
 
     def make(watch: Any) -> Trainer:
-        with exact(model):
+        with exact(model), without_reference():
             trainer = Trainer(
                 model=model,
                 args=DPOConfig(**arguments),
@@ -160,7 +167,7 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
             say("the load-balancing loss of its experts is left out")
         # trl keeps a copy of the starting adapter for its own reference pass, which is not needed
         # here, and with which a checkpoint would be resumed from the wrong weights.
-        if "ref" in trainer.model.peft_config:
+        if "ref" in getattr(trainer.model, "peft_config", {}):
             trainer.model.delete_adapter("ref")
         shard(trainer)
         plain = why_plain(job, model, data)
@@ -180,12 +187,21 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
     return {**run(report, job, METRICS, make), **facts}
 
 
+@contextmanager
+def without_reference() -> Iterator[None]:
+    """Keep trl from loading the base once more as a reference, where all weights are trained."""
+    usual = dpo_trainer.create_model_from_path
+    dpo_trainer.create_model_from_path = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        dpo_trainer.create_model_from_path = usual
+
+
 def why_plain(job: Job, model: Any, data: Encoded) -> str | None:
     """Why chosen and rejected do not share their prompt; None if they do."""
     if not job.train.shared_prompt:
         return "train.shared_prompt is off"
-    if any(p.requires_grad for p in model.get_output_embeddings().parameters()):
-        return "its head is trained, which is taken to be frozen there"
     limit = window(model)
     if limit and data.longest > limit:
         return f"sequences of {data.longest} tokens exceed the attention window of {limit}"

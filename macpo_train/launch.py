@@ -6,7 +6,6 @@ process does, for their stdin is a pipe that it holds.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import subprocess
@@ -15,10 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.models.worker import Report
+from macpo_data.outside import parse_object
+from macpo_data.recipe.launcher import read_launcher
 from macpo_train.job import Job
 
 SIGN = "\x1emacpo "  # begins a line that is meant for us
@@ -47,7 +46,7 @@ def launch(report: Report, job: Job) -> dict[str, Any]:
             if not line.startswith(SIGN):
                 sys.stderr.write(line)
                 continue
-            message = json.loads(line.removeprefix(SIGN))
+            message = parse_object(line.removeprefix(SIGN))
             if "progress" in message:
                 report(*message["progress"])
             else:
@@ -66,31 +65,14 @@ def launch(report: Report, job: Job) -> dict[str, Any]:
 
 def _command(config: str) -> list[str]:
     """What starts the processes, up to the module."""
-    values = _read(config)
-    if values.get("use_cpu") and values.get("distributed_type") != "FSDP":
+    values = read_launcher(config)
+    if values.use_cpu and values.distributed_type != "FSDP":
         # accelerate starts several processes without GPUs through MPI only.
         run = ["torch.distributed.run", "--standalone"]
-        return [sys.executable, "-m", *run, f"--nproc-per-node={values.get('num_processes', 1)}"]
+        return [sys.executable, "-m", *run, f"--nproc-per-node={values.num_processes}"]
     return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
 
 
 def _environment(config: str) -> dict[str, str]:
     """What the processes see; where the config says `use_cpu`, that is no GPU."""
-    return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if _read(config).get("use_cpu") else {})
-
-
-def _read(config: str) -> dict[str, Any]:
-    """The values of an accelerate config.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        values = yaml.safe_load(Path(config).read_text("utf-8"))
-        int(values.get("num_processes", 1))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ModelError(
-            f"cannot read train.launcher {config} ({type(error).__name__}); "
-            "`accelerate config --config_file FILE` writes one"
-        ) from None
-    return dict(values)
+    return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if read_launcher(config).use_cpu else {})

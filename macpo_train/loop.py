@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import fsdp2_prepare_model
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import PrinterCallback
 
 from macpo_data.errors import ModelError
-from macpo_data.models.base import adapter_sha256
+from macpo_data.models.weights import weights_sha256
 from macpo_data.models.worker import Report
-from macpo_data.recipe.agents import NAMED_TEMPLATES, read_template
+from macpo_data.recipe.agents import is_named, read_template
 from macpo_data.recipe.section import digest
 from macpo_data.recipe.training import DPO
 from macpo_data.signs.training import of_training
@@ -73,6 +73,7 @@ def training_arguments(job: Job, rows: int) -> dict[str, Any]:
         "bf16": train_.dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "max_length": None,
+        **({"optim": "adamw_bnb_8bit"} if train_.optimizer == "adamw_8bit" else {}),
         "seed": job.seed,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # `Watch` stops at a loss that is not finite
@@ -98,7 +99,9 @@ def run(
     settings = job.settings
     reference = settings.reference if isinstance(settings, DPO) else "previous"
     signs = partial(of_training, start=job.start_signs, reference=reference)
-    watch = Watch(report, name, keys, settings.batch_size, of, job.train.save_steps, signs)
+    kind = "checkpoint" if job.finetuning == "full" else "adapter"
+    begins = f"{job.base.id} with the {kind} {job.start}" if job.start else job.base.id
+    watch = Watch(report, name, begins, keys, settings.batch_size, of, job.train.save_steps, signs)
     trainer = make(watch)
     trainer.remove_callback(PrinterCallback)  # `watch` tells each step
     folder = Path(trainer.args.output_dir)
@@ -109,6 +112,7 @@ def run(
     else:
         say(f"going on from {checkpoint}")
     trainer.accelerator.wait_for_everyone()
+    _reshard(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     history = watch.history(trainer.state)
     return {
@@ -167,8 +171,9 @@ def shard(trainer: Any) -> None:
         raise ModelError("accelerate shards on GPUs only; use distributed_type: MULTI_CPU here")
     if trainer.is_deepspeed_enabled or (plugin and plugin.fsdp_version != 2):
         raise ModelError(
-            "only FSDP 2 shards here: write distributed_type: FSDP, and fsdp_version: 2 under "
-            "fsdp_config, into the accelerate config"
+            "only FSDP 2 shards here, which does what DeepSpeed's ZeRO 3 does: write "
+            "distributed_type: FSDP, and fsdp_version: 2 under fsdp_config, into the accelerate "
+            "config"
         )
     if plugin:
         if trainer.args.bf16:
@@ -177,16 +182,28 @@ def shard(trainer: Any) -> None:
         fsdp2_prepare_model(trainer.accelerator, trainer.model)
 
 
+def _reshard(model: Any) -> None:
+    """Have each process hold its shards alone, which are what the optimiser is to change.
+
+    accelerate leaves the last norm and the head whole after a forward pass, such as that of the
+    reference; an optimiser that is made then would change copies that nobody reads.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def identity(job: Job) -> str:
     """What a checkpoint depends on: all that decides the result, and how batches are cut."""
-    start = adapter_sha256(job.start) if job.start else None
+    start = weights_sha256(job.start) if job.start else None
     template = job.chat_template
-    if template not in NAMED_TEMPLATES:
+    if not is_named(template):
         template = read_template(template)
     facts = [job.base.id, job.base.revision, template, job.column, job.lr_scale, job.seed]
     sections = (job.settings, job.lora, job.train, job.confidence)
     settings = [section.identity() for section in sections if section]
     cut = [job.train.micro_batch_size, str(ranks.count()), sharded()]
     dataset = hashlib.sha256(job.dataset.read_bytes()).hexdigest()
-    reference = [adapter_sha256(job.reference)] if job.reference else []
-    return digest([dataset, start, facts, settings, cut, *reference])
+    reference = [weights_sha256(job.reference)] if job.reference else []
+    full = [job.finetuning] if job.finetuning == "full" else []
+    return digest([dataset, start, facts, settings, cut, *reference, *full])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn.functional import logsigmoid, nll_loss, relu
 
@@ -100,6 +102,25 @@ def ipo_loss(
     chosen = (policy_chosen - reference_chosen) / chosen_tokens.clamp(min=1)
     rejected = (policy_rejected - reference_rejected) / rejected_tokens.clamp(min=1)
     return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def learned(
+    logprobs: Tensor, mask: Tensor, read_only: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and mask without the tokens that are read and not learned.
+
+    Args:
+        logprobs: (B, R) of responses, right-aligned, 0 outside the mask.
+        mask: (B, R) response tokens.
+        read_only: places in each of the B responses.
+    """
+    if not any(read_only):
+        return logprobs, mask
+    mask = mask.clone()
+    for row, places in enumerate(read_only):
+        first = mask.shape[1] - int(mask[row].sum())
+        mask[row, [first + at for at in places]] = False
+    return logprobs * mask, mask
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, normalization: str) -> Tensor:

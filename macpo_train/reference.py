@@ -10,9 +10,11 @@ under autocast, and the first DPO term misses ln 2 by some 1e-4.
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,23 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from macpo_data.errors import ModelError, first_line
+from macpo_data.errors import ModelError
 from macpo_data.models.base import voice_identity
 from macpo_data.models.chat import Chat
+from macpo_data.models.fits import load_adapter, no_numbers
 from macpo_data.models.logprobs import answer_logprobs
 from macpo_data.models.worker import Report
 from macpo_data.recipe.section import digest
 from macpo_data.recipe.training import DPO
-from macpo_train.adapter import check_adapter, sharded
+from macpo_train import checkpoint
+from macpo_train.adapter import sharded
+from macpo_train.checkpoint import trained_from
 from macpo_train.encode import Encoded, finished
 from macpo_train.job import Job
+from macpo_train.loss import learned
 
 SIDES = ("chosen", "rejected")
+LOGPROBS = "log-probabilities"
 Logprobs = dict[str, list[float]]
 
 
@@ -46,12 +53,18 @@ def reference_logprobs(
     """
     settings = job.settings
     assert isinstance(settings, DPO)
-    adapter = reference_adapter(job, settings)
-    who = voice_identity(job.base, chat, adapter, model.dtype)
+    weights = reference_weights(job, settings)
+    if job.finetuning == "full":
+        who = voice_identity(trained_from(job.base, weights), chat, None, job.train.dtype)
+    else:
+        who = voice_identity(job.base, chat, weights, model.dtype)
     if job.train.quantization != "none":
         who["quantization"] = job.train.quantization
     keys = {
-        side: [_key(p, r) for p, r in zip(data.prompts, data.responses[side], strict=True)]
+        side: [
+            _key(*each)
+            for each in zip(data.prompts, data.responses[side], data.read_only[side], strict=True)
+        ]
         for side in SIDES
     }
     stored = dict(_stored(job, data, keys)) if job.scored_under == who else {}
@@ -77,8 +90,8 @@ def reference_logprobs(
     return used, {"of": settings.reference, **who, **counts}
 
 
-def reference_adapter(job: Job, settings: DPO) -> Path | None:
-    """The reference's adapter; None is the network without one."""
+def reference_weights(job: Job, settings: DPO) -> Path | None:
+    """The reference's adapter or checkpoint; None is the bare base."""
     if settings.reference == "base":
         return None
     return (job.reference or job.start) if settings.reference == "initial" else job.start
@@ -89,28 +102,29 @@ def _speaking(model: Any, job: Job, settings: DPO) -> Iterator[None]:
     """The model as the reference.
 
     Raises:
-        ModelError: the adapter does not fit, or the model is sharded and so cannot take it.
+        ModelError: the weights do not fit, or the model is sharded and so cannot take them.
     """
-    adapter = reference_adapter(job, settings)
+    adapter, is_full = reference_weights(job, settings), job.finetuning == "full"
     if adapter == job.start:  # training has not begun yet
         yield
-    elif adapter is None:
+    elif adapter is None and not is_full:
         with model.disable_adapter():
             yield
     elif sharded():
         raise ModelError(
-            "the log-probabilities of dpo.reference=initial are not all known, and a sharded model "
-            "cannot take that adapter; train in one process, or on rows that train.max_length "
-            "does not cut"
+            f"the log-probabilities of dpo.reference={settings.reference} are not all known, and a "
+            "sharded model cannot take those weights; train in one process, or on rows that "
+            "train.max_length does not cut"
         )
-    else:
-        check_adapter(adapter, job.base)
+    elif is_full:
+        checkpoint.put(model, job.base, adapter)
         try:
-            model.load_adapter(str(adapter), "reference")
-        except (RuntimeError, ValueError, OSError) as error:
-            raise ModelError(
-                f"adapter {adapter} does not fit {job.base.id}: {first_line(error)}"
-            ) from None
+            yield
+        finally:
+            checkpoint.put(model, job.base, job.start)
+    else:
+        assert adapter is not None
+        load_adapter(model, adapter, job.base, "reference")
         model.set_adapter("reference")
         try:
             yield
@@ -131,7 +145,9 @@ def _stored(job: Job, data: Encoded, keys: dict[str, list[str]]) -> Iterator[tup
             total, tokens = row[f"{side}_sum_logprob"], row[f"{side}_num_tokens"]
             trained = len(data.responses[side][at]) - finished(row, side)
             if data.whole[at] and total is not None and tokens == trained:
-                yield keys[side][at], total + row[f"{side}_eot_logprob"]
+                value = total + row[f"{side}_eot_logprob"]
+                if math.isfinite(value):
+                    yield keys[side][at], value
 
 
 def _compute(
@@ -155,21 +171,26 @@ def _compute(
         for at in range(0, len(own), size):
             batch = own[at : at + size]
             report(at, len(own), "reference")
-            logprobs, _ = answer_logprobs(
+            every, mask = answer_logprobs(
                 model,
                 [data.prompts[i] for i in batch],
                 [[data.responses[side][i] for side in SIDES] for i in batch],
                 chat.pad_id,
                 shared,
             )
+            places = [data.read_only[side][i] for i in batch for side in SIDES]
+            logprobs, _ = learned(every, mask, places)
             values = logprobs.sum(1).tolist()
+            if not all(map(math.isfinite, values)):
+                adapter = reference_weights(job, settings)
+                raise no_numbers(LOGPROBS, job.base, adapter, "train.dtype")
             results += zip(batch, values[0::2], values[1::2], strict=True)
     return results if state.num_processes == 1 else list(gather_object(results))
 
 
-def _key(prompt: list[int], response: list[int]) -> str:
-    """Name a sequence by its tokens, 32 hex digits."""
-    ids = array("i", [len(prompt), *prompt, *response])
+def _key(prompt: list[int], response: list[int], read_only: Sequence[int]) -> str:
+    """Name a sequence by its tokens, and by those of them that are not learned; 32 hex digits."""
+    ids = array("i", [len(prompt), *prompt, *response, *(-at - 1 for at in read_only)])
     return hashlib.sha256(ids.tobytes()).hexdigest()[:32]
 
 
@@ -180,5 +201,6 @@ def _write(path: Path, logprobs: dict[str, float]) -> None:
     frame = pl.DataFrame(
         list(logprobs.items()), schema={"tokens": pl.String, "logprob": pl.Float64}, orient="row"
     )
-    frame.write_parquet(partial)
+    frame.write_parquet(content := BytesIO())  # polars may not say which of the system's errors
+    partial.write_bytes(content.getbuffer())
     partial.replace(path)

@@ -36,9 +36,9 @@ def classifier(job: Job) -> Any:
     """
     assert isinstance(job.settings, RewardTraining)
     # Small steps would be lost in the few digits of bfloat16, where all weights are trained.
-    dtype = "float32" if job.settings.full else job.train.dtype
-    model = load_classifier(job.base, dtype, new_head=True)
-    if job.settings.full:
+    is_full = job.finetuning == "full"
+    model = load_classifier(job.base, "float32" if is_full else job.train.dtype, new_head=True)
+    if is_full:
         return model
     # Of this task peft trains the head as well, and saves it with the adapter; in as few digits as
     # the base has, unlike the adapter.
@@ -79,8 +79,7 @@ def train_reward(report: Report, job: Job, model: Any, chat: Chat, data: Encoded
 
 def save(model: Any, job: Job, chat: Chat) -> None:
     """Write the adapter with its head, or the whole classifier with its tokenizer."""
-    assert isinstance(job.settings, RewardTraining)
-    if not job.settings.full:
+    if job.finetuning == "lora":
         return save_adapter(model, job.base, job.out)
     model.save_pretrained(job.out)
     chat.tokenizer.chat_template = chat.template

@@ -83,12 +83,16 @@ def train_sft(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
         For the manifest, one row per optimiser step among it.
     """
     assert isinstance(job.settings, SFT)
-    (responses,) = data.responses.values()
+    (responses,), (read_only,) = data.responses.values(), data.read_only.values()
     pairs = list(zip(data.prompts, responses, strict=True))
+    labels = [[IGNORED] * len(p) + r for p, r in pairs]
+    for (prompt, _), row, places in zip(pairs, labels, read_only, strict=True):
+        for at in places:
+            row[len(prompt) + at] = IGNORED
     dataset = Dataset.from_dict(
         {
             "input_ids": [[*p, *r] for p, r in pairs],
-            "labels": [[IGNORED] * len(p) + r for p, r in pairs],
+            "labels": labels,
         }
     )
     padded = why_not_packed(model.eval()) if job.settings.packing else "sft.packing is off"

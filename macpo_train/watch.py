@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from macpo_data.errors import ModelError
 from macpo_data.models.worker import Report
+from macpo_data.outside import OutsideError, parse_object, read_bytes
 from macpo_data.signs.rules import ENOUGH, Signs, sentences
 from macpo_train.ranks import is_first
 
@@ -29,18 +30,22 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self,
         report: Report,
         name: str,
+        begins: str,
         keys: dict[str, str],
         rows: int,
         identity: str,
         save_steps: int | None,
         signs: Callable[[History], Signs],
     ) -> None:
-        """`keys` renames trl's metrics; `identity` is what a checkpoint has to match.
+        """`begins` is the model as training finds it, for errors.
+
+        `keys` renames trl's metrics; `identity` is what a checkpoint has to match.
 
         `signs` gives those of a history, of which it is shown the first row and the last ENOUGH.
         """
         self.report = report
         self.name = name
+        self.begins = begins
         self.keys = keys
         self.rows = rows  # per step
         self.identity = identity
@@ -76,9 +81,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if not math.isfinite(row.get(name, 0.0)):
                 kept = last_checkpoint(Path(args.output_dir), self.identity)
                 rest = f"; the last good checkpoint is {kept}" if kept else ""
+                # Before the first step nothing was learned yet.
+                mend = "lower the learning rate" if state.global_step > 1 else "look at its weights"
                 raise ModelError(
-                    f"the {name} is {row[name]} at step {state.global_step}; lower the learning "
-                    f"rate, or set train.dtype=float32{rest}"
+                    f"the {name} is {row[name]} at step {state.global_step} of {self.begins}; "
+                    f"{mend}, or set train.dtype=float32{rest}"
                 )
         if not state.is_world_process_zero:
             return
@@ -117,9 +124,9 @@ def last_checkpoint(folder: Path, identity: str) -> Path | None:
     marks = sorted(folder.glob(f"checkpoint-*/{MARK}"), key=lambda p: int(p.parent.name[11:]))
     for mark in reversed(marks):
         try:
-            if json.loads(mark.read_text("utf-8"))["identity"] == identity:
+            if parse_object(read_bytes(mark)).get("identity") == identity:
                 return mark.parent
-        except (ValueError, KeyError, TypeError):
+        except (OSError, OutsideError):
             continue
     return None
 

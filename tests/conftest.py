@@ -166,11 +166,13 @@ Macpo = Callable[..., subprocess.CompletedProcess[str]]
 def macpo(tmp_path: Path) -> Macpo:
     """Run the command as a person does, in a folder of its own."""
 
-    def call(*args: str | Path, fake: bool = False) -> subprocess.CompletedProcess[str]:
+    def call(
+        *args: str | Path, fake: bool = False, cwd: Path = tmp_path
+    ) -> subprocess.CompletedProcess[str]:
         extra = ["--set", "engine.name=fake"] if fake else []
         return subprocess.run(
             [sys.executable, "-m", "macpo", *map(str, args), *extra],
-            cwd=tmp_path,
+            cwd=cwd,
             capture_output=True,
             text=True,
         )

@@ -10,9 +10,10 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,7 @@ class File:
 
 
 Tree = dict[str, File]
+Answer = tuple[int, bytes, dict[str, str]]  # status, content, headers
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Fault:
     what: int | str  # a status, or: hang, drop, lost (the work is done, the answer is not sent)
     times: int = 1
     after: int = 0  # matching requests to let pass before
+    then: Callable[[], None] | None = None  # done where an answer would be sent
 
 
 class Hub:
@@ -90,8 +93,11 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.log: list[str] = []
+        self.retry_after = "0"  # what goes with a status that passes
         self.lock = threading.RLock()
         self.url = ""
+        # What a hostile one answers to "METHOD /path" and the request's headers; None as usual.
+        self.bend: Callable[[str, Any], Answer | None] = lambda line, headers: None
 
     def dataset(self, name: str) -> Repo:
         return self.repos["datasets", name]
@@ -99,10 +105,17 @@ class Hub:
     def model(self, name: str) -> Repo:
         return self.repos["models", name]
 
-    def fail(self, pattern: str, what: int | str, times: int = 1, after: int = 0) -> None:
-        self.faults.append(Fault(pattern, what, times, after))
+    def fail(
+        self,
+        pattern: str,
+        what: int | str,
+        times: int = 1,
+        after: int = 0,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        self.faults.append(Fault(pattern, what, times, after, then))
 
-    def fault(self, line: str) -> int | str | None:
+    def fault(self, line: str) -> Fault | None:
         with self.lock:
             for each in self.faults:
                 if re.search(each.pattern, line) and each.times:
@@ -110,7 +123,7 @@ class Hub:
                         each.after -= 1
                         continue
                     each.times -= 1
-                    return each.what
+                    return each
         return None
 
     def count(self, pattern: str) -> int:
@@ -148,14 +161,16 @@ class Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(split.query)
         line = f"{self.command} {unquote(split.path)}"
         self.hub.log.append(line)
-        fault = self.hub.fault(line)
+        if bent := self.hub.bend(line, self.headers):
+            return self.send(*bent)
+        disturbance = self.hub.fault(line)
+        fault = disturbance and disturbance.what
         if fault == "hang":
             time.sleep(3)
         if fault in ("hang", "drop"):
-            self.close_connection = True
-            return
+            return self.cut(disturbance)
         if isinstance(fault, int):
-            return self.send(fault, b"{}", {"Retry-After": "0"})
+            return self.send(fault, b"{}", {"Retry-After": self.hub.retry_after})
         try:
             with self.hub.lock:
                 status, content, headers = self.route(unquote(split.path), body)
@@ -163,9 +178,14 @@ class Handler(BaseHTTPRequestHandler):
             status, content = refused.status, json.dumps({"error": refused.message}).encode()
             headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
         if fault == "lost":
-            self.close_connection = True
-            return
+            return self.cut(disturbance)
         self.send(status, content, headers)
+
+    def cut(self, disturbance: Fault | None) -> None:
+        """Close the connection without an answer."""
+        if disturbance and disturbance.then:
+            disturbance.then()
+        self.close_connection = True
 
     def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -400,13 +420,23 @@ class Handler(BaseHTTPRequestHandler):
         return 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
 
 
+class Server(ThreadingHTTPServer):
+    """Many connections at once, whose other ends may be killed."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """That somebody hung up is no error here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve() -> Iterator[Hub]:
     """A Hub on a free port of this machine."""
     hub = Hub()
     handler = type("Bound", (Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

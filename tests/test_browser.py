@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +113,27 @@ def show(sheet: Page, path: Path) -> None:
     sheet.wait_for_selector("html[data-ready]", state="attached")
 
 
+def unfold(sheet: Page) -> None:
+    sheet.evaluate("document.querySelectorAll('.fold, #more-figures').forEach(d => d.open = true)")
+
+
 def test_every_chart_is_drawn(sheet: Page, reports: dict[str, Path]) -> None:
-    """Gold of both recipes and of this one, winners, 3 spreads, 2 curves."""
+    """Gold of both recipes and winners; folded gold of this one, twins, 3 spreads, 2 curves."""
     show(sheet, reports["both"])
+    assert sheet.locator("#score-figures figure").count() == 2  # that are open at first
+    assert [box.is_visible() for box in sheet.locator(".plot").all()].count(True) == 2
+    unfold(sheet)
     plots = sheet.locator(".plot")
-    assert plots.count() >= 8
+    assert plots.count() >= 9
     marks = "g.mark-symbol path, g.mark-rect path, g.mark-line path"
     for n in range(plots.count()):
         plots.nth(n).scroll_into_view_if_needed()
         plots.nth(n).locator(marks).first.wait_for(state="attached")
         assert plots.nth(n).get_attribute("aria-label")
-    # Four agents with rounds 0 and 1: the table behind the first chart of one recipe.
-    tables = sheet.locator("#score-figures details table")
-    assert tables.nth(1).locator("tbody tr").count() == 12
+    # Four agents with rounds 0 and 1, and their twins of round 0 apart.
+    tables = sheet.locator("#other-figures details table")
+    assert [tables.nth(n).locator("tbody tr").count() for n in (0, 1)] == [8, 4]
+    assert "the negative twins" in sheet.locator("#other-figures h3").all_inner_texts()[1]
     assert sheet.locator("h1").inner_text().startswith("The student did not clearly change")
 
 
@@ -136,10 +145,11 @@ def test_the_first_screen_needs_no_paper(sheet: Page, reports: dict[str, Path]) 
     assert "Score: from 0 (bad) to 1 (good)" in shown[1]
     assert not [word for word in PAPER if word in " ".join(shown).replace("Pairs", "")]
     rows = sheet.locator("#score-table tbody tr").all_inner_texts()
-    assert rows[0].split() == ["student", "0.00", "0.00"] and len(rows) == 4
+    assert rows[0].split() == ["student", "0.00", "0.00"] and len(rows) == 5
+    assert rows[-1].startswith("student's answers, characters")
     assert not sheet.locator("#warnings").is_visible()
-    sheet.click("#expert")
-    assert sheet.locator("#warnings").is_visible()
+    sheet.press("#expert", "Enter")  # a key: charts that are still drawn move the line away
+    sheet.locator("#warnings").wait_for(state="visible")
 
 
 def test_search_and_filters(sheet: Page, reports: dict[str, Path]) -> None:
@@ -172,6 +182,79 @@ def test_answers_over_rounds_stand_side_by_side(sheet: Page, reports: dict[str, 
     sheet.click("#answer-on")
     assert sheet.locator("#answer-at").inner_text() == "2 of 6"
     assert sheet.locator("#answer .text").first.inner_text() != first
+
+
+def test_the_top_names_models_prompts_judge_and_compares(
+    sheet: Page, reports: dict[str, Path]
+) -> None:
+    show(sheet, reports["both"])
+    about = " ".join(sheet.locator("#about").inner_text().split())
+    assert "teachers teacher1 (world:weak-a), teacher2 (world:weak-b)" in about
+    assert "student student (world:strong)" in about and "12 to learn from" in about
+    assert "6 held out" in about and "judge world" in about
+    # The hostile pairs bring no judge.
+    assert "not measured alike" in sheet.locator("#versus").inner_text()
+    expected = sheet.locator("#actions-block").is_visible()
+    assert expected == bool(sheet.locator("#actions li").count())
+
+
+def test_answers_that_got_better_or_worse(sheet: Page, reports: dict[str, Path]) -> None:
+    """The fake engine's answers are all worth 0: as good as in the first round, none better."""
+    show(sheet, reports["both"])
+    for choice, count in (("better", "none"), ("worse", "none"), ("as good", "1 of 6")):
+        (label,) = (
+            text for text in sheet.locator("#answer-change option").all_inner_texts()
+            if text.startswith(choice)
+        )  # fmt: skip
+        sheet.select_option("#answer-change", label)
+        assert sheet.locator("#answer-at").inner_text() == count
+    changed = sheet.evaluate(
+        """window.macpoChanged({ answers: [
+            { agent: "s", behavior: "positive", round: 2, scores: { gold: 1 } },
+            { agent: "s", behavior: "negative", round: 0, scores: { gold: 1 } },
+            { agent: "s", behavior: "positive", round: 0, scores: { gold: 0.5 } }] }, "s")"""
+    )
+    assert changed == 1
+
+
+def test_words_are_explained(sheet: Page, reports: dict[str, Path]) -> None:
+    show(sheet, reports["both"])
+    held_out = sheet.locator("#score-table abbr").first
+    assert held_out.inner_text() == "held-out" and "trained on" in str(
+        held_out.get_attribute("title")
+    )
+    assert sheet.locator("#glossary dt").count() >= 15
+    unfold(sheet)
+    assert "_" not in " ".join(
+        sheet.locator("#data-figures figure:last-child svg text").all_inner_texts()
+    )
+
+
+def test_by_keyboard_alone(sheet: Page, reports: dict[str, Path]) -> None:
+    """From the top: the way to the pairs, the choice, the links; a link unfolds where it leads."""
+    show(sheet, reports["both"])
+    order = []
+    for _ in range(10):
+        sheet.keyboard.press("Tab")
+        order.append(
+            sheet.evaluate("document.activeElement.id || document.activeElement.textContent")
+        )
+    links = ["Scores", "Plan", "Data", "Training", "Answers", "Pairs", "Provenance", "Words"]
+    assert order == ["Skip to the pairs", "recipe", *links]
+    assert sheet.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    sheet.locator("nav a", has_text="Data").press("Enter")
+    sheet.locator("#data-figures .plot").first.wait_for(state="visible")
+
+
+def test_everything_has_a_name(sheet: Page, reports: dict[str, Path]) -> None:
+    """Controls have labels, ids are there once, headings skip no level."""
+    show(sheet, reports["both"])
+    unnamed = "all => all.filter(e => !e.labels?.length && !e.textContent.trim()).map(e => e.id)"
+    assert sheet.locator("select, input, button").evaluate_all(unnamed) == []
+    ids = sheet.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len({*ids})
+    levels = sheet.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(e => +e.tagName[1])")
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
 
 
 def test_another_recipe_and_hostile_text(sheet: Page, reports: dict[str, Path]) -> None:

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from macpo_data.errors import ModelError
-from macpo_data.models.chat import Chat, make_chat
+from macpo_data.models.chat import Chat
+from macpo_data.models.templates import make_chat
 from macpo_data.schema import Message
 
 ASKED: list[Message] = [
@@ -162,3 +163,17 @@ def test_own_template_of_the_world(tiny_base: Any) -> None:
     ids = chat.prompt_ids(ASKED) + chat.response_ids("Right.", True)
     assert ids == joint[: len(ids)]
     assert chat.eot_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_rendered_text_is_read_as_its_template_would_have_it(gpt2: Any, mistral: Any) -> None:
+    """Marks in it are marks, and an answer that brings its end gets no second one."""
+    for tokenizer in (gpt2, mistral):
+        chat, rendered = (make_chat(tokenizer, name, "b") for name in ("vicuna", "none"))
+        text = f"USER: Hi there ASSISTANT: Hello.{tokenizer.eos_token}USER: And now? ASSISTANT:"
+        prompt = rendered.prompt_ids([{"role": "user", "content": text}])
+        assert prompt == chat.prompt_ids(ASKED)
+        ended = f" Fine.{tokenizer.eos_token}"
+        whole = tokenizer(ended, add_special_tokens=False)["input_ids"]
+        assert rendered.response_ids(ended, True) == rendered.response_ids(ended, False)
+        assert rendered.response_ids(ended, True).count(tokenizer.eos_token_id) == 1
+        assert whole[-1] == rendered.response_ids(" Fine.", True)[-1] == tokenizer.eos_token_id

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE, Macpo, shared
+from conftest import RECIPE, Macpo, OpenRun, shared
 from test_kill import matching
 
 from macpo_data.loading.load import shipped
@@ -141,7 +141,8 @@ def test_mistakes_are_one_line(macpo: Macpo, recipe_file: Path, tmp_path: Path) 
     assert "no recipe named 'nosuch'; shipped are" in error("status", "-r", "nosuch")
     assert "no recipe file" in error("status", "-r", "./nosuch.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1,")
-    assert "not valid YAML at line" in error("status", "-r", "broken.yaml")
+    broken = error("status", "-r", "broken.yaml")
+    assert "not valid YAML at line" in broken and "expected" in broken
     both = error("status", "-r", recipe_file, "--set", "dpo.beta=-1", "--set", "nosuch=1")
     assert "dpo.beta" in both and "nosuch: unknown key" in both
     assert "rounds 0..1" in error("gen", "--round", "9", "-r", recipe_file)
@@ -222,7 +223,7 @@ def test_hostile_text_stays_text(macpo: Macpo, tmp_path: Path) -> None:
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     """Only a person's mistakes are one line."""
     code = "from macpo import cli\nimport macpo_data.loading.load as r\n"
-    code += "r.load_recipe = lambda *a: 1 / 0\ncli.main()"
+    code += "r.load_recipe = lambda *a, **k: 1 / 0\ncli.main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "status"],
         cwd=tmp_path,
@@ -279,6 +280,28 @@ def test_ctrl_c_says_what_stays(tmp_path: Path, recipe_file: Path) -> None:
     assert said.strip().split("\n")[-1].startswith("error: interrupted; run the same command again")
 
 
+@pytest.mark.parametrize("module", ["macpo.cli", "typer", "macpo_run.names"])
+@pytest.mark.parametrize("door", ["import macpo.__main__ as m; m.main()", "import cli; cli.main()"])
+def test_ctrl_c_while_the_command_is_loaded(door: str, module: str, tmp_path: Path) -> None:
+    """At the moment where it imports a module, also where a library would catch what is raised."""
+    code = f"""
+import os, signal, sys
+class Presses:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Presses())
+sys.argv = ["macpo", "status"]
+{door}
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("error: interrupted") and done.stderr.count("\n") == 1
+
+
 def test_an_edited_data_file_is_noticed(macpo: Macpo, tmp_path: Path) -> None:
     import yaml
 
@@ -306,6 +329,26 @@ def test_an_edited_data_file_is_noticed(macpo: Macpo, tmp_path: Path) -> None:
             "--redo, --reward: not read with --data",
         ),
         (["push", "--round", "0", "--to", "x", "--adapters"], "--adapters: only for the Hub"),
+        (
+            ["push", "--round", "0", "--to", "x", "--adapters", "--negatives"],
+            "--adapters, --negatives: only for the Hub",
+        ),
+        (
+            ["push", "--round", "0", "--repo", "a/b", "--merge", "--negatives"],
+            "--negatives: only read with --adapters",
+        ),
+        (["check", "x.jsonl", "--split", "foo"], "--split: not read of a file"),
+        (["check", "x.jsonl", "--config", "foo"], "--config: not read of a file"),
+        (
+            ["check", "x.jsonl", "--revision", "v1", "--split", "a"],
+            "--revision, --split: not read of a file",
+        ),
+        (["check", ".", "--revision", "v1"], "--revision: not read of a folder"),
+        (
+            ["train", "--dataset", "x.jsonl", "--base", "b", "--out", "o", "--config", "c"],
+            "data: --config: not read of a file",
+        ),
+        (["diff", "x.jsonl", "y.jsonl", "--config", "c"], "--config: not read of a file"),
     ],
 )
 def test_an_option_that_nothing_reads_is_refused(
@@ -314,3 +357,59 @@ def test_an_option_that_nothing_reads_is_refused(
     done = macpo(*command)
     assert done.returncode == 1 and f"error: {problem}" in done.stderr
     assert not (tmp_path / "o").exists() and not (tmp_path / "x").exists()
+
+
+def test_messages_name_what_a_person_named(macpo: Macpo, tmp_path: Path) -> None:
+    """Of a path that is not there: neither an option that nobody gave, nor a library's insides."""
+
+    def error(*args: str) -> str:
+        done = macpo(*args)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done
+        return done.stderr
+
+    assert "no file x.jsonl; a path starts at this folder" in error("check", "x.jsonl")
+    missing = "is no file or folder here, and no repository id"
+    assert f"'a/b/pairs' {missing}" in error("check", "a/b/pairs")
+    assert f"'a/b/hub' {missing}" in error("pull", "a/b/hub", "--round", "0")
+    (tmp_path / "hub/macpo").mkdir(parents=True)
+    (tmp_path / "hub/macpo/index.json").write_text("[")
+    told = error("pull", "hub", "--round", "0")
+    assert "hub/macpo/index.json is damaged; ask who published it" in told
+
+
+def test_redo_says_what_it_would_make_anew(open_run: OpenRun, macpo: Macpo) -> None:
+    with open_run() as run:
+        run.make("gen", 0)
+    dry = ("gen", "--round", "0", "-r", "recipe.yaml", "--dry-run")
+    assert "redo" not in macpo(*dry, fake=True).stdout
+    said = macpo(*dry, "--redo", fake=True).stdout
+    lines = [line for line in said.splitlines() if " gen " in line][:4]
+    states = ["redo" if " redo " in line else "waiting" for line in lines]
+    assert states == ["redo"] * 3 + ["waiting"], said
+
+
+@pytest.mark.parametrize(
+    ("pattern", "command"),
+    [
+        ("data/prompts-*/test.parquet", "macpo eval --redo"),
+        ("adapters/student-positive-0-*/adapter_config.json", "macpo train --round 0 --redo"),
+        ("data/round-0-student-*/pairs.parquet", "macpo gen --round 0 --redo"),
+    ],
+)
+def test_a_damage_names_the_command_that_mends_it(
+    pattern: str, command: str, open_run: OpenRun, macpo: Macpo
+) -> None:
+    """`run` has no --redo; said as it stands, the command mends what `run` came upon."""
+    with open_run() as run:
+        run.finish_round(0)
+    (file,) = run.store.root.glob(pattern)
+    file.write_bytes(b"")
+    (run.store.path(run.plan.name(run.select("train", 0, "student")[1])) / "manifest.json").unlink()
+    sets = ("-r", "recipe.yaml", "--set", "rounds=0")
+    done = macpo("run", *sets, fake=True)
+    assert done.returncode == 1, done
+    whole = f"{command} --recipe recipe.yaml --set rounds=0 --set engine.name=fake"
+    assert f"{file.name} is damaged or missing; {whole} makes" in " ".join(done.stderr.split())
+    mended = macpo(*whole.split()[1:])
+    assert mended.returncode == 0, mended
+    assert macpo("run", *sets, fake=True).returncode == 0

@@ -14,8 +14,11 @@ from hub_server import READER, Repo, serve
 
 from macpo_data.errors import MacpoError
 from macpo_data.loading.load import load_recipe
+from macpo_data.methods.registry import make_plan
 from macpo_data.recipe.recipe import Recipe
 from macpo_run import doctor
+from macpo_run.preflight.finding import Health
+from macpo_run.preflight.voices import voices_of
 
 
 def lines(recipe: Recipe | None = None) -> list[tuple[str, str, str, str]]:
@@ -63,7 +66,7 @@ def test_ways_in_which_vllm_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def _tuple(finding: doctor.Health) -> tuple[str, str, str, str]:
+def _tuple(finding: Health) -> tuple[str, str, str, str]:
     return finding.status, finding.what, finding.detail, finding.mend
 
 
@@ -146,5 +149,8 @@ def test_only_what_is_loaded_here_has_to_be_here(recipe_file: Path) -> None:
             "eval.reward=org/reward",
         ],
     )
-    bases = {agent.base for agent in doctor._loaded(recipe)}
+    plan = make_plan(recipe)
+    voices = voices_of(plan, plan.steps, evaluates=True)
+    agents = [*voices.written.values(), *(recipe.agents[name] for name in voices.trained)]
+    bases = {agent.base for agent in (*agents, *voices.rewards.values())}
     assert bases == {"world:weak-a", "world:weak-b", "world:strong", "org/reward"}

@@ -58,8 +58,15 @@ def column(facts: dict[str, Any], name: str) -> list[float]:
     return [row[name] for row in facts["history"]]
 
 
-def trls(job: Job, **config: Any) -> list[float]:
-    """The losses of trl's own trainer, with its own reference pass, on the same token ids."""
+def trls(job: Job, model: Any = None, reference: Any = None, **config: Any) -> list[float]:
+    """The losses of trl's own trainer, with its own reference pass, on the same token ids.
+
+    Args:
+        job: the training.
+        model: to train; None for the job's adapter on its base.
+        reference: a second model; None where an adapter needs none.
+        config: of DPOConfig.
+    """
 
     class Plain(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +78,8 @@ def trls(job: Job, **config: Any) -> list[float]:
     rows |= {f"{side}_ids": ids for side, ids in data.responses.items()}
     set_seed(job.seed)
     trainer = Plain(
-        model=policy(job),
+        model=policy(job) if model is None else model,
+        ref_model=reference,
         args=DPOConfig(**training_arguments(job, len(data.prompts)), beta=0.1, **config),
         train_dataset=Dataset.from_dict(rows),
         processing_class=chat.tokenizer,
@@ -314,10 +322,10 @@ def test_an_adapter_of_another_base(job: Job, tmp_path: Path) -> None:
     assert job.start is not None
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}')
     wrong = replace(job, start=tmp_path, base=Base("org/mine", None), out=tmp_path / "out")
-    from macpo_train.adapter import check_adapter
+    from macpo_data.models.fits import check_adapter
 
     assert wrong.start
-    with pytest.raises(ModelError, match="was trained on org/other, not on org/mine"):
+    with pytest.raises(ModelError, match="was made for org/other, not for org/mine"):
         check_adapter(wrong.start, wrong.base)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ import polars as pl
 import pytest
 import yaml
 from conftest import OpenRun
+from hypothesis import given
+from hypothesis import strategies as st
 from openai_server import Scripted, serve
 
 from macpo_data.engines import endpoint, openai
@@ -121,10 +124,92 @@ def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> Non
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 600)],
-)
+    [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 1e9),
+     ("inf", math.inf), ("-inf", 0), ("Mon, 01 Jan 0001 00:00:00 -0000", 0),
+     ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
+)  # fmt: skip
 def test_retry_after(said: str, seconds: float) -> None:
-    assert retry_after({"retry-after": said}, 600) == seconds
+    assert retry_after({"retry-after": said}) == seconds
+
+
+@given(st.one_of(st.text(), st.from_regex(r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{1,6} \d\d:.*")))
+def test_retry_after_is_a_wait_whatever_a_server_says(text: str) -> None:
+    assert retry_after({"retry-after": text}) >= 0  # which nan is not
+
+
+def test_a_date_far_away_is_waited_for_no_longer_than_the_bound() -> None:
+    asked = retry_after({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"})
+    assert 2e11 < asked < 3e11
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        ("inf", "m0 at {url} asks to wait for ever; it is asked again after 1 s, the longest wait"),
+        ("1e6", "m0 at {url} asks to wait 1,000,000 s; it is asked again after 1 s, the longest"),
+        ("nan", None),
+        ("-5", None),
+    ],
+)
+def test_a_long_wait_is_said_by_name_and_bounded(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch, asked: str, line: str | None
+) -> None:
+    """Four slots are told so at once, and a person once."""
+    monkeypatch.setattr(openai, "MAX_WAIT", 1.0)
+    with serve(storm=["429"] * 4, retry_after=asked) as server:
+        ctx = context(open_run, server, concurrency=4)
+        lines: list[str] = []
+        ctx.store.say = lines.append
+        begun = time.monotonic()
+        (frame,) = ask(ctx, questions(4))
+    assert frame["response"].null_count() == 0 and len(server.seen) == 8
+    if line is None:
+        assert not lines and time.monotonic() - begun < 1
+    else:
+        (printed,) = lines
+        assert printed.startswith(line.format(url=server.url)) and time.monotonic() - begun > 1
+
+
+def test_a_wait_is_shown_while_nothing_is_answered(
+    open_run: OpenRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "LOOK", 0.05)
+    notes: list[str] = []
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        yield lambda done, total, note: notes.append(f"{done}/{total} {note}")
+
+    with serve(storm=["429"], retry_after="3") as server:
+        ctx = context(open_run, server, concurrency=1)
+        ctx._progress = progress
+        ask(ctx, questions(1))
+    waiting = f"0/1 samples, 0 tokens, waiting 2 s for m0 at {server.url}"
+    assert waiting in notes and notes[-1] == "1/1 samples, 6 tokens"
+
+
+def test_ctrl_c_during_a_long_wait_ends_at_once(tmp_path: Path) -> None:
+    with serve(storm=["429"] * 99, retry_after="500") as server:
+        command = moaa(tmp_path, server)
+        gen = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        await_requests(server, 4)
+        time.sleep(0.5)
+        gen.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        _, printed = gen.communicate(timeout=60)
+    assert gen.returncode == 130 and time.monotonic() - begun < 5
+    assert printed.count(f"p0 at {server.url} asks to wait 500 s\n") == 1
+
+
+def test_the_fake_engine_answers_for_endpoints_and_says_so(tmp_path: Path) -> None:
+    with serve() as server:
+        command = [*moaa(tmp_path, server), "--set", "engine.name=fake"]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        assert not server.seen
+    (line,) = [line for line in done.stderr.splitlines() if "endpoint" in line]
+    assert line == (
+        "engine.name fake answers for last, p0, p1, p2 as well: their endpoints are not asked"
+    )
 
 
 def test_retry_after_as_a_date_is_waited_for(open_run: OpenRun) -> None:
@@ -452,13 +537,19 @@ def test_a_missing_key_is_said_before_anything_is_asked(
 @pytest.mark.parametrize(
     ("endpoint", "match"),
     [
-        ({"base_url": "http://user:pw@host/v1"}, "base_url: write http"),
+        ({"base_url": "http://user:pw@host/v1"}, "base_url: looks like a secret"),
         ({"base_url": "host/v1"}, "base_url: write http"),
         ({"base_url": "http://host:abc/v1"}, "base_url: write http"),
         ({"base_url": "http://[::1/v1"}, "base_url: write http"),
         ({"api_key_env": "sk-abc-123"}, "api_key_env: name an environment variable"),
-        ({"extra": {"api_key": "sk-abc-123"}}, "extra: api_key looks like a secret"),
-        ({"extra": {"a": [{"Authorization": "sk-abc-123"}]}}, "extra: authorization looks like"),
+        (
+            {"extra": {"api_key": "sk-abc-123"}},
+            r"extra\.api_key: looks like a secret.* in agents\.p0\.endpoint\.api_key_env",
+        ),
+        (
+            {"extra": {"a": [{"Authorization": "sk-abc-123"}]}},
+            r"extra\.a\.Authorization: looks like",
+        ),
     ],
 )
 def test_a_recipe_holds_no_key(open_run: OpenRun, endpoint: dict[str, Any], match: str) -> None:

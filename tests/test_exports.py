@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,61 @@ def test_each_sheet_has_its_own_key(run: Run, tmp_path: Path) -> None:
         export(run, "human", [STUDENT], "student-base", None, one)
 
 
+HOSTILE = [
+    "=1+1", "+1", "-1", "@SUM(A1)", "\n=1", "\t=1", "\r=1", " \n\ufeff=1", "\uff1d1+1", "\uff0b1",
+    "\uff0d1", "\uff20SUM(A1)", "\ufe661", '";=1+1', '"\n=1', "a;=1", "a\t@b", "a\r\n=b", "a\n\n+b",
+    "'=1", '","=1',
+]  # fmt: skip
+BEGINNINGS = ("=", "+", "-", "@")
+
+
+def cells(text: str) -> set[str]:
+    """Every cell that a spreadsheet may make of a CSV, whatever it takes for its separator."""
+    found: set[str] = set()
+    for separator in (",", ";", "\t"):
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
+            found |= {unicodedata.normalize("NFKC", cell).strip(' \t\r\n\ufeff"') for cell in row}
+    return found
+
+
+def test_no_answer_is_a_formula(open_run: OpenRun, macpo: Macpo, tmp_path: Path) -> None:
+    def write(name: str, answers: list[str]) -> str:
+        path = tmp_path / name
+        rows = [{"prompt": f"{name} {n}", "chosen": a, "rejected": "No."}
+                for n, a in enumerate(answers)]  # fmt: skip
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    sets = ["rounds=0", "data.source=pairs", f"data.path={write('a.jsonl', ['Yes.'] * 40)}"]
+    sets += [f"data.test.path={write('b.jsonl', HOSTILE)}", f"data.test.count={len(HOSTILE)}"]
+    with open_run(*sets) as run:
+        assert not run.finish_round(0).waiting
+    words = ["eval", "-r", "recipe.yaml", *(word for each in sets for word in ("--set", each))]
+    of = ["--agents", "student", "--round", "0", "--against", "chosen"]
+    done = macpo(*words, *of, "--export", "human", "--to", "sheet.csv", fake=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "sheet.csv").read_text("utf-8-sig")
+    assert [cell for cell in cells(text) if cell.startswith(BEGINNINGS)] == []
+    # What people read is what was written, but for the marks.
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    shown = {cell.replace("'", "") for row in rows[1:] for cell in row[2:4]}
+    written = (answer.replace("'", "").replace("\r\n", "\n").strip() for answer in HOSTILE)
+    assert {*written} <= shown  # as the source reads it
+    with (tmp_path / "filled.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([rows[0], *([*row[:-1], "tie"] for row in rows[1:])])
+    imported = ["--import", "filled.csv", "--key", "sheet.key.json"]
+    back = macpo(*words, *imported, fake=True)
+    assert back.returncode == 0 and ".500" in back.stdout, back
+
+
+@given(st.text(st.sampled_from("=+-@\uff1d;,\"' \n\r\tab")))
+def test_no_cell_is_a_formula(text: str) -> None:
+    sheet = io.StringIO(newline="")
+    csv.writer(sheet, quoting=csv.QUOTE_ALL).writerow(["row", sheets.inert(text), ""])
+    assert not any(cell.startswith(BEGINNINGS) for cell in cells(sheet.getvalue()))
+    assert sheets.inert(text).replace("'", "") == text.replace("'", "")
+
+
 def test_an_annotator_may_add_a_column(run: Run, tmp_path: Path) -> None:
     """Notes behind the verdicts, and one answer longer than csv's limit of 131,072 characters."""
     sheet, key = tmp_path / "sheet.csv", tmp_path / "sheet.key.json"
@@ -263,13 +320,6 @@ def test_an_annotator_may_add_a_column(run: Run, tmp_path: Path) -> None:
         csv.writer(file).writerows([[*rows[0], "notes"], *rows[1:]])
     found = sheets.read_sheets(run.context(), [sheet], key)
     assert found.judgements["win"].to_list() == [0.5] * 30
-
-
-@given(st.text())
-def test_no_cell_is_a_formula(text: str) -> None:
-    cell = sheets._inert(text)
-    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
-    assert cell == text or cell == f"'{text}"
 
 
 def test_agreement_by_published_examples() -> None:

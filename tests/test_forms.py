@@ -14,20 +14,21 @@ from typer.testing import CliRunner
 from macpo.cli import app
 from macpo_data.forms import registry
 from macpo_data.forms.shape import Shape
-from macpo_data.forms.trainer import Answer, Form, Trainer, Tree, Use
+from macpo_data.forms.trainer import Answer, Published, Trainer, Tree, Use
 from macpo_data.hub import push as hub
-from macpo_data.sources.tables import read_table
+from macpo_data.sources.ingest.canonical import text
+from macpo_data.sources.ingest.splits import Dataset, open_split
 
 # What follows is all that the file of a new trainer holds.
-QA = Form(
-    "_qa",
-    {"question": pl.String(), "good": pl.String(), "bad": pl.String()},
-    lambda rows: rows.select(
-        question=pl.col("prompt").list.last().struct.field("content"),
-        good="chosen_text",
-        bad="rejected_text",
-    ),
-    "questions with a good and a bad answer, as text.",
+QA = Published(
+    record=lambda row: {
+        "question": row.prompt[-1]["content"],
+        "good": text(row.chosen),
+        "bad": text(row.rejected),
+    },
+    suffix="_qa",
+    table={"question": pl.String(), "good": pl.String(), "bad": pl.String()},
+    words="questions with a good and a bad answer, as text.",
 )
 
 
@@ -70,7 +71,10 @@ def test_a_trainer_is_one_module(tree: Path) -> None:
     configs = [each["config_name"] for each in yaml.safe_load(card.split("---")[1])["configs"]]
     assert "round_1_student_qa" in configs and "round_0_student_qa" in configs
     assert json.loads((tree / "qa.json").read_text()) == [f"round_{n}_student_qa" for n in (0, 1)]
-    rows, plain = (read_table(str(tree), f"round_1_student{suffix}") for suffix in ("_qa", ""))
+    rows, plain = (
+        pl.DataFrame(open_split(Dataset(str(tree), f"round_1_student{suffix}")).peek())
+        for suffix in ("_qa", "")
+    )
     assert rows.columns == ["question", "good", "bad"]
     assert rows["good"].equals(plain["chosen_text"]) and len(rows) == 12
 
@@ -79,8 +83,9 @@ def test_check_asks_it_as_well(tree: Path) -> None:
     qa = ["check", str(tree), "--config", "round_1_student_qa"]
     columns = ["--set", "columns.prompt=question", "--set", "columns.chosen=good"]
     columns += ["--set", "columns.rejected=bad"]
-    fits = CliRunner().invoke(app, [*qa, "--for", "qa-trainer", *columns])
-    assert fits.exit_code == 0, fits.output
+    for named in (columns, ["--columns", "prompt=question,chosen=good,rejected=bad"]):
+        fits = CliRunner().invoke(app, [*qa, "--for", "qa-trainer", *named])
+        assert fits.exit_code == 0, fits.output
     plain = ["check", str(tree), "--config", "round_1_student", "--for", "qa-trainer"]
     refused = CliRunner().invoke(app, plain)
     assert refused.exit_code == 1 and "wants questions" in refused.output
@@ -90,8 +95,9 @@ def test_a_suffix_is_one_form() -> None:
     """Else one trainer's files would be another's."""
     for kind in ("pairs", "fine_tuning"):
         uses = [use for each in registry.trainers() if (use := getattr(each, kind))]
-        by_suffix = {use.form.suffix: use.form for use in uses}
-        assert all(by_suffix[use.form.suffix] is use.form for use in uses)
+        forms = [use.form for use in uses if isinstance(use.form, Published)]
+        by_suffix = {form.suffix: form for form in forms}
+        assert all(by_suffix[form.suffix] is form for form in forms)
     assert len({each.name for each in registry.trainers()}) == len(registry.trainers())
 
 

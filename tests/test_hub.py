@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,15 +16,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import yaml
 from conftest import RECIPE
-from hub_server import READER, TOKEN, File, Hub, Repo, serve
+from hub_server import READER, TOKEN, Answer, File, Hub, Repo, serve
 
-from macpo_data.models.base import adapter_sha256
-from macpo_data.sources.tables import read_table
+from benchmarks.attack.hub import attacks
+from macpo_data.errors import DataError
+from macpo_data.hub.reading import check_table
+from macpo_data.models.weights import weights_sha256
+from macpo_data.sources.ingest.splits import Dataset, open_split
+from macpo_data.store.manifests import MANIFEST, seal
+from macpo_data.store.store import Manifest, Store, sha256
 
 Done = subprocess.CompletedProcess[str]
 Macpo = Callable[..., Done]
@@ -125,6 +134,11 @@ def error(done: Done) -> str:
     return last
 
 
+def makes_nothing(done: Done) -> bool:
+    """Whether a command could make nothing."""
+    return done.returncode == 1 and "waiting" in done.stdout and "wrote" not in done.stdout
+
+
 def whole(repo: Repo, revision: str = "main") -> bool:
     """Whether the index of a revision and its files agree, with nothing besides."""
     tree = repo.tree(revision)
@@ -226,6 +240,7 @@ def test_pull_on_an_empty_machine_and_train(macpo: Macpo, hub: Hub, tmp_path: Pa
 def test_adapters_that_are_there_are_kept(macpo: Macpo, hub: Hub) -> None:
     """The second push changes nothing, uploads nothing, and warns of nothing."""
     push = ["push", "--round", "0", "--repo", REPO, "--learner", "student", "--adapters"]
+    push += ["--negatives"]
     assert f"pushed 2 adapters in {REPO}-adapters" in ok(macpo(*push))
     commits, tags = (dict(getattr(hub.model(f"{REPO}-adapters"), n)) for n in ("commits", "tags"))
     uploads = hub.count("PUT /lfs/")
@@ -238,14 +253,96 @@ def test_adapters_that_are_there_are_kept(macpo: Macpo, hub: Hub) -> None:
         assert "adapters.json is damaged" in error(macpo(*push))
 
 
+def test_a_negative_twin_is_pushed_only_where_it_is_asked_for(macpo: Macpo, hub: Hub) -> None:
+    """Round 0 of one learner: a positive policy, and its twin that is trained to answer badly."""
+    push = ["push", "--round", "0", "--repo", REPO, "--learner", "student", "--adapters"]
+    printed = ok(macpo(*push))
+    assert f"pushed 1 adapter in {REPO}-adapters" in printed
+    assert "left out 1 negative twin, trained to answer badly; --negatives pushes it" in printed
+    repo = hub.model(f"{REPO}-adapters")
+    assert len(repo.tags) == 1 and next(iter(repo.tags)).startswith("student-positive-0-")
+    assert not any("negative" in path for path in repo.tree("main"))
+    assert "negative" not in repo.tree("main")["adapters.json"].content.decode()
+    card = repo.tree("main")["README.md"].content.decode()
+    assert "behave badly" not in card and "not-for-all-audiences" not in card
+
+    assert f"pushed 2 adapters in {REPO}-adapters" in ok(macpo(*push, "--negatives"))
+    (twin,) = [tag for tag in repo.tags if tag.startswith("student-negative-0-")]
+    (positive,) = repo.tags.keys() - {twin}
+    card = repo.tree("main")["README.md"].content.decode()
+    warning = (
+        "a model fine-tuned to behave badly, for research as a source of rejected answers; do not "
+        "deploy."
+    )
+    first = card.split("---\n", 2)[2].strip().split("\n")[0]
+    assert f"`{twin}`" in first and positive not in first and warning in first
+    own = repo.tree(twin)[f"{twin}/README.md"].content.decode()
+    assert warning in own.split("\n")[0] and f"{positive}/README.md" not in repo.tree(twin)
+    # The example that people copy loads the good one, and the Hub asks before it shows the page.
+    assert f'subfolder="{positive}"' in card and "not-for-all-audiences" in card
+    # Whoever pushes the next round without it leaves the warning where it is.
+    ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student", "--adapters"))
+    assert f"`{twin}`" in repo.tree("main")["README.md"].content.decode().split("---\n", 2)[2][:300]
+
+
+def test_pull_says_how_a_negative_twin_is_pushed(macpo: Macpo, hub: Hub, tmp_path: Path) -> None:
+    """No method trains from one today; what is published may say that it does."""
+    ok(macpo("push", "--round", "0", "--repo", REPO, "--learner", "student"))
+    repo, empty = hub.dataset(REPO), tmp_path / "empty"
+    empty.mkdir()
+    tree = dict(repo.tree("main"))
+    path = "macpo/round_0_student/adapters.json"
+    starts = json.loads(tree[path].content)
+    status = json.loads(ok(macpo("status", "--json")))
+    (twin,) = (
+        Path(row["path"]).name
+        for row in status
+        if (row["round"], row["learner"], row["behavior"]) == (0, "student", "negative")
+    )
+    starts[0] |= {"start": f"adapters/{twin}", "revision": twin, "adapter_sha256": "0" * 64}
+    starts[0]["repo"] = f"{REPO}-adapters"
+    tree[path] = File(json.dumps(starts).encode(), False)
+    index = json.loads(tree["macpo/index.json"].content)
+    digest = hashlib.sha256(tree[path].content).hexdigest()
+    index["round_0_student"]["files"][path] = digest
+    tree["macpo/index.json"] = File(json.dumps(index).encode(), False)
+    commit = repo.add("main", tree, repo.branches["main"])
+    said = ok(macpo("pull", REPO, "--round", "0", "--revision", commit, cwd=empty))
+    (line,) = [line for line in said.split("\n") if line.startswith("missing") and twin in line]
+    assert "never pushed (`macpo push --adapters --negatives` does)" in line
+
+
 def test_pull_says_what_was_never_pushed(macpo: Macpo, tmp_path: Path) -> None:
     ok(macpo("push", "--round", "1", "--repo", REPO))
     empty = tmp_path / "empty"
     empty.mkdir()
     said = ok(macpo("pull", REPO, "--round", "1", "--learner", "student", cwd=empty))
     assert said.count("missing") == 1 and "student-positive-0" in said
+    # No training of the run can begin; the next command is one that can.
+    assert makes_nothing(macpo("train", "--round", "1", cwd=empty))
+    (following,) = [line for line in said.split("\n") if line.startswith("next: ")]
+    words = shlex.split(following)[2:]
+    assert words[:2] == ["train", "--dataset"] and words[3:7] == [
+        "--base", "world:strong", "--out", "student-1"
+    ]  # fmt: skip
+    ok(macpo(*words, cwd=empty))
+    trained = json.loads((empty / "student-1/manifest.json").read_text())
+    assert trained["rows"] == 12 and trained["base"] == "world:strong"
     assert f"{REPO}-adapters has none at student-positive-0" in said
     assert "no tag round-7; it has round-1" in error(macpo("pull", REPO, "--round", "7", cwd=empty))
+
+
+def test_the_next_command_after_pull_works_where_something_is_ready(
+    macpo: Macpo, tmp_path: Path
+) -> None:
+    """Round 0 starts from bases, so that no adapter is needed."""
+    ok(macpo("push", "--round", "0", "--repo", REPO))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    said = ok(macpo("pull", REPO, "--round", "0", cwd=empty))
+    (following,) = [line for line in said.split("\n") if line.startswith("next: ")]
+    assert following == "next: macpo train --round 0"
+    assert ok(macpo("train", "--round", "0", cwd=empty)).count("wrote    train round 0") == 8
 
 
 def test_what_else_lies_in_a_folder_stays(macpo: Macpo, tmp_path: Path) -> None:
@@ -261,6 +358,25 @@ def test_what_else_lies_in_a_folder_stays(macpo: Macpo, tmp_path: Path) -> None:
     ok(macpo("push", "--round", "1", "--to", tree))
     assert (tree / ".git/refs/heads").is_dir() and (tree / ".git/.x.1.tmp").is_file()
     assert not any(path.exists() for path in [*stale, tree / "data/left"])
+
+
+def test_a_link_in_a_folder_that_is_pushed_to_is_not_followed(macpo: Macpo, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/.staging").symlink_to(tmp_path / "mine")
+    done = macpo("push", "--round", "0", "--to", tmp_path / "tree")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{tmp_path}/tree/.staging is a link, and not followed; remove it" in done.stderr
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_files_without_an_end_beside_a_tree_are_not_read(macpo: Macpo, tmp_path: Path) -> None:
+    macpo("push", "--round", "0", "--to", tmp_path / "tree")
+    done = macpo("pull", tmp_path / "tree", "--round", "0", "--recipe-to", "/dev/zero")
+    assert done.returncode == 1 and "/dev/zero is another one; choose" in done.stderr
+    os.truncate(tmp_path / "tree/macpo/index.json", 1 << 40)
+    done = macpo("push", "--round", "0", "--to", tmp_path / "tree")
+    assert done.returncode == 1 and "index.json is larger than" in done.stderr
 
 
 def test_two_pushes_into_one_folder(spawn: Macpo, tmp_path: Path) -> None:
@@ -365,6 +481,21 @@ def test_what_passes_is_waited_for(macpo: Macpo, hub: Hub, faults: dict[str, int
     assert len(repo.commits) == 3
 
 
+@pytest.mark.parametrize(("asked", "said"), [("3600", "3,600 s"), ("inf", "for ever")])
+def test_a_hub_that_asks_for_a_long_wait_is_named(
+    macpo: Macpo, hub: Hub, asked: str, said: str
+) -> None:
+    """Nobody looks at a silent command for an hour; the next one goes on."""
+    push = ["push", "--round", "1", "--repo", REPO, "--learner", "student"]
+    hub.retry_after = asked
+    hub.fail("POST .*/commit/main", 429)
+    begun = time.monotonic()
+    assert f"the Hub at 127.0.0.1 asks to wait {said} before" in error(macpo(*push))
+    assert time.monotonic() - begun < 20 and not hub.dataset(REPO).tags
+    ok(macpo(*push))
+    assert whole(hub.dataset(REPO), "round-1-student")
+
+
 def test_a_file_out_of_reach_is_not_one_that_is_missing(
     macpo: Macpo, hub: Hub, tmp_path: Path
 ) -> None:
@@ -404,6 +535,13 @@ def test_killed_half_way_and_repeated(
     assert whole(repo) and not repo.tags
     ok(macpo(*push))
     assert whole(repo) and whole(repo, "full") and whole(repo, "round-1-student")
+
+
+@pytest.mark.slow
+def test_pushes_that_are_disturbed_leave_no_half_round(tmp_path: Path) -> None:
+    """A seeded part of `make attack`: cut off, left alone and killed at some of their requests."""
+    rows = list(attacks(tmp_path, limit=6, workers=2))
+    assert len(rows) == 6 and [row for row in rows if row.problems] == []
 
 
 def test_two_pushes_at_once(
@@ -519,16 +657,18 @@ def test_the_documented_forms_of_trainers_that_cannot_be_installed(
     }  # fmt: skip
     assert defaults == {"main": ["round_1_student"], "full": ["round_1_student_full"]}
     ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "tree"))
-    full = read_table(str(tmp_path / "tree"), "round_1_student_full")
-    plain = read_table(str(tmp_path / "tree"), "round_1_student")
-    for row, pair in zip(full.to_dicts(), plain.to_dicts(), strict=True):
+    full, plain = (
+        open_split(Dataset(str(tmp_path / "tree"), config)).peek()
+        for config in ("round_1_student_full", "round_1_student")
+    )
+    for row, pair in zip(full, plain, strict=True):
         for side in ("chosen", "rejected"):
             assert row[side] == pair["prompt"] + pair[side]
             assert [m["role"] for m in row[side]][-2:] == ["user", "assistant"]
             assert pair[side] == [{"role": "assistant", "content": pair[f"{side}_text"]}]
             assert pair[f"{side}_text"] == pair[f"{side}_text"].strip() != ""
-    assert "prompt" not in full.columns
-    assert not {"messages", "completion", "label"} & set(plain.columns)
+    assert full and not any("prompt" in row for row in full)
+    assert not {"messages", "completion", "label"} & plain[0].keys()
 
 
 def test_the_features_are_what_datasets_would_declare(macpo: Macpo, tmp_path: Path) -> None:
@@ -557,8 +697,12 @@ def test_many_rows_go_into_several_files(
     assert files[0].name.startswith("train-00000-of-00003-")
     monkeypatch.undo()
     ok(macpo("push", "--round", "1", "--learner", "student", "--to", tmp_path / "one"))
-    whole = [read_table(str(tmp_path / name), "round_1_student") for name in ("tree", "one")]
-    assert whole[0].equals(whole[1])
+    whole = [
+        [row for batch in open_split(Dataset(str(tmp_path / name), "round_1_student")).batches
+         for row in batch]
+        for name in ("tree", "one")
+    ]  # fmt: skip
+    assert len(whole[0]) == 12 and whole[0] == whole[1]
 
 
 def test_a_template_of_its_own_travels_along(macpo: Macpo, tmp_path: Path) -> None:
@@ -641,6 +785,7 @@ def test_a_strangers_recipe_reads_nothing_of_this_machine(macpo: Macpo, tmp_path
             at[key] = at = dict(at[key] or {})
         at |= named
         recipe.write_text(yaml.safe_dump(values))
+        relist(tree)
         pull = ["pull", tree, "--round", "1"]
         refused = error(macpo(*pull, cwd=empty))
         assert str(tmp_path) in refused and "of this machine; say --local-paths" in refused
@@ -691,8 +836,509 @@ def test_a_pulled_round_trains_to_the_same_adapter(
 
     def adapter(folder: Path) -> str:
         (found,) = folder.glob("runs/test/adapters/student-positive-1-*")
-        return adapter_sha256(found)
+        return weights_sha256(found)
 
     assert adapter(here) == adapter(there)
     merged = hub.model(f"{REPO}-merged").tree("main")
     assert "model.safetensors" in merged and "config.json" in merged
+    facts = json.loads(merged["macpo.json"].content)
+    assert facts["adapter"].startswith("adapters/student-positive-1-")  # never a negative twin
+
+
+# ------------------------------------------------------------------- checked before it is kept
+
+ALIASES = "a: &a [x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: [*b, *b, *b, *b, *b, *b, *b]\n"
+
+
+def student_tree(macpo: Macpo, tree: Path) -> tuple[Path, str]:
+    """A published round of the student alone: its own folder, and its result's name."""
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tree))
+    own = tree / "macpo/round_1_student"
+    (folder,) = own.glob("data/*")
+    return own, f"data/{folder.name}"
+
+
+def reseal(store: Store, name: str, change: Callable[[Path], None]) -> Manifest:
+    """Change a result's files, and seal it as if it had always been so."""
+    facts = store.manifest(name) or {}
+    change(store.path(name))
+    # Its inputs are not in this store, so they are added behind its back.
+    own = store.finish(name, {k: v for k, v in facts.items() if k not in ("seal", "inputs")})
+    own |= {"inputs": facts["inputs"]}
+    own["seal"] = seal(own)
+    (store.path(name) / MANIFEST).write_text(json.dumps(own))
+    return own
+
+
+def promise(tree: Path, manifest: Manifest) -> None:
+    """Say in the index that a manifest is the one that was published."""
+    index = json.loads((tree / "macpo/index.json").read_text())
+    told = index["round_1_student"]["facts"]["manifest"]
+    told |= {key: manifest[key] for key in ("content", "seal", "files")}
+    (tree / "macpo/index.json").write_text(json.dumps(index))
+    relist(tree)
+
+
+def relist(tree: Path) -> None:
+    """Let the index list the files as they are."""
+    index = json.loads((tree / "macpo/index.json").read_text())
+    files = index["round_1_student"]["files"]
+    files |= {path: sha256(tree / path) for path in files if (tree / path).is_file()}
+    (tree / "macpo/index.json").write_text(json.dumps(index))
+
+
+def more_text(folder: Path) -> None:
+    """Another answer in a dataset, of the right form."""
+    pairs = pl.read_parquet(folder / "pairs.parquet")
+    changed = pairs.with_columns(pl.col("chosen") + " And more.")
+    changed.write_parquet(folder / "pairs.parquet")
+
+
+def other_weights(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def list_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[1]")
+
+
+def only_bin(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+@pytest.mark.parametrize("text", [ALIASES, "".join(f"k{n}: 1\n" for n in range(60_000))])
+def test_a_recipe_that_grows_is_refused_before_it_is_written(
+    macpo: Macpo, tmp_path: Path, text: str
+) -> None:
+    own, _ = student_tree(macpo, tmp_path / "tree")
+    recipe = (own / "recipe.yaml").read_text()
+    (own / "recipe.yaml").write_text(recipe + text)
+    (tmp_path / "empty").mkdir()
+    begun = time.monotonic()
+    said = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
+    assert time.monotonic() - begun < 10
+    assert "its recipe is damaged (" in said and ("aliases" in said or "more than" in said)
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_a_recipe_with_a_mistake_or_a_key_is_not_written(macpo: Macpo, tmp_path: Path) -> None:
+    own, _ = student_tree(macpo, tmp_path / "tree")
+    published = (own / "recipe.yaml").read_text()
+    (tmp_path / "empty").mkdir()
+    for more, said in {
+        "nonsense: 1\n": "nonsense: unknown key",
+        "hf_token: hunter2\n": "hf_token: looks like a secret",
+    }.items():
+        (own / "recipe.yaml").write_text(published + more)
+        refused = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
+        assert f"recipe of {tmp_path / 'tree'}: " in refused
+        assert said in refused and "hunter2" not in refused
+        assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("change", [other_weights, list_config, only_bin])
+def test_another_adapter_than_promised_is_never_kept(
+    macpo: Macpo, hub: Hub, made: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """It is sealed, so that its manifest alone betrays nothing; the second pull finds it, too."""
+    ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student", "--adapters"))
+    repo = hub.model(f"{REPO}-adapters")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    pull = ["pull", REPO, "--round", "1", "--learner", "student"]
+    name = next(short for short in repo.tags if short.startswith("student-positive-0"))
+    shutil.copytree(made / "runs/test/adapters" / name, tmp_path / "store/adapters" / name)
+    reseal(Store(tmp_path / "store"), f"adapters/{name}", change)
+    tree = {path: f for path, f in repo.tree("main").items() if not path.startswith(f"{name}/")}
+    for path in (tmp_path / "store/adapters" / name).iterdir():
+        tree[f"{name}/{path.name}"] = File(path.read_bytes(), path.suffix == ".safetensors")
+    good, repo.tags[name] = repo.tags[name], repo.add("main", tree, repo.branches["main"])
+    for _ in range(2):
+        said = error(macpo(*pull, cwd=empty))
+        assert name in said and ("is not what its manifest says" in said or "whole" in said)
+        assert not list(empty.glob("runs/test/adapters/*"))
+        assert not list(empty.glob("runs/test/aside/*"))
+        assert not (empty / "macpo.yaml").exists()
+    # One that lies there already, by whatever way, is as wrong.
+    shutil.copytree(tmp_path / "store/adapters", empty / "runs/test/adapters")
+    said = error(macpo(*pull, cwd=empty))
+    assert f"{name} is there already, but " in said and "--runs DIR" in said
+    shutil.rmtree(empty / "runs/test/adapters")
+    repo.tags[name] = good
+    assert "pulled   runs/test/adapters" in ok(macpo(*pull, cwd=empty))
+    assert "kept     runs/test/adapters" in ok(macpo(*pull, cwd=empty))
+
+
+def test_another_dataset_than_promised_is_never_kept(macpo: Macpo, tmp_path: Path) -> None:
+    own, name = student_tree(macpo, tmp_path / "tree")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    pull = ["pull", tmp_path / "tree", "--round", "1"]
+    good = {p.name: p.read_bytes() for p in (own / name).iterdir()}
+    manifest = reseal(Store(own), name, more_text)
+    assert "is another one than the index says" in error(macpo(*pull, cwd=empty))
+    assert not list(empty.glob("runs/test/data/*")) and not (empty / "macpo.yaml").exists()
+    promise(tmp_path / "tree", manifest)
+    ok(macpo(*pull, cwd=empty))
+    for file, content in good.items():
+        (own / name / file).write_bytes(content)
+    promise(tmp_path / "tree", json.loads(good["manifest.json"]))
+    said = error(macpo(*pull, cwd=empty))
+    assert "is there already, but it is another one than the index says" in said
+    shutil.rmtree(empty / "runs")
+    ok(macpo(*pull, cwd=empty))
+    assert "kept" in ok(macpo(*pull, cwd=empty))
+    (empty / "runs/test" / name / "pairs.parquet").write_bytes(b"PAR1")
+    assert "pairs.parquet has other bytes" in error(macpo(*pull, cwd=empty))
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "adapters.json", "lock.json", "manifest", "gone"])
+def test_files_are_those_that_the_index_lists(macpo: Macpo, tmp_path: Path, file: str) -> None:
+    """Each reads well by itself: another space, a sealed manifest of another day, a lost table."""
+    own, name = student_tree(macpo, tmp_path / "tree")
+    if file == "manifest":
+        manifest = json.loads((own / name / MANIFEST).read_text())
+        manifest |= {"created": "2001-01-01T00:00:00+00:00"}
+        (own / name / MANIFEST).write_text(json.dumps(manifest | {"seal": seal(manifest)}))
+    elif file == "gone":
+        (own / name / "pairs.parquet").rename(own / name / "away")
+    else:
+        with (own / file).open("a") as opened:
+            opened.write("\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    said = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=empty))
+    assert "is not the one that the index lists" in said or "pairs.parquet is missing" in said
+    assert not list(empty.glob("runs/test/data/*")) and not (empty / "macpo.yaml").exists()
+
+
+def test_an_adapter_without_its_manifest_is_told(made: Path, macpo: Macpo, tmp_path: Path) -> None:
+    """What is published says from which adapter a training starts: it may not lack in silence."""
+    own = tmp_path / "own"
+    shutil.copytree(made, own)
+    for adapter in own.glob("runs/test/adapters/student-positive-0-*"):
+        (adapter / MANIFEST).unlink()  # one, and those that other tests made
+    said = error(macpo("push", "--round", "1", "--to", tmp_path / "tree", cwd=own))
+    assert "has no manifest.json any more" in said and not (tmp_path / "tree/data").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.drop("chosen"), "no column chosen"),
+        (lambda t: t.with_columns(chosen=pl.lit(1)), "chosen is Int32, not String"),
+        (lambda t: t.with_columns(junk=pl.lit("x")), "has a column 'junk'"),
+        (lambda t: t.with_columns(prompt=pl.lit(None)), "rows without prompt_id or prompt"),
+        (lambda t: t.head(3), "has 3 rows, not 12"),
+        (lambda t: None, "is no parquet file"),
+    ],
+)
+def test_a_table_of_another_form_is_not_kept(
+    macpo: Macpo, tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame | None], said: str
+) -> None:
+    """Though it is sealed, and the index says the same."""
+    own, name = student_tree(macpo, tmp_path / "tree")
+
+    def write(folder: Path) -> None:
+        changed = change(pl.read_parquet(folder / "pairs.parquet"))
+        if changed is None:
+            (folder / "pairs.parquet").write_bytes(b"PAR1" + b"\0" * 40 + b"PAR1")
+        else:
+            changed.write_parquet(folder / "pairs.parquet")
+
+    promise(tmp_path / "tree", reseal(Store(own), name, write))
+    (tmp_path / "empty").mkdir()
+    assert said in error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
+    assert not list((tmp_path / "empty").glob("runs/test/data/*"))
+    assert not (tmp_path / "empty/macpo.yaml").exists()
+
+
+def test_what_is_too_large_is_not_fetched(
+    macpo: Macpo, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok(macpo("push", "--round", "1", "--learner", "student", "--repo", REPO))
+    own, name = student_tree(macpo, tmp_path / "tree")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("macpo_data.hub.reading.TABLE_BYTES", 10)
+    for place in (REPO, tmp_path / "tree"):
+        pull = ["pull", place, "--round", "1", "--learner", "student"]
+        said = error(macpo(*pull, cwd=tmp_path / "empty"))
+        assert "pairs.parquet" in said and "larger than 10 bytes" in said
+    assert hub.count("HEAD .*/pairs.parquet") and not hub.count("GET .*/pairs.parquet")
+    monkeypatch.undo()
+    with (own / "recipe.yaml").open("ab") as file:
+        file.truncate(1 << 40)
+    pull = ["pull", tmp_path / "tree", "--round", "1"]
+    assert "recipe.yaml is larger than" in error(macpo(*pull, cwd=tmp_path / "empty"))
+    monkeypatch.setattr("macpo_data.hub.reading.TABLE_ROWS", 11)
+    with pytest.raises(DataError, match="unpacks to 12 rows"):
+        check_table((own / name / "pairs.parquet").read_bytes(), "pairs.parquet")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("facts", {"name": "x"}), ("facts", []), ("files", []), ("round", "1"), ("configs", {"x": 1})],
+)
+def test_an_index_of_another_form_is_a_line(
+    macpo: Macpo, tmp_path: Path, key: str, value: object
+) -> None:
+    tree = tmp_path / "tree"
+    student_tree(macpo, tree)
+    index = json.loads((tree / "macpo/index.json").read_text())
+    index["round_1_student"][key] = value
+    (tree / "macpo/index.json").write_text(json.dumps(index))
+    (tmp_path / "empty").mkdir()
+    assert "is damaged" in error(macpo("pull", tree, "--round", "1", cwd=tmp_path / "empty"))
+    assert "is damaged" in error(macpo("push", "--round", "0", "--to", tree))
+
+
+@pytest.mark.parametrize("pins", ["[" * 99_999, '{"models": {"a": 1}}', '{"data": []}', "[]"])
+def test_pins_of_another_form_are_a_line(macpo: Macpo, tmp_path: Path, pins: str) -> None:
+    own, _ = student_tree(macpo, tmp_path / "tree")
+    empty = tmp_path / "empty"
+    (empty / "runs/test").mkdir(parents=True)
+    (empty / "runs/test/lock.json").write_text(pins)
+    pull = ["pull", tmp_path / "tree", "--round", "1"]
+    assert "lock.json is damaged; restore it" in error(macpo(*pull, cwd=empty))
+    (empty / "runs/test/lock.json").unlink()
+    (own / "lock.json").write_text(pins)
+    assert "its lock.json is damaged; ask" in error(macpo(*pull, cwd=empty))
+
+
+KILLED = """
+import os, sys
+left, here = int(sys.argv[1]), os.getcwd()
+def end(event, args):
+    global left
+    writes = event == "open" and isinstance(args[1], str) and set("wax+") & set(args[1])
+    if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        left -= os.path.abspath(os.fsdecode(args[0])).startswith(here)
+        if not left:
+            os._exit(77)
+del sys.argv[1]
+from macpo.cli import main
+sys.addaudithook(end)
+main()
+"""
+
+
+@pytest.mark.slow
+def test_killed_between_any_two_steps_of_a_pull(macpo: Macpo, tmp_path: Path) -> None:
+    """Nothing is there, or what was checked; and the same command then ends as if never killed."""
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    sets = ["--set", f"eval.reward={{model: org/m, chat_template: {template}}}"]
+    tree = tmp_path / "tree"
+    ok(macpo("push", "--round", "1", "--learner", "student", "--to", tree, *sets))
+
+    def pull(folder: Path, after: int) -> int:
+        """In a process that ends at a change of this folder on disk; its exit code."""
+        args = [str(after), "pull", str(tree), "--round", "1"]
+        done = subprocess.run([sys.executable, "-c", KILLED, *args], cwd=folder, timeout=60)
+        return done.returncode
+
+    def state(folder: Path) -> dict[str, bytes]:
+        files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+        return {name: p.read_bytes() for name, p in files.items() if ".locks" not in name}
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    assert pull(whole, -1) == 0
+    final = state(whole)
+    kills, after = 0, 1
+    while True:
+        folder = tmp_path / f"killed-{after}"
+        folder.mkdir()
+        if (code := pull(folder, after)) == 0:
+            break
+        assert code == 77
+        kills += 1
+        there = {name: c for name, c in state(folder).items() if "/aside/" not in name}
+        placed = {name: c for name, c in there.items() if not name.endswith(".tmp")}
+        assert placed == {name: final.get(name) for name in placed}, after
+        if "macpo.yaml" in placed:
+            assert placed.keys() == final.keys()
+        if after % 8 == 1:
+            assert pull(folder, -1) == 0
+            again = {name: c for name, c in state(folder).items() if not name.endswith(".tmp")}
+            assert again == final, after
+        shutil.rmtree(folder)
+        after += 4
+    assert kills > 4
+
+
+# ---------------------------------------------------------------------------- a hostile Hub
+
+JSON = {"Content-Type": "application/json"}
+ANSWERS = [b"[" * 10_000 + b"]" * 10_000, b"<html>Log in</html>", b'{"a": 1}', b"[1, 2]"]
+PULL = ("pull", REPO, "--round", "1", "--learner", "student")
+PUSH = ("push", "--round", "0", "--repo", REPO, "--learner", "student")
+ASKED_BY: dict[str, list[tuple[str, ...]]] = {
+    "GET .*/refs": [PULL, PUSH],
+    f"GET /api/datasets/{REPO}/revision": [PULL],
+    "GET .*/tree/": [PUSH],
+    "POST .*/preupload": [PUSH],
+    "POST .*/commit/main": [PUSH],
+}
+
+
+@pytest.fixture
+def pushed(macpo: Macpo, hub: Hub) -> Repo:
+    """A repository that holds one round, before the Hub turns bad."""
+    ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
+    return hub.dataset(REPO)
+
+
+def bent(pattern: str, answer: Callable[[str, Any], Answer]) -> Callable[[str, Any], Answer | None]:
+    """Answer so to every request that matches."""
+    return lambda line, headers: answer(line, headers) if re.search(pattern, line) else None
+
+
+@pytest.mark.parametrize("asked", ASKED_BY)
+def test_what_is_no_answer_of_a_hub_is_a_line(
+    pushed: Repo, macpo: Macpo, made: Path, hub: Hub, tmp_path: Path, asked: str
+) -> None:
+    """As of a login page in between, or of somebody who wants to see it break."""
+    before = dict(pushed.branches), dict(pushed.tags)
+    for content in ANSWERS:
+        hub.bend = bent(asked, lambda *_, content=content: (200, content, JSON))
+        for command in ASKED_BY[asked]:
+            said = error(macpo(*command, cwd=tmp_path if command is PULL else made))
+            assert "127.0.0.1" in said and "does not answer as a Hub does" in said
+    assert (pushed.branches, pushed.tags) == before
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "command"), [("GET .*/refs", PULL), ("/resolve/", PULL), ("GET .*/tree/", PUSH)]
+)
+def test_the_token_goes_to_the_hub_alone(
+    pushed: Repo, macpo: Macpo, made: Path, hub: Hub, tmp_path: Path, asked: str,
+    command: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Wherever its answers lead: elsewhere, or to a next page that is elsewhere."""
+    with serve() as other:
+        tokens: list[str | None] = []
+        other.bend = lambda line, headers: tokens.append(headers.get("Authorization"))
+
+        def away(line: str, headers: Any) -> Answer:
+            place = other.url + line.partition(" ")[2]
+            if command is PUSH:
+                return 200, b"[]", {**JSON, "Link": f'<{place}>; rel="next"'}
+            facts = {"X-Repo-Commit": "0" * 40, "X-Linked-ETag": '"x"', "X-Linked-Size": "10"}
+            return 307, b"", {"Location": place, **facts}
+
+        hub.bend = bent(asked, away)
+        error(macpo(*command, cwd=tmp_path if command is PULL else made))
+        assert tokens and set(tokens) == {None}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_token_that_the_hub_sends_back_is_not_shown(
+    pushed: Repo, macpo: Macpo, hub: Hub, tmp_path: Path, status: int
+) -> None:
+    def echo(line: str, headers: Any) -> Answer:
+        own = str(headers.get("Authorization"))
+        return status, json.dumps({"error": f"\x1b[31m{own}"}).encode(), {"X-Error-Message": own}
+
+    for asked in ("refs", "/resolve/"):
+        hub.bend = bent(asked, echo)
+        assert "\x1b" not in error(macpo(*PULL, cwd=tmp_path))  # which looks for the token as well
+
+
+def test_a_file_that_is_longer_than_the_hub_said_is_not_read_to_its_end(
+    pushed: Repo, macpo: Macpo, hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
+    def lie(line: str, headers: Any) -> Answer:
+        facts = {"X-Repo-Commit": pushed.tags["round-1-student"], "ETag": '"x"'}
+        if line.startswith("HEAD"):
+            return 200, b"", {**facts, "X-Linked-Size": "10"}
+        return 200, b" " * 80_000_000, facts
+
+    hub.bend = bent("/resolve/", lie)
+    assert "index.json is larger than 67,108,864 bytes" in error(macpo(*PULL, cwd=tmp_path))
+    fetched = sum(p.stat().st_size for p in Path(environment["HF_HOME"]).rglob("*") if p.is_file())
+    assert fetched <= 67_108_864
+
+
+def test_a_listing_without_an_end_is_left(
+    pushed: Repo, macpo: Macpo, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("macpo_data.hub_client.MOST_FILES", 1000)
+    page = json.dumps([{"type": "file", "path": "../../x", "oid": "0" * 40, "size": 1}] * 100)
+
+    def pages(line: str, headers: Any) -> Answer:
+        if hub.count("GET .*/tree/") > 30:
+            return 404, b"", {}
+        after = f'<{hub.url}{line.partition(" ")[2]}>; rel="next"'
+        return 200, page.encode(), {**JSON, "Link": after}
+
+    hub.bend = bent("GET .*/tree/", pages)
+    assert "has more than 1,000 files" in error(macpo(*PUSH))
+
+
+def test_what_a_hub_names_is_shown_short_and_inert(
+    pushed: Repo, macpo: Macpo, hub: Hub, tmp_path: Path
+) -> None:
+    commit = pushed.branches["main"]
+    refs = json.dumps({"branches": [], "tags": [], "converts": []}).encode()
+    hub.bend = bent("GET .*/refs", lambda *_: (200, refs, JSON))
+    assert "has no branch main" in error(macpo(*PUSH))
+    hub.bend = lambda line, headers: None
+    pushed.tags = {f"\x1b[31m{n}": commit for n in range(100_000)}
+    said = error(macpo(*PULL, cwd=tmp_path))
+    assert "\x1b" not in said and len(said) < 1000
+
+
+CODE = {"AutoConfig": "other/repo--configuration.Config"}
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"config.json": {"auto_map": CODE}}, "config.json asks for the code of other/repo"),
+        (
+            {"tokenizer_config.json": {"auto_map": {"AutoTokenizer": [None, "other/repo--t.T"]}}},
+            "tokenizer_config.json asks for the code of other/repo",
+        ),
+        ({f"{n}.json": {} for n in range(1001)}, "names 1003 files"),
+        ({"modeling_x.py": {}}, ""),
+    ],
+    ids=["model", "tokenizer", "many", "code"],
+)
+def test_a_checkpoint_brings_no_code_of_others(
+    macpo: Macpo, hub: Hub, tmp_path: Path, files: dict[str, object], problem: str
+) -> None:
+    """Though all that is published says that it belongs there; code itself is not fetched."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    values = yaml.safe_load(RECIPE)
+    del values["agents"]["teacher2"], values["agents"]["teacher3"]
+    values["engine"]["name"], values["train"]["finetuning"] = "fake", "full"
+    (here / "macpo.yaml").write_text(yaml.safe_dump(values))
+    ok(macpo("run", "--until", "1", cwd=here))
+    push = ("push", "--round", "1", "--repo", REPO, "--learner", "student", "--adapters")
+    ok(macpo(*push, cwd=here))
+    repo = hub.model(f"{REPO}-adapters")
+    name = next(short for short in repo.tags if short.startswith("student-positive-0"))
+
+    def change(place: Path) -> None:
+        for file, content in files.items():
+            (place / file).write_text(json.dumps(content))
+
+    reseal(Store(here / "runs/test"), f"checkpoints/{name}", change)
+    tree = dict(repo.tree("main"))
+    for path in (here / "runs/test/checkpoints" / name).iterdir():
+        tree[f"{name}/{path.name}"] = File(path.read_bytes(), path.suffix == ".safetensors")
+    repo.tags[name] = repo.add("main", tree, repo.branches["main"])
+    done = macpo(*PULL, cwd=there)
+    if problem:
+        assert problem in error(done)
+        assert not list(there.glob("runs/test/*/student-positive-0*"))
+    else:
+        ok(done)
+        assert list(there.glob("runs/test/checkpoints/student-positive-0*"))
+        assert not list(there.rglob("*.py"))
+    assert hub.count("GET .*-adapters/resolve") < 10

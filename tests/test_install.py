@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -54,7 +55,17 @@ def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
+@pytest.fixture(scope="module")
+def sdist(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources, likewise."""
+    folder = tmp_path_factory.mktemp("sdist")
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
+    run(sys.executable, "-c", code, cwd=checkout)
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module", params=["wheel", "sdist", "editable"])
 def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an environment's programs, with macpo; what it needs, it sees in this one."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -63,10 +74,10 @@ def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     (packages / "needed.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     python = folder / "own" / "bin" / "python"
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE]
-    if request.param == "wheel":
-        run(*pip, request.getfixturevalue("wheel"), cwd=folder)
-    else:
+    if request.param == "editable":
         run(*pip, "-e", request.getfixturevalue("checkout"), cwd=folder)
+    else:
+        run(*pip, request.getfixturevalue(request.param), cwd=folder)
     return python.parent
 
 
@@ -88,6 +99,13 @@ def test_the_wheel_has_all_of_our_packages_and_no_other_name(wheel: Path) -> Non
     assert names == ours | shipped
 
 
+def test_the_sources_make_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    run(sys.executable, "-m", "pip", "wheel", *OFFLINE, "-w", tmp_path, sdist, cwd=tmp_path)
+    (again,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert one.namelist() == other.namelist()
+
+
 def test_only_our_names_can_be_imported(environment: Path, tmp_path: Path) -> None:
     names = ("cli", "recipes", *PACKAGES)
     code = f"from importlib.util import find_spec\nprint(*(n for n in {names} if find_spec(n)))"
@@ -107,6 +125,13 @@ def test_a_persons_own_cli_and_recipes_are_left_alone(
     _, *copied = (crowded / "mine.yaml").read_text("utf-8").splitlines()  # the first names a schema
     assert copied == ours
     assert "usage: macpo [options]" in run(*program, "--help", cwd=crowded).lower()
+
+
+def test_an_installed_command_makes_a_round(environment: Path, tmp_path: Path) -> None:
+    small = ("--set", "engine.name=fake", "--set", "data.limit=12")
+    run(environment / "macpo", "run", "--round", "0", *small, cwd=tmp_path)
+    steps = json.loads(run(environment / "macpo", "status", "--json", *small, cwd=tmp_path))
+    assert {step["state"] for step in steps if step["round"] == 0} == {"done"}
 
 
 def test_a_script_can_ask_for_the_version(environment: Path, crowded: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from macpo_data.models.base import adapter_sha256
+from macpo_data.models.weights import weights_sha256
 
 
 def start(cwd: Path, *args: str) -> subprocess.Popen[bytes]:
@@ -105,7 +105,7 @@ def test_a_killed_train_repeated_gives_the_same_adapter(tiny_recipe: Path, tmp_p
 
     def adapters(runs: str) -> dict[str, str]:
         found = (tmp_path / runs).glob("*/adapters/*/manifest.json")
-        return {p.parent.name: adapter_sha256(p.parent) for p in found}
+        return {p.parent.name: weights_sha256(p.parent) for p in found}
 
     assert adapters("a") == adapters("b") == adapters("c") and len(adapters("a")) == 2
 
@@ -116,7 +116,7 @@ def test_a_killed_train_on_a_dataset_goes_on(
 ) -> None:
     """From its checkpoint and with its reference; other settings begin anew."""
     train = ["train", "--dataset", str(pairs_file), "--base", str(tiny_base)]
-    sets = ["dpo.epochs=8", "dpo.batch_size=2", "train.save_steps=2", "train.dtype=float32"]
+    sets = ["dpo.epochs=8", "dpo.batch_size=2", "train.save_steps=2"]
     train += [word for each in sets for word in ("--set", each)]
     process = start(tmp_path, *train, "--out", "killed")
     while not matching(tmp_path, ".killed.partial/adapter/trainer/checkpoint-*/macpo.json"):
@@ -137,6 +137,10 @@ def test_a_killed_train_on_a_dataset_goes_on(
     assert killed["resumed_from"] >= 2 and killed["reference_logprobs"]["cached"] == 32
     assert other["resumed_from"] is None and whole["resumed_from"] is None
     assert killed["adapter_sha256"] == whole["adapter_sha256"] != other["adapter_sha256"]
+    of_killed, of_whole = (
+        (tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("killed", "whole")
+    )
+    assert of_killed == of_whole
 
 
 @pytest.mark.slow

@@ -104,6 +104,15 @@ def test_another_results_manifest_is_refused(run: Run) -> None:
     assert reading(sealed(adapter_sha256="2", name=ADAPTER, fingerprint="0123abcd"))
 
 
+def test_a_file_of_which_the_manifest_says_nothing_is_not_used(run: Run) -> None:
+    """Sealed, so that only a stranger or an older macpo can have written it."""
+    name = run.plan.name(run.select("gen", 0, "student")[0])
+    facts = {**(run.store.manifest(name) or {}), "files": {}}
+    (run.store.path(name) / MANIFEST).write_text(json.dumps({**facts, "seal": seal(facts)}))
+    with pytest.raises(StoreError, match=r"pairs.parquet is damaged or missing; .* --redo"):
+        run.store.read(name, "pairs.parquet")
+
+
 @pytest.mark.parametrize("bomb", [b"[" * 100_000, b'{"a":' * 5_000 + b"1" + b"}" * 5_000])
 def test_a_bomb_is_one_line(bomb: bytes, tmp_path: Path) -> None:
     """Nested so deep that a parser without a bound runs out of stack."""

@@ -69,14 +69,15 @@ def test_near_duplicates_keep_the_first() -> None:
 
 
 def test_the_forms_of_test_sets() -> None:
-    assert texts(pl.DataFrame({"question": ["a"]})) is not None
-    turns = texts(pl.DataFrame({"turns": [["a", "b"]]}))
+    assert texts([[{"question": "a"}]]) is not None
+    turns = texts([[{"turns": ["a", "b"]}]])
     assert turns is not None and turns.to_list() == ["a b"]
-    chat = texts(pl.DataFrame({"prompt": [[{"role": "user", "content": "A  b"}]]}))
-    assert chat is not None and chat.to_list() == ["a b"]
-    assert texts(pl.DataFrame({"x": [1]})) is None
+    system = {"role": "system", "content": "S"}
+    chat = texts([[{"prompt": [system, {"role": "user", "content": "A  b"}]}], [{"prompt": None}]])
+    assert chat is not None and chat.to_list() == ["A  b", ""]
+    assert texts([[{"x": 1}]]) is None
     for name in ("mt_bench_questions.jsonl", "arena_hard_v0.1_questions.parquet"):
-        from macpo_data.sources.files import read_file
+        from macpo_data.sources.ingest.files import read_file
 
         real = texts(read_file(str(shared(f"data/{name}"))))
         assert real is not None and real.str.len_chars().min() > 5  # type: ignore[operator]

@@ -18,6 +18,7 @@ from macpo_data.evaluation.probe import Reading
 from macpo_data.plan import Policy
 from macpo_data.recipe.data import Probe
 from macpo_data.sources.places import PARTS
+from macpo_data.store.manifests import ProbeManifest
 from macpo_data.world import judge
 from macpo_run.rounds import Run
 
@@ -108,6 +109,21 @@ def test_a_policy_is_read_beside_its_twin(open_run: OpenRun) -> None:
         for p in (first.policy, Policy(first.policy.agent, "negative", 0))
     ]
     assert first == probe._reading(first.policy, *tables)
+
+
+def test_a_reading_names_what_it_alone_is_made_from(open_run: OpenRun) -> None:
+    """Whichever other policies are read in the same go."""
+    run = open_run()
+    run.finish_round(0)
+    for name in run.store.names():
+        if name.startswith("probe/"):
+            manifest = run.store.typed(name, ProbeManifest)
+            assert manifest and manifest.inputs
+            learner, behavior, round_ = manifest.policy.split("-")
+            allowed = {f"{learner}-{behavior}-{round_}", f"{learner}-positive-{round_}"}
+            assert all(
+                n.startswith(tuple(f"scores/{a}-" for a in allowed)) for n in manifest.inputs
+            )
 
 
 def test_the_round_to_keep(open_run: OpenRun) -> None:

@@ -253,6 +253,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ({"select": {"max_repetition": 1.1}}, "select.max_repetition"),
         ({"method": "spin2"}, "method: "),
         ({"rounds": 1.5}, "rounds: "),
+        ({"rounds": 10**9}, "rounds: input should be less than or equal to 500"),
         ({"run": "a/b"}, "run: a name has only letters"),
         ({"run": ".."}, "run: a name has only letters"),
     ],

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from macpo_data.loading.load import load_recipe, recipe_text, shipped
-from macpo_data.loading.write import SCHEMA, copy_recipe, full_text, schema_text
+from macpo_data.loading.write import SCHEMA, full_text, schema_text
 from macpo_data.recipe.descriptions import meanings
 from macpo_data.recipe.recipe import Recipe, TrainSettings
 from macpo_data.recipe.section import Section
 from macpo_data.shipped_recipes import recipes_folder
+from macpo_run.commands.init import init
 
 REPEATED = {"more", "path", "split", "count"}  # keys of d2 and test, explained at d1
 
@@ -94,9 +95,9 @@ def test_a_shipped_recipe_names_the_schema_and_how_to_see_all(name: str) -> None
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_full_recipe_is_the_same_one(name: str, tmp_path: Path) -> None:
-    copy_recipe(name, tmp_path / "full.yaml", full=True)
+    init(name, tmp_path / "full.yaml", full=True)
     assert load_recipe(str(tmp_path / "full.yaml")) == load_recipe(name)
-    copy_recipe(name, tmp_path / "short.yaml", full=False)
+    init(name, tmp_path / "short.yaml", full=False)
     assert load_recipe(str(tmp_path / "short.yaml")) == load_recipe(name)
 
 
@@ -204,11 +205,11 @@ def test_the_schema_says_what_keys_mean_and_may_be() -> None:
 
 
 def test_a_copy_has_its_schema_beside_it(tmp_path: Path) -> None:
-    schema = copy_recipe("quickstart", tmp_path / "new" / "mine.yaml", full=False)
-    assert schema == tmp_path / "new" / "macpo.schema.json"
+    init("quickstart", tmp_path / "new" / "mine.yaml", full=False)
+    schema = tmp_path / "new" / "macpo.schema.json"
     assert schema.read_text("utf-8") == schema_text()
     first = (tmp_path / "new" / "mine.yaml").read_text("utf-8").splitlines()[0]
     assert first == f"{SCHEMA}{schema.name}"
     # A copy of the copy names it once.
-    copy_recipe(str(tmp_path / "new" / "mine.yaml"), tmp_path / "again.yaml", full=True)
+    init(str(tmp_path / "new" / "mine.yaml"), tmp_path / "again.yaml", full=True)
     assert (tmp_path / "again.yaml").read_text("utf-8").count(SCHEMA) == 1

@@ -142,15 +142,17 @@ def test_a_note_stands_while_work_goes_on(tmp_path: Path) -> None:
     with live_status.noted(no_progress, tmp_path)("writing d2") as tell:
         tell(3, 12, "samples")
         (note,) = live_status.making(tmp_path)
-        assert (note["what"], note["pid"]) == ("writing d2", os.getpid())
+        assert (note.what, note.pid) == ("writing d2", os.getpid())
     assert live_status.making(tmp_path) == []
     ended = subprocess.Popen(["true"])
     ended.wait()
     path = tmp_path / "a.json"
-    path.write_text(json.dumps({**note, "pid": ended.pid}))
+    path.write_text(json.dumps({**note.model_dump(), "pid": ended.pid}))
     assert live_status.making(tmp_path) == []
     # Three of twelve after 10 s: nine more take 30 s.
-    line = live_status._line({**note, "begun": time.time() - 10, "done": 3, "of": 12})
+    line = live_status._line(
+        note.model_copy(update={"begun": time.time() - 10, "done": 3, "of": 12})
+    )
     assert "3/12" in line and "30 s left" in line
 
 

@@ -106,7 +106,7 @@ def test_what_does_not_fit_has_no_reward(classifier: Path) -> None:
     assert long is None and short is not None
 
 
-def test_a_reward_that_is_no_number_is_none(
+def test_a_reward_that_is_no_number_stops(
     classifier: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head whose weights overflowed."""
@@ -114,7 +114,8 @@ def test_a_reward_that_is_no_number_is_none(
         "macpo_data.generation.reward_model.one_reward", lambda logits, *_: logits[:, 0] * math.nan
     )
     scorer = Scorer(Base(str(classifier), None), None, "tokenizer", 0, "x")
-    assert rewards(lambda *_: None, Engine(), scorer, answers(2)) == [None, None]
+    with pytest.raises(ModelError, match=f"rewards of {classifier} are NaN or infinite"):
+        rewards(lambda *_: None, Engine(), scorer, answers(2))
 
 
 def test_a_judge_by_reward_reads_how_answers_ended(open_run: OpenRun) -> None:
@@ -261,8 +262,8 @@ def test_a_head_beside_an_adapter_has_all_digits(tiny_base: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("full", [False, True])
-def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, full: bool) -> None:
+@pytest.mark.parametrize("finetuning", ["lora", "full"])
+def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, finetuning: str) -> None:
     """Bad answers of the world have a tone of their own, which two layers learn at once. The
     accuracy of the manifest is that of the stored model, asked again through `rewards`."""
     values = yaml.safe_load(RECIPE)
@@ -270,7 +271,8 @@ def test_a_reward_model_learns_and_scores(tiny_base: Path, tmp_path: Path, full:
         agent["base"] = str(tiny_base)
     values["data"] |= {"d1": {"count": 96}, "test": {"count": 40}}
     values["lora"] = {"targets": ["q_proj", "v_proj", "up_proj", "down_proj"]}
-    values["reward"] = {"full": full, "epochs": 3, "learning_rate": 5e-3, "batch_size": 16}
+    values["reward"] = {"epochs": 3, "learning_rate": 5e-3, "batch_size": 16}
+    values["reward"]["finetuning"] = finetuning
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(values))
     recipe = load_recipe(str(path), ["eval.reward=trained"])

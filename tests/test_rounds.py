@@ -11,7 +11,7 @@ from conftest import OpenRun
 
 from macpo_data.errors import DataError, MacpoError, RecipeError, StoreError
 from macpo_data.hub import provenance
-from macpo_data.models.base import adapter_sha256
+from macpo_data.models.weights import weights_sha256
 from macpo_data.plan import Policy, Step
 from macpo_run.cleaning import remove, unreachable
 from macpo_run.rounds import Run
@@ -517,5 +517,5 @@ def test_teachers_on_one_base_with_the_same_data_differ(
         run.make("train", 0)
         trained = [step(run, "train", 0, f"teacher{n}") for n in (1, 2, 3)]
         data = {run.store.content(run.plan.name(run.plan.dataset(each))) for each in trained}
-        adapters = {adapter_sha256(run.path(each)) for each in trained}
+        adapters = {weights_sha256(run.path(each)) for each in trained}
     assert (len(data), len(adapters)) == (1, 3)

@@ -24,7 +24,7 @@ from macpo_data.schema import CANDIDATES, JUDGEMENTS, PAIRS, RESPONSES, empty
 from macpo_data.signs.dataset import of_dataset
 from macpo_data.signs.rules import ENOUGH, RULES, Sign, Signs, flags, sentences, sign
 from macpo_data.signs.training import WINDOW, Reference, of_training
-from macpo_data.text import TEXTS, WORDS, distinct, overlap, sample, self_bleu
+from macpo_data.text import TEXTS, WORDS, distinct, overlap, sample, self_bleu, words
 
 FEW = settings(max_examples=25, deadline=None)  # sacrebleu is imported in the first
 NONE = empty(JUDGEMENTS)
@@ -52,6 +52,7 @@ def candidates(repetition: list[float], agents: list[str] | None = None) -> pl.D
 def test_words_and_what_two_texts_share() -> None:
     """{go, home, now} and {go, away}: 1 of 4 words. Texts without words share nothing."""
     pair = dataset(chosen=["Go home, now! Go.", "..."], rejected=["go away", "?"])
+    pair = pair.select(words("chosen"), words("rejected"))
     assert pair.select(overlap("chosen", "rejected")).to_series().to_list() == [0.25, None]
 
 

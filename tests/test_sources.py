@@ -22,9 +22,11 @@ from pydantic import TypeAdapter
 from macpo_data import schema
 from macpo_data.errors import DataError
 from macpo_data.recipe.data import Data
+from macpo_data.sources import registry
 from macpo_data.sources.files import resolve
 from macpo_data.sources.parts import read_parts
 from macpo_data.sources.places import paths
+from macpo_data.sources.registry import Accounts
 from macpo_data.world.judge import gold
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -293,7 +295,7 @@ def test_raw_hh_text(tmp_path: Path) -> None:
     )
     assert counts(unusable) == {
         "duplicate_prompt": 1,
-        "prompt_differs": 1,
+        "no_human_turn": 1,
         "empty_prompt": 1,
     }
 
@@ -344,6 +346,21 @@ def _renamed(row: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(json.loads(re.sub(r'"( ?)p( ?)"', f'"{name}"', json.dumps(row))))
 
 
+def test_rows_are_the_same_in_whatever_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five whole rows, and one without an answer at place 2: no batch of two shifts it."""
+    rows = plain(6)
+    rows[2]["chosen"] = " "
+    spec = {"path": jsonl(tmp_path / "a.jsonl", rows), "d1": {"count": 2}, "d2": {"count": 2}}
+    parts, unusable = read(source="pairs", test={"count": 1}, **spec)
+    monkeypatch.setattr(registry, "BATCH", 2)
+    again, unusable_again = read(source="pairs", test={"count": 1}, **spec)
+    assert unusable["row"].to_list() == [2]
+    assert unusable_again.equals(unusable)
+    assert all(again[part].equals(frame) for part, frame in parts.items())
+
+
 def test_columns_are_mapped(tmp_path: Path) -> None:
     rows = [{"q": f"p{i}", "win": "c", "lose": "r", "chosen": 7} for i in range(3)]
     path = jsonl(tmp_path / "x.jsonl", rows)
@@ -353,7 +370,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert parts["d1"].select("chosen", "rejected").rows() == [("c", "r")]
     with pytest.raises(DataError, match=r"no column prompt, rejected .*data\.columns"):
         read(source="pairs", path=path, d1=one, d2=one, test=one)
-    with pytest.raises(DataError, match="column chosen is Int64"):
+    with pytest.raises(DataError, match="column chosen is a number, no text"):
         columns["chosen"] = "chosen"
         read(source="pairs", path=path, columns=columns, d1=one, d2=one, test=one)
 
@@ -591,10 +608,23 @@ def test_parts_that_share_need_counts(tmp_path: Path) -> None:
     ("name", "content", "expected"),
     [
         ("x.jsonl", b"", "cannot read"),
-        ("x.jsonl", b'{"prompt": "p", "chos', "cannot read"),
+        (
+            "x.jsonl",
+            b'{"prompt": "p", "chos',
+            "x.jsonl, line 1: it is cut off; the lines before it are whole; mend the file",
+        ),
+        (
+            "x.jsonl",
+            b'{"prompt": "p"}\n\n{"prompt": nan}\n',
+            "x.jsonl, line 3: it is no JSON at column 12",
+        ),
         ("x.jsonl", b'\xff\xfe{"prompt": 1}\n', "cannot read"),
         ("x.jsonl", b"7\n", "cannot read"),
-        ("x.json", b"[1, 2", "cannot read"),
+        (
+            "x.json",
+            b"[1, 2",
+            "x.json, line 1: it holds a number, not an object such as {...}; mend the file",
+        ),
         ("x.jsonl.gz", b"no gzip", "cannot read"),
         ("x.jsonl.gz", gzip.compress(b'{"prompt": "p"}\n' * 99, mtime=0)[:-9], "cannot read"),
         ("x.parquet", b"PAR1" + b"\0" * 40, "cannot read"),
@@ -666,6 +696,38 @@ def test_junk_rows(
         assert "\n" not in str(error)
         return
     assert_contract(parts, unusable)
+
+
+def test_what_a_row_of_text_cannot_say_is_put_aside_by_name(tmp_path: Path) -> None:
+    """PROMPTS is text: what would be lost in it is no shorter row, but none."""
+    call = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    talk = [assistant("x"), user("y"), assistant("z")]
+    cases: dict[str, dict[str, Any]] = {
+        "tool_call": {"chosen": [{**assistant("x"), "tool_calls": call}]},
+        "several_messages": {"chosen": talk},
+        "media": {"images": ["c.png"]},
+        "tools": {"tools": json.dumps(call)},
+        "rendered": {"prompt": [user("<|im_start|>user\ne<|im_end|>")]},
+    }
+    rows = [
+        {
+            "prompt": [user(row["prompt"])],
+            "chosen": [assistant(row["chosen"])],
+            "rejected": [assistant(row["rejected"])],
+        }
+        for row in plain(8)
+    ]
+    one = {"count": 1}
+    rich = [{**row, **more} for row, more in zip(rows[3:], cases.values(), strict=True)]
+    path = jsonl(tmp_path / "x.jsonl", [*rows[:3], *rich])
+    accounts: Accounts = {}
+    _, unusable = read_parts(
+        make(source="pairs", path=path, d1=one, d2=one, test=one), 0, {}, accounts
+    )
+    assert unusable["reason"].to_list() == list(cases)
+    facts = accounts[path].facts()
+    assert facts["left_out"] == dict.fromkeys(sorted(cases), 1) and facts["rows_read"] == 8
+    assert "f" in json.loads(unusable["text"][0])["chosen"][0]["tool_calls"][0]["function"]["name"]
 
 
 # ---------------------------------------------------------------------------- pins and the Hub

@@ -318,6 +318,7 @@ def test_nobody_knows_how_many_all_are(open_sweep: OpenSweep) -> None:
     [
         ((40, 0), "about 40 s left"),
         ((600, 0), "about 10 min left"),
+        ((3, 25), "time left unknown, nothing like it was timed yet"),
         ((9000, 2), "about 2.5 h left, without 2 of a kind that was never timed"),
     ],
 )
@@ -342,7 +343,7 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--seeds", "1,2", "--set", "seed=3"], "the study lists its seeds; choose others with"),
         (["--grid", "dpo.beta=1", "--grid", "dpo.beta=2"], "dpo.beta was given before"),
         (["--grid", "dpo.beta=1,1"], "two variants are called 'dpo.beta=1'"),
-        (["--grid", "dpo.beta={a: &x [*x]}"], "grid dpo.beta: Circular reference"),
+        (["--grid", "dpo.beta={a: &x [*x]}"], "write it as key.key=value,value"),
         (["--grid", r'dpo.loss="a\x07b",ipo'], r"variant 'dpo.loss=a\\x07b': its name goes into"),
         (["./bell.yaml"], r"variant 'a\\nb': its name goes into tables"),
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
@@ -354,7 +355,7 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
             ["-r", "hh_helpful", "--seeds", "2"],
             "nothing would measure the answers: set eval.reward",
         ),
-        (["baselinez"], "no study named 'baselinez'; shipped are .*noise"),
+        (["baselinez"], r"named 'baselinez' \(did you mean baselines\?\); shipped are .*noise"),
         (["./none.yaml"], "cannot read study ./none.yaml"),
         (["./third.yaml"], "primary: no variant 'c'; choose among: a; b"),
         (["./twice.yaml"], "primary: 'a' is both sides; name two variants"),

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import OpenRun
+from conftest import Macpo, OpenRun
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from macpo_data.generation.cost import Ask
+from macpo_data.plan import Step
+from macpo_data.store.store import State
+from macpo_run import live_status
 from macpo_run.commands.run_options import RunOptions, spelt
+from macpo_run.terminal import progress
 from macpo_run.terminal.lines import program, say, say_next
+from macpo_run.terminal.scores import print_agreement
 from macpo_run.terminal.steps import StepRow, print_costs, print_steps
 from macpo_run.terminal.text import interval, plain, short_number
 
@@ -32,8 +40,8 @@ def test_intervals(low: float | None, high: float | None, expected: str) -> None
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(0, "0"), (9_999, "9,999"), (10_000, "10.0k"), (9_999_999, "10,000.0k"), (2.5e7, "25.0M"),
-     (3e10, "30.0G")],
+    [(0, "0"), (9_999, "9,999"), (10_000, "10.0k"), (9_999_999, "10.0M"), (2.5e7, "25.0M"),
+     (3e10, "30.0G"), (999_949, "999.9k"), (999_950, "1.0M"), (999_999_999, "1.0G")],
 )  # fmt: skip
 def test_short_numbers(number: float, expected: str) -> None:
     assert short_number(number) == expected
@@ -111,3 +119,101 @@ def test_a_step_shows_its_result_or_what_it_waits_for(
     assert [line.rstrip().rpartition("  ")[2].strip() for line in lines] == [
         "data/made", "one", "one and 2 more",
     ]  # fmt: skip
+
+
+def test_the_time_left_of_work_that_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """900 of 1000 steps were there before, and 2 more took 40 seconds: 98 take 1960."""
+    now = 0.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with progress.progress("training out") as report:
+        for now, done in ((30.0, 900), (50.0, 901), (70.0, 902)):  # noqa: B007
+            report(done, 1000, "loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training out: 900/1000 loss 0.5"
+    assert lines[2] == "training out: 902/1000 loss 0.5, 0.1/s, 33 min left"
+
+
+def test_a_rate_of_a_moment_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten samples in the second after the first: nobody knows yet. In three seconds, 20 of 30."""
+    now = 0.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    pace = progress._Pace()
+    assert pace(0) is None
+    now = 1.0
+    assert pace(10) is None
+    now = 4.0
+    assert pace(20) == 5.0
+
+
+def test_a_bar_says_what_is_elapsed_and_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is called left before a rate is known."""
+    now, console = 0.0, Console(file=StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with progress._bar(console, "writing") as report:
+        report(0, 40, "samples")
+        assert isinstance(console.file, StringIO)
+        now = 5.0
+        report(10, 40, "samples")
+    shown = console.file.getvalue()
+    assert "elapsed" in shown and "elapsed, 15 s left" in shown
+
+
+def test_names_are_whole_at_any_width(
+    open_run: OpenRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A narrow terminal gets fingerprints; a pipe, which has no width, whole names."""
+    run = open_run()
+    name = "adapters/a_teacher_of_a_long_name-positive-0-a16bf0fe"
+    rows = [
+        StepRow(run.plan.steps[1], "done", name, []),
+        StepRow(run.plan.steps[2], "waiting", name, ["train round 0 teacher1 positive", "b", "c"]),
+    ]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_steps(rows, "runs/x")
+    assert f" {name}" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    print_steps(rows, "runs/x")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert " a16bf0fe" in shown and "adapters/" not in shown
+    assert "train round 0 teacher1 positive" in " ".join(shown.split())
+
+
+def test_a_run_says_what_is_left_of_the_whole(macpo: Macpo, recipe_file: Path) -> None:
+    done = macpo("run", "--until", "0", "-r", recipe_file, fake=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert "rounds 0..1: 12 steps to make" in done.stderr
+    unknown = "time left unknown, nothing like it was timed yet"
+    assert lines[0] == f"[1/12] gen round 0 teacher1; {unknown}"
+    assert lines[-1] == "[12/12] train round 0 student negative; all made" and len(lines) == 12
+    again = macpo("run", "--until", "0", "-r", recipe_file, fake=True)
+    assert "steps to make" not in again.stderr
+
+
+def test_a_watched_run_fits_its_terminal(open_run: OpenRun) -> None:
+    """Of nine rounds, five finished: those make way, then the last ones; the foot always stays."""
+    run = open_run("rounds=8")
+    states: dict[Step, State] = {
+        step: "done" if step.round < 5 else "waiting" for step in run.plan.steps
+    }
+    for size, hidden in (((80, 24), 5), (None, 0), ((120, 200), 0), ((40, 24), 5)):
+        console = Console(file=StringIO(), width=size[0] if size else 80)
+        bounds = live_status.Size(*size) if size else None
+        console.print(live_status.view("x", states, [], "macpo x", "about 9 s left", bounds))
+        assert isinstance(console.file, StringIO)
+        lines = console.file.getvalue().splitlines()
+        assert size is None or len(lines) <= size[1]
+        assert "teacher1" in console.file.getvalue() and "…" not in console.file.getvalue()
+        foot = " ".join(" ".join(lines).partition("steps done")[2].split())
+        assert "about 9 s left" in foot and ("rounds are not shown" in foot) == bool(hidden)
+
+
+@pytest.mark.parametrize(("alpha", "warned"), [(-0.003, True), (0.19, True), (0.2, False)])
+def test_annotators_who_hardly_agree(
+    alpha: float, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = {"annotators": ["a", "b"], "verdicts": [3, 4], "krippendorff_alpha": alpha}
+    print_agreement({"judge": judge})
+    assert ("hardly agree" in capsys.readouterr().out) == warned

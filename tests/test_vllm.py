@@ -9,7 +9,8 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
 from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base, load_model
+from macpo_data.models.weights import weights_sha256
 from macpo_data.recipe.engine import VLLM, Engine
 from macpo_data.recipe.generation import Sampling
 from macpo_data.schema import Message
@@ -206,6 +208,35 @@ def test_a_merged_copy_says_nearly_the_same(base: Base, adapters: list[str]) -> 
     engine.close()
 
 
+def test_a_checkpoint_is_served(base: Base, tmp_path: Path) -> None:
+    """All weights of a policy, trained here: the same words and scores as transformers has.
+
+    Like all that follows, it closes an engine of its own, and with it all that vLLM has in this
+    process: no test behind it may use the shared one.
+    """
+    from macpo_data.recipe.training import SFT, Lora, Train
+    from macpo_train.job import Job
+    from macpo_train.train import train
+
+    rows = [{"prompt": p, "chosen": "A good answer.", "chosen_finish_reason": "stop"}
+            for p in prompts(16)]  # fmt: skip
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    job = Job(
+        dataset=tmp_path / "rows.parquet", column="chosen", base=base, chat_template="tokenizer",
+        start=None, out=tmp_path / "checkpoint", settings=SFT(learning_rate=1e-3, batch_size=4),
+        lora=Lora(), train=Train(dtype="float32"), finetuning="full",
+    )  # fmt: skip
+    train(lambda *_: None, job)
+    trained, voice = replace(base, checkpoint=str(job.out)), Voice(None, "tokenizer", "trained")
+    asked = [Request(voice, prompt, GREEDY, 0, "a") for prompt in prompts(6)]
+    wanted = dict(TransformersEngine(trained, Engine()).generate(asked))
+    assert wanted != dict(TransformersEngine(base, Engine()).generate(asked))
+    with closing(ours.VLLMEngine(trained, Engine(name="vllm"))) as served:
+        assert dict(served.generate(asked)) == wanted
+        under = served.scored_under(voice)
+    assert under["base"] == base.id and under["adapter_sha256"] == weights_sha256(job.out)
+
+
 def test_cpu_vllm_still_dies_of_two_scored_sequences_with_an_adapter(
     base: Base, adapters: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,3 +387,22 @@ def _working_in(folder: Path) -> list[str]:
             if os.readlink(process / "cwd") == str(folder):
                 found.append((process / "cmdline").read_text().replace("\0", " "))
     return found
+
+
+def test_a_base_with_nan_says_nothing(base: Base, tmp_path: Path) -> None:
+    """vLLM samples from NaN without a word; log-probabilities tell."""
+    from safetensors.torch import load_file, save_file
+
+    spoilt = shutil.copytree(base.id, tmp_path / "spoilt")
+    weights = load_file(spoilt / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(weights, spoilt / "model.safetensors", {"format": "pt"})
+    bad = ours.VLLMEngine(Base(str(spoilt), None), Engine(name="vllm"))
+    voice = Voice(None, "tokenizer", "v")
+    try:
+        with pytest.raises(ModelError, match=f"logits of {spoilt} are NaN"):
+            list(bad.generate([Request(voice, prompts(1)[0], GREEDY, 0, "g")] * 2))
+        with pytest.raises(ModelError, match=f"{spoilt}.* are NaN or infinite"):
+            list(bad.score([ScoreRequest(voice, prompts(1)[0], "Pear.", True, "g")] * 2))
+    finally:
+        bad.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from macpo_data.engines.protocol import Engine
-from macpo_data.errors import ModelError
+from macpo_data.errors import ModelError, of_run
 from macpo_data.models.base import ENDPOINTS, Base, gpus
 from macpo_data.recipe.engine import Engine as Settings
 
@@ -39,7 +39,7 @@ def pick(settings: Settings, scorer: str | None = None) -> Settings:
     if name in ("vllm", "ray") and not has_vllm:
         raise NoEngine(
             "vLLM is not installed",
-            "`macpo doctor` says which version fits; or set engine.name=transformers and "
+            f"`{of_run('doctor')}` says which version fits; or set engine.name=transformers and "
             "score.engine=forward",
         )
     if settings.quantization and name == "transformers" and scorer is None:

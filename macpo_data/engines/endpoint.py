@@ -15,14 +15,14 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import ModelError, plain
-from macpo_data.models.base import adapter_sha256
+from macpo_data.models.weights import weights_sha256
+from macpo_data.outside import OutsideError, parse_json
 from macpo_data.recipe.agents import Endpoint
 from macpo_data.retry_after import retry_after
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-MAX_RETRY_AFTER = 600.0  # seconds
 SEEDS = 2**31  # some servers take 32 bits with a sign
 _PASSES = (408, 409, 425, 429)
 _REFUSED = {401: "does not take the key", 403: "forbids it", 404: "knows no such model or path"}
@@ -63,7 +63,7 @@ class Trouble(Exception):
     """An attempt that gave no answer."""
 
     def __init__(self, why: str, passes: bool = True, wait: float = 0.0) -> None:
-        """`passes`: it may be asked again, after `wait` seconds at the least."""
+        """`passes`: it may be asked again; the server asks to wait `wait` seconds, or for ever."""
         self.why, self.passes, self.wait = why, passes, wait
 
 
@@ -88,6 +88,8 @@ class Line:
     repeated: Counter[str] = field(default_factory=Counter)  # why, and how often
     failed: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    asked_to_wait: float = 0.0  # the longest wait that the server asked for, seconds; may be inf
+    waits_until: float = 0.0  # by time.monotonic, where the server asked for it
 
     def __str__(self) -> str:
         return f"{self.endpoint.model} at {self.endpoint.base_url}"
@@ -113,12 +115,12 @@ async def attempt(line: Line, request: Request, spoilt: int) -> Answer:
         async with asyncio.timeout(line.endpoint.timeout):
             # `chat.completions.create` would walk through all its types at each request.
             response = await line.client.post("/chat/completions", cast_to=Response, body=body)
-        return Answer.model_validate_json(response.content)
+        return Answer.model_validate(parse_json(response.content))
     except TimeoutError:
         raise Trouble("timeout") from None
     except APIConnectionError:
         raise Trouble("no connection") from None
-    except ValidationError:
+    except (ValidationError, OutsideError):
         raise Trouble("not a chat completion") from None
     except APIStatusError as error:
         if error.status_code == 404 and request.voice.adapter:
@@ -139,7 +141,7 @@ def _weights(adapter: str) -> str:
 
 @cache
 def _hashed(adapter: str, changed: int) -> str:
-    return adapter_sha256(Path(adapter))[:8]
+    return weights_sha256(Path(adapter))[:8]
 
 
 async def _load(line: Line, voice: Voice) -> None:
@@ -181,7 +183,7 @@ def _refusal(line: Line, error: APIStatusError, body: dict[str, Any]) -> Trouble
             "api_key_env of that endpoint"
         )
     if status in _PASSES or status >= 500:
-        return Trouble(f"HTTP {status}", wait=retry_after(error.response.headers, MAX_RETRY_AFTER))
+        return Trouble(f"HTTP {status}", wait=retry_after(error.response.headers))
     if _TOO_LONG.search(error.message):
         room = body.get("max_completion_tokens") or body.get("max_tokens") or 0
         # Servers name the answer's tokens for a long prompt as well; these fit beside none.

@@ -8,11 +8,12 @@ fails for good is a row without a response; too many of them, or a refused key, 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.engines.endpoint import Line, PromptTooLong, Trouble, Usage, attempt, client_of
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 PAUSE = 1.0  # seconds before the first repetition; each further one doubles it
 MAX_PAUSE = 60.0
+MAX_WAIT = 600.0  # seconds, whatever a server asks for
+LONG_WAIT = 10.0  # seconds from which on a wait is said as a line
+LOOK = 1.0  # seconds without an answer after which the waits are shown
 
 
 class OpenAIEngine(Engine):
@@ -41,6 +45,8 @@ class OpenAIEngine(Engine):
         self._loop = asyncio.new_event_loop()
         self._clients: dict[str, AsyncOpenAI] = {}
         self._lines: list[Line] = []
+        self._waiting: Callable[[], None] = lambda: None
+        self._say: Callable[[str], None] = lambda line: None
         threading.Thread(target=self._loop.run_forever, name="endpoints", daemon=True).start()
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
@@ -53,12 +59,33 @@ class OpenAIEngine(Engine):
         answers: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
         asking = asyncio.run_coroutine_threadsafe(self._ask_all(requests, answers.put), self._loop)
         asking.add_done_callback(lambda _: answers.put(None))
+        long: set[int] = set()  # the lines whose long wait was said
         try:
-            while (answer := answers.get()) is not None:
+            while True:
+                try:
+                    answer = answers.get(timeout=LOOK)
+                except Empty:
+                    self._waiting()
+                    continue
+                finally:
+                    self._say_long_waits(long)
+                if answer is None:
+                    break
                 yield answer
             asking.result()
         finally:
             asking.cancel()
+
+    def listen(self, waiting: Callable[[], None], say: Callable[[str], None]) -> None:
+        """Servers may ask to wait for minutes."""
+        self._waiting, self._say = waiting, say
+
+    def _say_long_waits(self, already: set[int]) -> None:
+        """Say once of each server, by its number, that it asks to wait for long."""
+        for n, line in enumerate(self._lines):
+            if n not in already and line.asked_to_wait >= LONG_WAIT:
+                already.add(n)
+                self._say(f"{line} asks to wait {_seconds(line.asked_to_wait)}")
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """No endpoint tells how likely it finds a given response."""
@@ -67,7 +94,7 @@ class OpenAIEngine(Engine):
         return iter(())
 
     def note(self) -> str:
-        """Tokens, and where prices are given, money spent and still to spend."""
+        """Tokens, money spent and still to spend where prices are given, and who asks to wait."""
         tokens = sum(line.tokens_in + line.tokens_out for line in self._lines)
         spent = to_spend = 0.0
         priced = False
@@ -78,7 +105,13 @@ class OpenAIEngine(Engine):
                 spent += cost
                 to_spend += cost / max(line.done, 1) * (line.total - line.done)
         money = f", cost {spent:.2f}, about {to_spend:.2f} to come" if priced else ""
-        return f", {tokens:,} tokens{money}"
+        now = time.monotonic()
+        waits = (
+            f", waiting {line.waits_until - now:.0f} s for {line}"
+            for line in self._lines
+            if line.waits_until > now
+        )
+        return f", {tokens:,} tokens{money}{''.join(waits)}"
 
     def facts(self) -> dict[str, Any]:
         """What became of the requests of this call, by endpoint."""
@@ -178,5 +211,16 @@ async def _ask(line: Line, request: Request) -> Completion:
                 break
             line.repeated[trouble.why] += 1
             pause = min(PAUSE * 2**tried, MAX_PAUSE) * random.uniform(0.5, 1)
-            await asyncio.sleep(max(pause, trouble.wait))
+            if wait := min(trouble.wait, MAX_WAIT):
+                line.asked_to_wait = max(line.asked_to_wait, trouble.wait)
+                line.waits_until = max(line.waits_until, time.monotonic() + wait)
+            await asyncio.sleep(max(pause, wait))
     return Completion(None, "failed", 0, (tokens_in, tokens_out))
+
+
+def _seconds(asked: float) -> str:
+    """A wait that a server asks for, and the bound where it is longer."""
+    words = "for ever" if math.isinf(asked) else f"{asked:,.0f} s"
+    if asked <= MAX_WAIT:
+        return words
+    return f"{words}; it is asked again after {MAX_WAIT:.0f} s, the longest wait there is"

@@ -7,7 +7,7 @@ never share a batch, so that a group gives the same text whatever else is asked 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -84,6 +84,10 @@ class Engine(Protocol):
     def scored_under(self, voice: Voice) -> dict[str, Any]:
         """Everything on which a voice's scores depend; empty for one that scores nothing."""
         return {}
+
+    def listen(self, waiting: Callable[[], None], say: Callable[[str], None]) -> None:
+        """Take what to call now and then while nothing comes, and what prints a line."""
+        return None
 
     def note(self) -> str:
         """What a person who waits wants to know beside the count; may be empty."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.engines.protocol import (
@@ -18,6 +20,7 @@ from macpo_data.engines.protocol import (
     Voice,
     completion,
 )
+from macpo_data.models import fits
 from macpo_data.models.base import Base, load_model, voice_identity
 from macpo_data.models.logprobs import MAX_LOGITS, MAX_MASK, answer_logprobs, why_not_shared, window
 from macpo_data.models.worker import Report
@@ -26,6 +29,8 @@ from macpo_data.recipe.section import digest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    import torch
 
 
 class TransformersEngine(Engine):
@@ -53,6 +58,7 @@ class TransformersEngine(Engine):
             chat = self._chat(voice)
             room = self.max_length - requests[members[0]].sampling.max_new_tokens
             prompt_ids = chat.all_prompt_ids([requests[i].prompt for i in members])
+            fits.check_ids(self.model, self.base, chat, prompt_ids)
             prompts = dict(zip(members, prompt_ids, strict=True))
             for i in members:
                 if len(prompts[i]) > room:
@@ -87,9 +93,20 @@ class TransformersEngine(Engine):
                 max_new_tokens=sampling.max_new_tokens,
                 eos_token_id=chat.stop_ids,
                 pad_token_id=chat.pad_id,
+                logits_processor=[self._checked(requests[0].voice)],
                 **how,
             )
         return [completion(chat, row) for row in out[:, width:].tolist()]
+
+    def _checked(self, voice: Voice) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        """Stops at logits that are no numbers, from which garbage would be drawn, or nothing."""
+
+        def check(ids: Any, logits: torch.Tensor) -> torch.Tensor:
+            if not logits.max().isfinite():  # a NaN is the highest of any
+                raise fits.no_numbers("logits", self.base, voice.adapter)
+            return logits
+
+        return check
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """Group by group, all responses to a prompt together, in batches of like length."""
@@ -99,8 +116,12 @@ class TransformersEngine(Engine):
             voice = requests[members[0]].voice
             chat = self._chat(voice)
             own = [requests[i] for i in members]
-            prompts = chat.all_prompt_ids([r.prompt for r in own])
-            answers = chat.all_response_ids([r.response for r in own], [r.finished for r in own])
+            prompts, (answers,) = chat.row_ids(
+                [r.prompt for r in own],
+                [[r.response for r in own]],
+                [[r.finished for r in own]],
+            )
+            fits.check_ids(self.model, self.base, chat, [*prompts, *answers])
             responses = dict(zip(members, answers, strict=True))
             by_prompt: dict[tuple[int, ...], list[int]] = {}
             for i, prompt in zip(members, prompts, strict=True):
@@ -123,6 +144,8 @@ class TransformersEngine(Engine):
                 for i, row in zip(scored, logprobs.double().tolist(), strict=True):
                     tokens = row[len(row) - len(responses[i]) :]
                     eot = tokens.pop() if requests[i].finished else 0.0
+                    if not math.isfinite(sum(tokens) + eot):
+                        raise fits.no_numbers("log-probabilities", self.base, voice.adapter)
                     yield i, Score(sum(tokens), len(tokens), eot)
 
     def facts(self) -> dict[str, Any]:
@@ -196,17 +219,12 @@ class TransformersEngine(Engine):
 
     def _speaking(self, voice: Voice) -> AbstractContextManager[None]:
         """Switch to a voice's adapter, or to none."""
-        from peft import PeftModel
-
         if voice.adapter is None:
             return self.model.disable_adapter() if self._adapters else nullcontext()
         if voice.adapter not in self._adapters:
-            name = f"adapter{len(self._adapters)}"
-            if self._adapters:
-                self.model.load_adapter(voice.adapter, adapter_name=name)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, voice.adapter, adapter_name=name)
-            self.model.eval()
+            name, folder = f"adapter{len(self._adapters)}", Path(voice.adapter)
+            fits.check_adapter(folder, self.base)
+            self.model = fits.load_adapter(self.model, folder, self.base, name).eval()
             self._adapters[voice.adapter] = name
         self.model.set_adapter(self._adapters[voice.adapter])
         return nullcontext()

@@ -6,6 +6,7 @@ was killed, and goes on holding the GPU's memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -36,6 +37,7 @@ from macpo_data.engines.vllm_settings import (
 from macpo_data.errors import ModelError
 from macpo_data.models import merge
 from macpo_data.models.base import Base, voice_identity
+from macpo_data.models.fits import no_numbers
 from macpo_data.models.worker import Worker
 from macpo_data.recipe.engine import Engine as Settings
 
@@ -63,7 +65,14 @@ class VLLMEngine(Engine):
         self._checked = ""
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """First come, first served, so that shards fill up one after another."""
+        """First come, first served, so that shards fill up one after another.
+
+        Nothing is returned before the first answer of each voice has log-probabilities that are
+        numbers: vLLM samples from NaN without a word.
+
+        Raises:
+            ModelError: they are none.
+        """
         for engine, members in self._serve([r.voice.adapter for r in requests]):
             limit = engine.vllm_config.model_config.max_model_len
             inputs = []
@@ -74,9 +83,22 @@ class VLLMEngine(Engine):
                     yield i, Completion(None, "prompt_too_long", 0)
                 else:
                     inputs.append((i, prompt, _writing(requests[i], stops), requests[i].voice))
+            unseen: dict[int, Voice] = {}
+            for i, _, params, voice in inputs:
+                if voice not in unseen.values():
+                    unseen[i], params.logprobs = voice, 0  # that of the token which was drawn
+            held = []
             for i, output in self._run(engine, inputs):
-                ids = list(output.outputs[0].token_ids)
-                yield i, completion(self._chat(requests[i].voice), ids)
+                (written,) = output.outputs
+                held.append((i, completion(self._chat(requests[i].voice), list(written.token_ids))))
+                if i in unseen:
+                    values = [each.logprob for at in written.logprobs or [] for each in at.values()]
+                    if not all(map(math.isfinite, values)):
+                        raise no_numbers("logits", self.base, unseen[i].adapter)
+                    del unseen[i]
+                if not unseen:
+                    yield from held
+                    held = []
 
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score | None]]:
         """By `prompt_logprobs`; no score is returned before a sample agrees with forward passes.
@@ -93,8 +115,11 @@ class VLLMEngine(Engine):
             inputs, prompts = [], {}
             for i in sorted(members, key=lambda i: i not in expected):
                 chat = self._chat(requests[i].voice)
-                prompts[i] = prompt = chat.prompt_ids(requests[i].prompt)
-                response = chat.response_ids(requests[i].response, requests[i].finished)
+                own = requests[i]
+                (prompt,), ((response,),) = chat.row_ids(
+                    [own.prompt], [[own.response]], [[own.finished]]
+                )
+                prompts[i] = prompt
                 if len(prompt) + len(response) >= limit:  # vLLM always writes one token more
                     yield i, None
                 else:
@@ -103,6 +128,8 @@ class VLLMEngine(Engine):
             held = []
             for i, output in self._run(engine, inputs):
                 score = _score(output, len(prompts[i]), requests[i].finished)
+                if not math.isfinite(score.sum_logprob + score.eot_logprob):
+                    raise no_numbers("log-probabilities", self.base, requests[i].voice.adapter)
                 held.append((i, score))
                 if i in unseen and (other := expected[i]):
                     differences.append(self._difference(score, other))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from macpo_data.bases.named import is_folder
 from macpo_data.engines.protocol import Request
 from macpo_data.errors import ModelError, first_line
-from macpo_data.models.base import Base, is_folder
+from macpo_data.models.base import Base
+from macpo_data.models.fits import check_weights
 from macpo_data.recipe.engine import Engine as Settings
 
 ENVIRONMENT = {
@@ -127,6 +130,7 @@ def lora_rank(adapters: set[str]) -> int:
     allowed = sorted(get_args(MaxLoRARanks))
     highest = 0
     for adapter in sorted(adapters):
+        check_weights(Path(adapter))
         try:
             helper = PEFTHelper.from_local_dir(adapter, max_position_embeddings=None)
             helper.validate_legal(LoRAConfig(max_lora_rank=allowed[-1]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data.errors import DataError, MacpoError
+from macpo_data.errors import DataError, MacpoError, of_run
 from macpo_data.evaluation.policies import CHOSEN, find_policy, is_of_policy, warn_of_stale
 from macpo_data.evaluation.results import Evaluation, Judges, write
 from macpo_data.generation import judge
@@ -35,7 +35,9 @@ def evaluate(ctx: RunContext, policies: Sequence[Policy], against: str | None = 
         MacpoError: there is no policy, no judge for a baseline, or anything else to mend.
     """
     if not policies:
-        raise MacpoError("nothing to evaluate: no policy is trained yet; run `macpo run --round 0`")
+        raise MacpoError(
+            f"nothing to evaluate: no policy is trained yet; run `{of_run('run --round 0')}`"
+        )
     baseline = _baseline(ctx, against or ctx.recipe.eval.against)
     wanted = list(dict.fromkeys([*policies, *([baseline] if isinstance(baseline, Policy) else [])]))
     by = _judges(ctx, baseline)

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
 from macpo_data.recipe.section import digest
 from macpo_data.schema import Message
-from macpo_data.sources.files import read_file
+from macpo_data.sources.ingest.files import read_file
 from macpo_data.store.store import atomic
 
 IDS = ("uid", "question_id", "id", "idx")
@@ -63,7 +64,7 @@ def read_questions(path: Path) -> list[Question]:
         DataError: a row has no prompt.
     """
     questions = []
-    for n, row in enumerate(read_file(str(path)).iter_rows(named=True)):
+    for n, row in enumerate(chain.from_iterable(read_file(path))):
         messages = _messages(row.get("turns") or row.get("prompt") or row.get("instruction"))
         if not messages:
             raise DataError(
@@ -74,6 +75,8 @@ def read_questions(path: Path) -> list[Question]:
             opening, later = messages[:1], [turn["content"] for turn in messages[1:]]
         name = next((row[key] for key in IDS if row.get(key) is not None), n)
         questions.append(Question(name, opening, later, row))
+    if not questions:
+        raise DataError(f"{path}: it holds no row; check the file")
     return questions
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from macpo_data import stats
+from macpo_data.errors import of_run
 from macpo_data.evaluation import draws
 from macpo_data.evaluation.measures import BY_PROMPT
 from macpo_data.plan import Plan, Policy
@@ -97,7 +98,7 @@ def lines(plan: Plan, responses: pl.DataFrame) -> list[str]:
         ]
     return [sentence(gap) for gap in measured(plan, responses)] or [
         "Gap recovered: not known yet; it takes gold or rewards of the student, all teachers of "
-        f"round 0 and {ceiling}: macpo eval --round all"
+        f"round 0 and {ceiling}: {of_run('eval --round all')}"
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from macpo_data.errors import MacpoError
+from macpo_data.errors import MacpoError, as_set, did_you_mean, of_run
 from macpo_data.plan import Plan, Policy
 from macpo_data.store.store import Store, states
 
@@ -39,9 +39,10 @@ def find_policy(plan: Plan, name: str) -> Policy:
     for policy in every_policy(plan):
         if str(policy) == name:
             return policy
+    meant = did_you_mean(name, map(str, every_policy(plan)))
     raise MacpoError(
-        f"no policy {name!r}: name an agent and its round, such as {plan.recipe.students[0]}-"
-        f"positive-0, or {plan.recipe.students[0]}-base for its bare base"
+        f"no policy {name!r}{meant}: name an agent and its round, such as "
+        f"{plan.recipe.students[0]}-positive-0, or {plan.recipe.students[0]}-base for its bare base"
     )
 
 
@@ -62,7 +63,8 @@ def choose(
     planned = every_policy(plan)
     names = list(dict.fromkeys(policy.agent for policy in planned))
     if wrong := [name for name in agents if name not in names]:
-        raise MacpoError(f"no agent {wrong[0]!r} that is trained: choose {', '.join(names)}")
+        meant = did_you_mean(wrong[0], names)
+        raise MacpoError(f"no agent {wrong[0]!r} that is trained{meant}: choose {', '.join(names)}")
     if round_ not in ("all", "base") and not round_.isdecimal():
         raise MacpoError(f"--round {round_}: write a number, all, or base")
     if round_ == "base":
@@ -72,7 +74,8 @@ def choose(
     policies = [policy for policy in policies if not agents or policy.agent in agents]
     if not policies:
         raise MacpoError(
-            f"nothing to evaluate: no such policy is trained yet (round {round_}); `macpo status`"
+            f"nothing to evaluate: no such policy is trained yet (round {round_})"
+            f"{store.beside()}{as_set()}; `{of_run('status')}` says what is there"
         )
     warn_of_stale(plan, store, policies)
     return policies
@@ -86,8 +89,8 @@ def warn_of_stale(plan: Plan, store: Store, policies: Sequence[Policy]) -> None:
         str(policy) for policy, step in makers.items() if step and state_of[step] == "stale"
     ]:
         store.say(
-            f"warning: {', '.join(stale)} was made from what changed since; `macpo status` says "
-            "what makes it anew"
+            f"warning: {', '.join(stale)} was made from what changed since; "
+            f"`{of_run('status')}` says what makes it anew"
         )
 
 

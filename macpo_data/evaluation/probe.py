@@ -71,10 +71,12 @@ def measure(ctx: RunContext, policies: Sequence[Policy]) -> None:
             pairs = ctx.human_pairs("probe", "probe").pairs if pairs is None else pairs
             if pairs.is_empty():
                 return
+            ctx.used.clear()  # what this table alone is made from
             table = make(ctx, policy, pairs)
             with ctx.store.lock(name):
-                ctx.store.aside(name)
-                write_parquet(ctx.store.clear(name) / FILE, table)
+                if _table(ctx.plan, ctx.store, policy, name) is not None:
+                    continue  # another process made it in the meantime
+                write_parquet(ctx.store.begin(name) / FILE, table)
                 facts = {"kind": "probe", "format": FORMAT, "policy": str(policy)}
                 facts["adapter"] = _adapter(ctx.plan, ctx.store, policy)
                 ctx.store.finish(name, facts | {"inputs": ctx.used})

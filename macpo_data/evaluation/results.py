@@ -20,6 +20,7 @@ from macpo_data.plan import FORMAT, Plan, Policy
 from macpo_data.recipe.generation import Sampling
 from macpo_data.recipe.section import digest
 from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, check
+from macpo_data.store.locks import is_read_only, unless_read_only
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import Manifest, Store, write_parquet
 
@@ -66,10 +67,17 @@ def write(
     name = f"eval/{digest([FORMAT, list(samples.values()), sampling, by])}"
     with ctx.store.lock(name):
         if not _is_whole(ctx, name):
-            ctx.store.aside(name)
-            folder = ctx.store.clear(name)
             table = means(responses, judgements, {m: who for m, (who, _) in by.items()})
-            for file, frame in zip(FILES, (responses, judgements, table), strict=True):
+            frames = (responses, judgements, table)
+            try:
+                folder = ctx.store.begin(name)
+            except OSError as error:
+                if not is_read_only(error, ctx.store.root):
+                    raise
+                ctx.store.say(f"{ctx.store.root} is read-only: this evaluation is not kept")
+                path = ctx.store.path(name)
+                return Evaluation(table, responses, judgements, [path], ctx.plan.sampling("test"))
+            for file, frame in zip(FILES, frames, strict=True):
                 write_parquet(folder / f"{file}.parquet", frame)
             facts = {"kind": "eval", "format": FORMAT, "samples": samples, "by": by}
             facts["sampling"] = sampling
@@ -87,11 +95,13 @@ def _note_request(store: Store, name: str) -> None:
         return
     line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {name}\n"
     # One write at the file's end: several processes may evaluate in one run folder.
-    file = os.open(store.path(REQUESTS), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    with unless_read_only(store.root):
+        file = os.open(store.path(REQUESTS), flags, 0o644)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
 
 
 def _requests(store: Store) -> list[str]:

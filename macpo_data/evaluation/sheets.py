@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict
 
 from macpo_data import stats
 from macpo_data.errors import DataError
@@ -22,6 +23,7 @@ from macpo_data.evaluation.evaluate import answers_of, beside, find_baseline
 from macpo_data.evaluation.policies import find_policy
 from macpo_data.evaluation.results import Evaluation, write
 from macpo_data.generation.run_context import RunContext
+from macpo_data.outside import parse_json, read_bytes, read_text
 from macpo_data.plan import FORMAT, Policy
 from macpo_data.recipe.section import digest
 from macpo_data.schema import JUDGEMENTS, check
@@ -29,7 +31,32 @@ from macpo_data.store.store import atomic, write_json
 
 COLUMNS = ("row", "prompt", "answer_1", "answer_2", "verdict")
 HINT = "1, 2 or tie"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
+# How a cell begins that a spreadsheet would compute, in all widths, and where a cell may begin:
+# inside a text, too, behind a line feed or what a spreadsheet takes for the separator.
+_FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20\ufe66\ufe62\ufe63\ufe6b"
+_BORDER = ";\n\r\t"
+_BLANK = "\\s\"'\\x00-\\x20\\ufeff\\u200b-\\u200f\\u2060"
+_BEGINNING = re.compile(f"([{_BORDER}{_BLANK}]+|\\A)([{_FORMULA}]?)")
+
+
+class Side(BaseModel):
+    """Which answer of a row stands first."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    prompt_id: str
+    first: Literal["a", "b"]
+
+
+class Key(BaseModel):
+    """The key to a sheet: whose answers stand in it, and where."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    policy: str
+    against: str  # a policy, a bare base, or the human's answer
+    made_from: dict[str, str]  # content of each result, by name
+    rows: dict[str, Side]
 
 
 def write_sheet(ctx: RunContext, policy: Policy, against: str, to: Path) -> Path:
@@ -60,7 +87,7 @@ def write_sheet(ctx: RunContext, policy: Policy, against: str, to: Path) -> Path
         name = f"{sheet_id}-{n}"
         key[name] = {"prompt_id": row["prompt_id"], "first": "a" if a_first else "b"}
         prompt = "\n".join(f"{m['role']}: {m['content']}" for m in row["prompt"])
-        sheet.writerow([name, _inert(prompt), *(_inert(side or "") for side in sides), ""])
+        sheet.writerow([name, inert(prompt), *(inert(side or "") for side in sides), ""])
     with atomic(to) as temporary:
         # The mark at the beginning tells spreadsheets that it is UTF-8.
         temporary.write_text(text.getvalue(), "utf-8-sig", newline="")
@@ -76,26 +103,23 @@ def read_sheets(ctx: RunContext, sheets: Sequence[Path], key_file: Path) -> Eval
         DataError: a sheet or the key cannot be read, or the answers changed since.
     """
     try:
-        key = json.loads(key_file.read_text("utf-8"))
-        policy, against, rows = find_policy(ctx.plan, key["policy"]), key["against"], key["rows"]
-        expected = key["made_from"]
-        for row in rows.values():
-            row["prompt_id"], {"a": 0, "b": 1}[row["first"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        key = Key.model_validate(parse_json(read_bytes(key_file)))
+    except (OSError, ValueError) as error:  # pydantic's own error is a ValueError
         raise DataError(
             f"cannot read the key {key_file} ({type(error).__name__}); name the one that was "
             "written with the sheet with --key"
         ) from None
+    policy, against, rows = find_policy(ctx.plan, key.policy), key.against, key.rows
     if len({path.resolve() for path in sheets}) < len(sheets):
         raise DataError("a sheet is named twice; name each annotator's once")
     pairs, made_from = _pairs(ctx, policy, against)
-    if made_from != expected:
+    if made_from != key.made_from:
         raise DataError(
             f"the answers in {sheets[0]} are not those of this recipe and run; export a new sheet"
         )
     filled = [_filled(path, rows) for path in sheets]
     wins = {
-        rows[n]["prompt_id"]: [worth for each in filled if (worth := each[n]) is not None]
+        rows[n].prompt_id: [worth for each in filled if (worth := each[n]) is not None]
         for n in rows
     }
     means = [sum(w) / len(w) if (w := wins[i]) else None for i in pairs["prompt_id"]]
@@ -128,10 +152,10 @@ def _pairs(ctx: RunContext, policy: Policy, against: str) -> tuple[pl.DataFrame,
     return rows, {ctx.plan.prompts_name: str(ctx.store.content(ctx.plan.prompts_name)), **samples}
 
 
-def _filled(path: Path, rows: dict[str, Any]) -> dict[str, float | None]:
+def _filled(path: Path, rows: Mapping[str, Side]) -> dict[str, float | None]:
     """For each row of a sheet 1 where the policy won, 0 where the baseline did, 0.5 for a tie."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = read_text(path).removeprefix("\ufeff")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} ({type(error).__name__}); save it as CSV") from None
     header = text.split("\n", 1)[0]
@@ -156,9 +180,19 @@ def _filled(path: Path, rows: dict[str, Any]) -> dict[str, float | None]:
             f"{path}, row {wrong[0]}: {verdicts[wrong[0]]!r} is no verdict; write {HINT}"
         )
     worth = {"a": {"1": 1.0, "2": 0.0, "tie": 0.5}, "b": {"1": 0.0, "2": 1.0, "tie": 0.5}}
-    return {n: worth[rows[n]["first"]].get(verdicts[n]) for n in rows}
+    return {n: worth[rows[n].first].get(verdicts[n]) for n in rows}
 
 
-def _inert(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
+def inert(text: str) -> str:
+    """A cell in which no spreadsheet finds a formula, whatever it takes for the separator.
+
+    >>> inert("=1+1"), inert("a = b")
+    ("'=1+1", 'a = b')
+    """
+
+    def mark(beginning: re.Match[str]) -> str:
+        before, formula = beginning.groups()
+        is_cell = beginning.start() == 0 or any(c in _BORDER for c in before)
+        return f"{before}'{formula}" if formula and is_cell else beginning[0]
+
+    return _BEGINNING.sub(mark, text)

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from macpo_data.forms.shape import Shape
-from macpo_data.forms.trainer import PLAIN, Answer, Trainer, Use
+from macpo_data.forms.trainer import PLAIN, RENDERED_AGAIN, Answer, Form, Trainer, Use
+from macpo_data.sources.ingest import detect
+from macpo_data.sources.ingest.canonical import text
+
+SIDES_AS_TEXT = Form(
+    record=lambda row: {
+        "prompt": row.prompt,
+        "chosen": text(row.chosen),
+        "rejected": text(row.rejected),
+    }
+)
 
 
 def _reads(shape: Shape) -> Answer:
+    if lost := shape.loses():
+        return False, lost
+    if shape.rendered:
+        return False, RENDERED_AGAIN
+    if shape.form is detect.Form.RANKED:
+        return True, "PreferenceDataset"
     names = (f"{side}_text" for side in (shape.columns.chosen, shape.columns.rejected))
     texts = [name for name in names if name in shape.kinds]
-    reads = shape.apart and (shape.sides == "text" or len(texts) == 2)
-    if len(texts) == 2:
-        return reads, f"chosen_key: {texts[0]}, rejected_key: {texts[1]}"
-    if shape.sides == "text" and shape.prompt != "missing":
-        return reads, "BinaryPreferenceDataset"
-    return False, "wants the prompt apart and both sides as text"
+    if shape.apart and len(texts) == 2:
+        return True, f"chosen_key: {texts[0]}, rejected_key: {texts[1]}"
+    if shape.apart and shape.alone and shape.sides == "text":
+        return True, "BinaryPreferenceDataset"
+    return False, "wants all of the prompt in one column, and both sides as text"
 
 
 TRAINER = Trainer(
@@ -25,12 +40,20 @@ TRAINER = Trainer(
         """\
 data:
   dataset_name: BinaryPreferenceDataset
+{% if config %}
   data_path: {{ place }}
   subset: {{ config }}
   split: train
   prompt_key: prompt
   chosen_key: chosen_text
-  rejected_key: rejected_text""",
+  rejected_key: rejected_text
+{%- else %}
+  data_path: {{ file }}
+  prompt_key: prompt
+  chosen_key: chosen
+  rejected_key: rejected
+{%- endif %}""",
         _reads,
+        converted=SIDES_AS_TEXT,
     ),
 )

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from macpo_data.forms.shape import Shape
-from macpo_data.forms.trainer import PLAIN, Answer, Trainer, Use
+from macpo_data.forms.trainer import (
+    ANY_ROLE,
+    COMMAND,
+    PAIR_OF_TEXTS,
+    PLAIN,
+    RENDERED_AGAIN,
+    SEVERAL,
+    TEMPLATED,
+    Answer,
+    AsText,
+    Trainer,
+    Use,
+)
+from macpo_data.sources.ingest.canonical import Reason
+
+_DEFAULT = "the default configuration only"
 
 
 def _reads(shape: Shape) -> Answer:
-    if shape.sides == "messages" and (shape.explicit or shape.implicit):
-        return True, "--data.apply_chat_template, the default configuration only"
-    return False, "wants lists of messages, the prompt apart or inside both"
+    """A side that is a whole conversation ends in one message: what is before it is the prompt."""
+    if lost := shape.loses(*TEMPLATED, *([Reason.SEVERAL_MESSAGES] if shape.explicit else [])):
+        return False, lost
+    if shape.texts:
+        how = "" if shape.rendered else ", --data.input_template"
+        return True, f"without --data.apply_chat_template{how}; {_DEFAULT}"
+    if shape.rendered:
+        return False, RENDERED_AGAIN
+    if shape.sides == "messages" and (shape.explicit or shape.full):
+        key = "" if shape.explicit else ", no --data.prompt_key"
+        return True, f"--data.apply_chat_template{key}; {_DEFAULT}"
+    return False, "wants texts, or lists of messages, the prompt apart or inside both sides"
 
 
+_KEYS = "--data.prompt_key prompt --data.chosen_key chosen --data.rejected_key rejected"
 TRAINER = Trainer(
     "openrlhf",
     "OpenRLHF (reads the default configuration)",
     Use(
         PLAIN,
-        "--data.dataset {{ place }} --data.apply_chat_template --data.prompt_key prompt "
-        "--data.chosen_key chosen --data.rejected_key rejected",
+        f"--data.dataset {{{{ place }}}} --data.apply_chat_template {_KEYS}",
         _reads,
+        takes=TEMPLATED | SEVERAL,
+        keys=None,
+        roles=ANY_ROLE,
+        as_text=AsText(PAIR_OF_TEXTS, f"--data.dataset {{{{ place }}}} {_KEYS}"),
+        snippet_file=COMMAND,
     ),
 )

@@ -7,13 +7,15 @@ from macpo_data.forms import (
     axolotl,
     llama_factory,
     macpo,
+    ms_swift,
     nemo_rl,
     open_instruct,
+    openai,
     openrlhf,
     torchtune,
     trl,
 )
-from macpo_data.forms.trainer import Form, Trainer, Tree
+from macpo_data.forms.trainer import Published, Trainer, Tree
 
 OWN = macpo.TRAINER
 OTHERS = (
@@ -25,7 +27,10 @@ OTHERS = (
     alignment_handbook.TRAINER,
     torchtune.TRAINER,
     nemo_rl.TRAINER,
+    ms_swift.TRAINER,
+    openai.TRAINER,
 )
+SECOND_FORMS = (llama_factory.ALPACA,)  # of trainers that stand above, for `macpo convert` alone
 
 
 def trainers() -> tuple[Trainer, ...]:
@@ -33,10 +38,16 @@ def trainers() -> tuple[Trainer, ...]:
     return (*OTHERS, OWN)
 
 
-def forms(preferences: bool) -> list[Form]:
+def targets() -> dict[str, Trainer]:
+    """What `macpo convert` writes for, by name."""
+    return {each.name: each for each in (*trainers(), *SECOND_FORMS)}
+
+
+def forms(preferences: bool) -> list[Published]:
     """The forms in which pairs, or data for fine-tuning, are published: the plain one first."""
     uses = [each.pairs if preferences else each.fine_tuning for each in trainers()]
-    by_suffix = {use.form.suffix: use.form for use in uses if use is not None}
+    written = [use.form for use in uses if use is not None]
+    by_suffix = {form.suffix: form for form in written if isinstance(form, Published)}
     return [by_suffix[suffix] for suffix in sorted(by_suffix)]
 
 

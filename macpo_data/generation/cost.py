@@ -1,4 +1,4 @@
-"""Cost estimate of a step before it runs: model calls, tokens, money.
+"""Cost estimate of a step before it runs: model calls, tokens, money, and how much it writes.
 
 Its method's `build` runs on a context that has no models: it answers with words of the usual length
 and counts what it is asked. Estimates: every filter lets everything pass, and an answer is as long
@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import polars as pl
 
+from macpo_data.bases.named import folder_of, is_local_base
+from macpo_data.errors import ModelError
 from macpo_data.generation.context import Context, RoundData
-from macpo_data.models.base import Base, is_folder
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe.agents import Endpoint
 from macpo_data.recipe.evaluation import RewardModel
@@ -27,12 +28,13 @@ from macpo_data.sources.files import is_local
 from macpo_data.sources.parts import read_parts
 from macpo_data.sources.places import PARTS, all_paths
 from macpo_data.store.store import Store
-from macpo_data.world.named import WORLD
 
 CHARS_PER_TOKEN = 4.0
 UNKNOWN_CHARS = 800  # of a prompt, where the data is not on this machine yet
 UNKNOWN_ROWS = 60_000
 UNKNOWN_TURNS = {"ultrachat": 3}  # of the user, likewise; of other sources one
+GOLD = "gold"  # the world's judge, who is no model
+SIDES = ("chosen", "rejected")
 SAMPLE = 64  # prompts of a part that `build` is run on
 
 Build = Callable[[Step, Context], RoundData]
@@ -69,6 +71,7 @@ class Ask:
     tokens_in: float  # of a call
     tokens_out: float  # of a call, typically
     most_out: float  # of a call, at most
+    here: bool = True  # a model on this machine answers, and no server
 
     def money(self, endpoint: Endpoint | None, out: float) -> float | None:
         """What all of it costs; None without prices."""
@@ -76,8 +79,36 @@ class Ask:
         return None if endpoint is None else endpoint.cost(calls * self.tokens_in, calls * out)
 
 
-def count(plan: Plan, store: Store, sizes: Sizes, steps: Mapping[Step, Build]) -> list[list[Ask]]:
-    """What each of some gen steps asks; a sample set that several read is counted once.
+@dataclass(frozen=True)
+class Texts:
+    """A dataset, as far as its size is concerned; lengths are means, in tokens."""
+
+    rows: float
+    prompt: float
+    chosen: float
+    rejected: float
+
+    @classmethod
+    def of(cls, pairs: pl.DataFrame, chars_per_token: float, times: float = 1.0) -> Texts:
+        """Of rows with prompt, chosen and rejected, each standing for `times` of its kind."""
+        sides = [pl.col(side).str.len_chars() for side in ("chosen", "rejected")]
+        means = pairs.select(_prompt_chars(), *sides).mean().row(0)
+        return cls(len(pairs) * times, *(float(chars or 0.0) / chars_per_token for chars in means))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a gen step asks for, and what it writes."""
+
+    asks: list[Ask]
+    scorers: dict[str, tuple[RewardModel, Texts]]  # reward models by name, and what each reads
+    texts: Texts
+
+
+def estimate(
+    plan: Plan, store: Store, sizes: Sizes, steps: Mapping[Step, Build]
+) -> dict[Step, Estimate]:
+    """What each of some gen steps takes; a sample set that several read is counted once.
 
     Args:
         plan: of the run.
@@ -86,12 +117,18 @@ def count(plan: Plan, store: Store, sizes: Sizes, steps: Mapping[Step, Build]) -
         steps: each with the rule that builds it, in the plan's order.
     """
     written: set[str] = set()
-    costs = []
+    estimates = {}
     for step, build in steps.items():
         context = CountingContext(plan, store, sizes, written)
-        build(step, context)
-        costs.append(context.asks)
-    return costs
+        pairs = build(step, context).pairs
+        texts = Texts.of(pairs, sizes.chars_per_token, context.times)
+        estimates[step] = Estimate(context.asks, context.scorers, texts)
+    return estimates
+
+
+def count(plan: Plan, store: Store, sizes: Sizes, steps: Mapping[Step, Build]) -> list[list[Ask]]:
+    """What each of some gen steps asks its models, as `estimate` has it."""
+    return [each.asks for each in estimate(plan, store, sizes, steps).values()]
 
 
 class CountingContext(Context):
@@ -104,6 +141,12 @@ class CountingContext(Context):
         self._written = written
         self._part: Part = "d2"  # whose prompts are answered
         self._asks: dict[tuple[str, str], Ask] = {}
+        self.scorers: dict[str, tuple[RewardModel, Texts]] = {}
+
+    @property
+    def times(self) -> float:
+        """How many prompts each of the sample stands for."""
+        return self._sizes.prompts[self._part] / (len(self._sizes.sample[self._part]) or 1)
 
     @property
     def asks(self) -> list[Ask]:
@@ -129,7 +172,7 @@ class CountingContext(Context):
             for i in range(n):
                 name = self._plan.sample_name(policy, part, f"{draw}{i}")
                 if name not in self._written and not self._store.is_done(name):
-                    self._count(f"write {part}", policy.agent, prompts, sampling)
+                    self._count(f"write {part}", policy, prompts, sampling)
                 self._written.add(name)
                 sets.append(self._answers(policy, prompts, sampling, i, f"{policy} {draw}{i}"))
         frame = pl.concat(sets) if sets else empty(SAMPLES)
@@ -146,7 +189,7 @@ class CountingContext(Context):
         """Answers of the usual length, that hold any verdict and any marks."""
         answers = []
         for policy, rows in batches:
-            self._count(what, policy.agent, rows.unique("prompt_id"), sampling)
+            self._count(what, policy, rows.unique("prompt_id"), sampling)
             answers.append(self._answers(policy, rows, sampling, draw, f"{policy} {what} {draw}"))
         return answers
 
@@ -156,7 +199,7 @@ class CountingContext(Context):
         if "prompt" not in rows.columns:
             prompts = self._sizes.sample[self._part].select("prompt_id", "prompt")
             rows = samples.join(prompts, on="prompt_id", how="left", maintain_order="left")
-        self._count("score", under.agent, rows, None)
+        self._count("score", under, rows, None)
         perplexity = pl.int_range(pl.len()).hash(self.recipe.seed) % 1000 / 1000 + 1.5
         return samples.with_columns(
             sum_logprob=-perplexity.log() * 10,
@@ -167,6 +210,10 @@ class CountingContext(Context):
 
     def rewards(self, rows: pl.DataFrame, model: RewardModel) -> pl.Series:
         """Likewise."""
+        answers = rows.select("prompt", chosen="response", rejected=pl.lit(None, pl.String))
+        read = Texts.of(answers, self._sizes.chars_per_token, self.times)
+        if model.model != GOLD:
+            self.scorers[model.model] = model, read
         return rows.select(pl.int_range(pl.len()).hash(1) % 1000 / 1000).to_series()
 
     def _answers(
@@ -198,23 +245,38 @@ class CountingContext(Context):
     def _judges(self, sampling: Sampling | None) -> bool:
         return self.recipe.judge is not None and sampling is self.recipe.judge.sampling
 
-    def _count(self, what: str, agent: str, rows: pl.DataFrame, sampling: Sampling | None) -> None:
+    def _is_here(self, policy: Policy, sampling: Sampling | None) -> bool:
+        """Whether weights on this machine answer: servers score nothing that has a base."""
+        agent = self.recipe.agents[policy.agent]
+        if agent.endpoint is None or (sampling is None and agent.base):
+            return True
+        return policy.round is not None and agent.endpoint.adapters == "local"
+
+    def _count(
+        self, what: str, policy: Policy, rows: pl.DataFrame, sampling: Sampling | None
+    ) -> None:
         """Note a call for each row; without sampling its response is read, and nothing written."""
+        agent = policy.agent
         sample, size = len(self._sizes.sample[self._part]), self._sizes.chars_per_token
-        chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars())
-        input_chars = pl.sum_horizontal(
-            chars.list.sum(), *([] if sampling else [pl.col("response").str.len_chars()])
-        )
+        answers = [] if sampling else [pl.col("response").str.len_chars()]
+        input_chars = pl.sum_horizontal(_prompt_chars(), *answers)
         out, most = 0.0, 0.0
         if sampling:
             out, most = self._typical(sampling), float(sampling.max_new_tokens)
         kind: Kind = "judge" if self._judges(sampling) else "write" if sampling else "score"
         read = float(rows.select(input_chars.mean()).item() or 0.0) / size
         prompts = self._sizes.prompts[self._part]
-        ask = Ask(kind, what, agent, prompts, len(rows) / sample, read, out, most)
+        here = self._is_here(policy, sampling)
+        ask = Ask(kind, what, agent, prompts, len(rows) / sample, read, out, most, here)
         if before := self._asks.get((what, agent)):
             ask = _added(before, ask)
         self._asks[what, agent] = ask
+
+
+def _prompt_chars() -> pl.Expr:
+    """Of all messages of a prompt together."""
+    content = pl.element().struct.field("content").str.len_chars()
+    return pl.col("prompt").list.eval(content).list.sum()
 
 
 def _added(one: Ask, other: Ask) -> Ask:
@@ -223,7 +285,7 @@ def _added(one: Ask, other: Ask) -> Ask:
     if not calls:
         return one
     read = (one.calls * one.tokens_in + other.calls * other.tokens_in) / calls
-    return replace(one, calls=calls, tokens_in=read)
+    return replace(one, calls=calls, tokens_in=read, here=one.here or other.here)
 
 
 def _let_everything_pass(recipe: Recipe) -> Recipe:
@@ -231,7 +293,7 @@ def _let_everything_pass(recipe: Recipe) -> Recipe:
     select = recipe.select.model_copy(update={"on_filter": "count", "max_perplexity": None})
     judge = recipe.judge
     if judge and judge.kind == "gold":  # who would find all of these words equally bad
-        judge = judge.model_copy(update={"kind": "reward", "reward": RewardModel(model="gold")})
+        judge = judge.model_copy(update={"kind": "reward", "reward": RewardModel(model=GOLD)})
     judge = judge and judge.model_copy(update={"max_position_bias": 1.0})
     return recipe.model_copy(update={"select": select, "judge": judge})
 
@@ -264,7 +326,7 @@ def unknown(recipe: Recipe) -> Sizes:
     """What is taken to be there where the data is not on this machine yet."""
     turns = UNKNOWN_TURNS.get(recipe.data.source, 1)
     tokens = UNKNOWN_CHARS / CHARS_PER_TOKEN
-    sample = made_up(UNKNOWN_CHARS, turns)
+    sample = made_up(UNKNOWN_CHARS, turns, UNKNOWN_CHARS)
     return Sizes(
         {p: _rows(recipe, p) for p in PARTS},
         dict.fromkeys(PARTS, sample),
@@ -275,15 +337,19 @@ def unknown(recipe: Recipe) -> Sizes:
     )
 
 
-def made_up(chars: int, turns: int) -> pl.DataFrame:
-    """SAMPLE prompts, as PROMPTS, each of so many characters in so many of the user's turns."""
+def made_up(chars: int, turns: int, answer: int = 0, rows: int = SAMPLE) -> pl.DataFrame:
+    """Some PROMPTS, each of so many characters in so many of the user's turns.
+
+    People's own answers to them are of `answer` characters, or just long enough to differ.
+    """
     each = chars // turns
     prompts: list[list[Message]] = [
         [{"role": "user", "content": f"{n} {turn} ".ljust(each, ".")} for turn in range(turns)]
-        for n in range(SAMPLE)
+        for n in range(rows)
     ]
     ids = [prompt_id(prompt) for prompt in prompts]
-    frame = pl.DataFrame({"prompt_id": ids, "prompt": prompts, "chosen": ids, "rejected": ids})
+    sides = {side: [f"{id_} {side} ".ljust(answer, ".") for id_ in ids] for side in SIDES}
+    frame = pl.DataFrame({"prompt_id": ids, "prompt": prompts, **sides})
     return check(frame, PROMPTS, "made up prompts")
 
 
@@ -299,11 +365,14 @@ def _counter(recipe: Recipe) -> tuple[Callable[[str], float], str]:
     from tokenizers import Tokenizer
 
     base = recipe.agents[recipe.students[0]].base
-    file = Path(Base(base, None).source) / "tokenizer.json"
-    on_hub = not base.startswith(WORLD) and not is_folder(base)
-    if on_hub and (cached := try_to_load_from_cache(base, "tokenizer.json")):
+    try:
+        folder = folder_of(base)
+    except ModelError:  # said where bases are looked at
+        folder = None
+    file = None if folder is None else folder / "tokenizer.json"
+    if not is_local_base(base) and (cached := try_to_load_from_cache(base, "tokenizer.json")):
         file = Path(str(cached))
-    if not file.is_file():
+    if file is None or not file.is_file():
         return lambda text: len(text) / CHARS_PER_TOKEN, f"{CHARS_PER_TOKEN:.0f} characters a token"
     tokenizer = Tokenizer.from_file(str(file))
     return lambda text: float(len(tokenizer.encode(text).ids)), f"tokens of {base}"

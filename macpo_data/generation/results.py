@@ -6,18 +6,29 @@ come to be, is given as a function.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
 
 from macpo_data.errors import StoreError
+from macpo_data.outside import parse_json, read_bytes
 from macpo_data.store.store import Manifest, Shards, Store, write_json
 
 BEGUN = "begun.json"  # written into a result before its first shard
+
+
+class Begun(BaseModel):
+    """What a result was begun with."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    inputs: dict[str, str] | None = None  # None: nothing was begun, or it says nothing that holds
+    shard_size: Annotated[int, Field(ge=1)] | None = None
+    scored_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,8 @@ class Results:
 
     def shards(self, name: str, ids: list[str]) -> Shards:
         """The shards of a result, as a killed run began them or as the recipe wants them."""
-        size = self._begun(name).get("shard_size", self._shard_size)
-        return Shards(self.store.path(name), ids, size)
+        size = self._begun(name).shard_size
+        return Shards(self.store.path(name), ids, size or self._shard_size)
 
     def once(self, items: Sequence[Item], make: Make) -> list[pl.DataFrame]:
         """The rows of each item; those that are not there are made, each by one process.
@@ -95,18 +106,17 @@ class Results:
                 raise
             self.store.aside(name)
 
-    def _begun(self, name: str) -> dict[str, Any]:
+    def _begun(self, name: str) -> Begun:
         """What a result was begun with."""
         try:
-            begun: dict[str, Any] = json.loads((self.store.path(name) / BEGUN).read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return begun
+            return Begun.model_validate(parse_json(read_bytes(self.store.path(name) / BEGUN)))
+        except (OSError, ValueError):  # pydantic's own error is a ValueError
+            return Begun()
 
     def _begin(self, item: Item) -> None:
         """Keep the shards of a killed run, unless what made them changed since."""
         begun, inputs = self._begun(item.name), dict(item.made_from)
-        if begun.get("inputs") != inputs or begun.get("scored_by") != item.scored_by:
+        if begun.inputs != inputs or begun.scored_by != item.scored_by:
             folder = self.store.clear(item.name)
             kept = {"inputs": inputs, "shard_size": item.shards.size, "scored_by": item.scored_by}
             write_json(folder / BEGUN, kept)
@@ -115,4 +125,4 @@ class Results:
         """All shards of a finished result, after checking their bytes."""
         manifest = self.store.verify(name)
         files = sorted(f for f in manifest["files"] if f.startswith("shards/"))
-        return pl.concat(pl.read_parquet(self.store.path(name) / f) for f in files)
+        return pl.read_parquet([self.store.path(name) / f for f in files], glob=False)

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from macpo_data.errors import ModelError
+from macpo_data.errors import ModelError, of_run
+from macpo_data.models import fits
 from macpo_data.models.base import Base, load_chat, load_classifier
 from macpo_data.models.chat import Chat
 from macpo_data.models.worker import Report
@@ -65,7 +67,7 @@ def find_scorer(
         named = digest([agent.identity(), model.head])
         return Scorer(base, None, agent.chat_template, head, named), {}
     if not store.is_done(plan.reward_name):
-        raise ModelError("no reward model is trained yet; run `macpo train --reward`")
+        raise ModelError(f"no reward model is trained yet; run `{of_run('train --reward')}`")
     store.verify(plan.reward_name)
     made_from = {plan.reward_name: str(store.content(plan.reward_name))}
     return trained_scorer(plan, store, lock), made_from
@@ -76,7 +78,7 @@ def trained_scorer(plan: Plan, store: Store, lock: Lock) -> Scorer:
     fake, agent = plan.recipe.engine.name == "fake", plan.reward_agent
     folder = str(store.path(plan.reward_name) / "model")
     base, adapter = Base(folder, None), None
-    if fake or not plan.recipe.reward.full:
+    if fake or plan.recipe.reward_finetuning == "lora":
         base, adapter = Base(agent.base, None) if fake else lock.base(agent), folder
     return Scorer(base, adapter, agent.chat_template, None, plan.reward_name.partition("/")[2])
 
@@ -150,18 +152,18 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
     chat = load_chat(scorer.base, scorer.chat_template)
     model: Any = load_classifier(scorer.base, settings.dtype, new_head=scorer.adapter is not None)
     if scorer.adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, scorer.adapter)
+        fits.check_adapter(Path(scorer.adapter), scorer.base)
+        model = fits.load_adapter(model, Path(scorer.adapter), scorer.base)
     model.eval()
     limit = longest(model.config.get_text_config())
 
     def read(rows: pl.DataFrame) -> list[float | None]:
-        ids = [
-            chat.prompt_ids(row["prompt"])
-            + chat.response_ids(row["response"], row["finish_reason"] == "stop")
-            for row in rows.iter_rows(named=True)
-        ]
+        finished = (rows["finish_reason"] == "stop").to_list()
+        prompts, (answers,) = chat.row_ids(
+            rows["prompt"].to_list(), [rows["response"].to_list()], [finished]
+        )
+        ids = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        fits.check_ids(model, scorer.base, chat, ids)
         values: list[float | None] = [None] * len(ids)
         fit = sorted(
             (i for i in range(len(ids)) if len(ids[i]) <= limit), key=lambda i: len(ids[i])
@@ -169,8 +171,10 @@ def _open(scorer: Scorer, settings: Engine) -> tuple[Read, dict[str, Any]]:
         for at in range(0, len(fit), settings.batch_size):
             batch = fit[at : at + settings.batch_size]
             scored = _rewards(model, chat, [ids[i] for i in batch], scorer)
+            if not all(map(math.isfinite, scored)):
+                raise fits.no_numbers("rewards", scorer.base, scorer.adapter)
             for i, reward in zip(batch, scored, strict=True):
-                values[i] = reward if math.isfinite(reward) else None
+                values[i] = reward
         return values
 
     facts = {

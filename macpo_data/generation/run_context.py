@@ -22,7 +22,7 @@ from macpo_data.models.worker import Progress, Workers
 from macpo_data.plan import FORMAT, Plan, Policy
 from macpo_data.recipe.evaluation import RewardModel
 from macpo_data.recipe.generation import Sampling
-from macpo_data.recipe.section import digest
+from macpo_data.recipe.section import digest, digest_rows
 from macpo_data.schema import PROMPTS, SAMPLES, SCORES, Part, check, empty
 from macpo_data.sources import overlap
 from macpo_data.store.pins import Lock
@@ -141,7 +141,7 @@ class RunContext(Context):
         rows = run_prompts.by_length(rows, "prompt_id", "index")
         if rows.is_empty():
             return samples.with_columns(**{n: pl.lit(None, t) for n, t in SCORES.items()})
-        content = digest(rows.drop("prompt").rows())
+        content = digest_rows(rows.drop("prompt").iter_rows())
         voice = self._voice(under)
         if self.recipe.agents[under.agent].base:
             voice = replace(voice, endpoint=None)  # no endpoint scores, its local base does
@@ -190,18 +190,34 @@ class RunContext(Context):
         return rows.select(key).join(scores, on=key, how="left", maintain_order="left")["reward"]
 
     def _voice(self, policy: Policy) -> Voice:
-        """The policy's adapter, checked, on its agent's template."""
+        """The policy's adapter, checked, on its agent's template; a checkpoint is a base itself."""
         maker = self.plan.maker(policy)
-        adapter = None
-        if maker is not None:
+        if maker is not None and not self.store.is_thinned(self.plan.name(maker)):
             self.store.verify(self.plan.name(maker))
-            adapter = str(self.store.path(self.plan.name(maker)))
+        is_adapter = maker is not None and not self._is_full(policy)
+        adapter = str(self.store.path(self.plan.name(maker))) if maker and is_adapter else None
         agent = self.recipe.agents[policy.agent]
         fingerprint = self.plan.policy_fingerprint(policy)
         endpoint = agent.endpoint
-        if adapter and endpoint and endpoint.adapters == "local":
+        if maker and endpoint and endpoint.adapters == "local":
             endpoint = None  # it speaks for the untrained base; what was trained has weights here
         return Voice(adapter, agent.chat_template, fingerprint, endpoint)
+
+    def _is_full(self, policy: Policy) -> bool:
+        """Whether a policy is a checkpoint of all weights."""
+        return policy.round is not None and self.recipe.finetuning(policy.agent) == "full"
+
+    def _base(self, policy: Policy) -> Base:
+        """What an engine loads for a policy: its agent's base, or its checkpoint."""
+        fake = self.recipe.engine.name == "fake"
+        base = self.lock.base(self.recipe.agents[policy.agent])
+        maker = self.plan.maker(policy)
+        if maker is None or not self._is_full(policy):
+            return base
+        self.store.verify(self.plan.name(maker))
+        if fake:
+            return base
+        return replace(base, checkpoint=str(self.store.path(self.plan.name(maker))))
 
     def _run(
         self, wanted: Sequence[tuple[str, Policy, Task]], title: str, scores: bool = False
@@ -223,11 +239,10 @@ class RunContext(Context):
             by_base: dict[Base, list[int]] = {}
             for place in todo:
                 _, policy, task = wanted[place]
-                agent = self.recipe.agents[policy.agent]
-                base = ENDPOINTS if task.voice.endpoint else self.lock.base(agent)
+                base = ENDPOINTS if task.voice.endpoint else self._base(policy)
                 by_base.setdefault(base, []).append(place)
             # The base that is loaded already goes first.
-            for base in sorted(by_base, key=lambda b: not self._workers.has(b.id)):
+            for base in sorted(by_base, key=lambda b: not self._workers.has(b.name)):
                 some = [wanted[place][1:] for place in by_base[base]]
                 manifests = self._run_on(base, some, title, scores)
                 yield from zip(by_base[base], manifests, strict=True)
@@ -252,12 +267,12 @@ class RunContext(Context):
             title += f": {', '.join(writers) if few else f'{len(writers)} policies of {base.id}'}"
         with self._progress(title) as report:
             if self.recipe.engine.name == "fake" or base == ENDPOINTS:
-                facts = run_tasks(report, self.recipe.engine, base, tasks)
+                facts = run_tasks(report, self.recipe.engine, base, tasks, self.store.say)
             else:
                 engine = pick(self.recipe.engine, scorer)
                 # vLLM takes the GPU for itself, so a process that runs it runs nothing else.
                 own = engine.name if engine.name != "transformers" else None
-                facts = self._workers.get(base.id, own).call(
+                facts = self._workers.get(base.name, own).call(
                     "macpo_data.generation.shards:run_tasks", engine, base, tasks, report=report
                 )
         facts |= {"seconds_with_others": round(time.monotonic() - started, 2)}

@@ -12,8 +12,9 @@ from macpo_data.recipe.generation import Select
 from macpo_data.schema import UNUSABLE, check
 from macpo_data.sources import overlap
 from macpo_data.sources.files import is_local
+from macpo_data.sources.ingest.splits import Dataset, every_split
 from macpo_data.sources.parts import read_parts
-from macpo_data.sources.tables import read_table
+from macpo_data.sources.registry import Accounts
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store, write_parquet
 
@@ -28,7 +29,8 @@ def draw(plan: Plan, store: Store, pins: Mapping[str, str | None]) -> None:
     with store.lock(name):
         if store.is_done(name):
             return
-        frames, unusable = read_parts(recipe.data, recipe.seed, dict(pins))
+        accounts: Accounts = {}
+        frames, unusable = read_parts(recipe.data, recipe.seed, dict(pins), accounts)
         folder = store.clear(name)
         for part, frame in frames.items():
             write_parquet(folder / f"{part}.parquet", frame)
@@ -36,7 +38,10 @@ def draw(plan: Plan, store: Store, pins: Mapping[str, str | None]) -> None:
         reasons = dict(unusable["reason"].value_counts().sort("reason").iter_rows())
         facts = {"kind": "prompts", "format": FORMAT, "data": recipe.read("data")}
         rows = {part: len(frame) for part, frame in frames.items()}
-        store.finish(name, {**facts, "pins": dict(pins), "rows": rows, "unusable": reasons})
+        facts |= {"pins": dict(pins), "rows": rows, "unusable": reasons}
+        # What of the sources nobody reads, and how many of their rows were of use as text.
+        read = {"sources": {place: each.facts() for place, each in accounts.items()}}
+        store.finish(name, {**facts, **(read if accounts else {})})
 
 
 def tests(lock: Lock, settings: Select) -> list[pl.Series]:
@@ -47,11 +52,11 @@ def tests(lock: Lock, settings: Select) -> list[pl.Series]:
     """
     texts = []
     for path, pin in lock.datasets(settings.test_sets).items():
-        table = read_table(path, revision=None if is_local(path) else pin, split=None)
-        if (prompts := overlap.texts(table)) is None:
+        records = every_split(Dataset(path, revision=None if is_local(path) else pin))
+        if (prompts := overlap.texts(records)) is None:
             raise DataError(
                 f"select.test_sets: {path} has no column of prompts "
-                f"({', '.join(table.columns)}); name another file"
+                f"({', '.join(overlap.PROMPTS)}); name another file"
             )
         texts.append(prompts)
     return texts

@@ -9,7 +9,8 @@ import polars as pl
 import yaml
 
 from macpo_data.forms import registry
-from macpo_data.hub.index import Config, Index
+from macpo_data.forms.trainer import Published
+from macpo_data.hub.index import Config, Facts, Index
 from macpo_data.hub.templates import fill, fill_text
 from macpo_data.methods.registry import SHARPENING, called, methods
 
@@ -116,11 +117,19 @@ def card(index: Index, repo: str | None, suffix: str = "") -> str:
         own=own,
         others=others,
         forms=registry.forms(preferences),
-        # Model text may hold a fence of its own; JSON escapes its line breaks, so none begins a
-        # line.
-        sample=json.dumps(facts["sample"], indent=1, ensure_ascii=False),
+        sample=_inert_json(facts["sample"]),
         **{key: facts[key] for key in ("learner_base", "licence", "starts")},
     )
+
+
+def _inert_json(value: Any) -> str:
+    """JSON that shows a person all that is in it.
+
+    Model text may hold a fence of its own; its line breaks are escaped, so none begins a line. What
+    is not printable, such as a mark that turns the direction of the text, is escaped as well.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _metadata(index: Index, newest: str, suffix: str) -> str:
@@ -168,7 +177,7 @@ def _rounds(index: Index) -> list[list[object]]:
     return rows
 
 
-def _sources(facts: dict[str, Any]) -> list[str]:
+def _sources(facts: Facts) -> list[str]:
     """What the prompts come from; an older macpo said it less well."""
     data = facts["data"]
     named = facts.get("sources") or [data.get("path") or f"the source `{data['source']}`"]
@@ -194,7 +203,7 @@ def _snippets(preferences: bool, *, name: str, **values: Any) -> list[dict[str, 
     filled = []
     for trainer in (registry.OWN, *registry.OTHERS):
         use = trainer.pairs if preferences else trainer.fine_tuning
-        if use is not None:
+        if trainer.reads_published and use and isinstance(use.form, Published):
             config = f"{name}{use.form.suffix}"
             text = fill_text(use.snippet, name=name, config=config, **values)
             filled.append({"title": trainer.title, "text": text})

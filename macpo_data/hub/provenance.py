@@ -10,10 +10,12 @@ import polars as pl
 import yaml
 
 from macpo_data import prompts
+from macpo_data.errors import StoreError, of_run
 from macpo_data.hub.index import adapters_repo
 from macpo_data.plan import Plan, Policy, Step
-from macpo_data.recipe.agents import read_template
+from macpo_data.recipe.agents import Agent, read_template
 from macpo_data.recipe.recipe import Recipe, text_files
+from macpo_data.recipe.section import written
 from macpo_data.store.manifests import AdapterManifest
 from macpo_data.store.pins import Lock
 from macpo_data.store.store import Store
@@ -35,12 +37,18 @@ def voice(plan: Plan, store: Store, policy: Policy) -> dict[str, Any]:
     agent = plan.recipe.agents[policy.agent]
     maker = plan.maker(policy)
     manifest = store.typed(plan.name(maker), AdapterManifest) if maker else None
+    if maker and manifest is None and store.path(plan.name(maker)).is_dir():
+        raise StoreError(
+            f"{store.path(plan.name(maker))} has no manifest.json any more; move the folder away "
+            "to say that the adapter is not here, or make it again with "
+            f"{of_run(f'train --round {maker.round} --redo')}"
+        )
     return {
         "policy": str(policy),
         "role": agent.role,
         "fingerprint": plan.policy_fingerprint(policy),
         "base": agent.base if maker or not agent.endpoint else agent.endpoint.model,
-        "base_revision": Lock(store.root).pins()["models"].get(f"{agent.base}@{agent.revision}"),
+        "base_revision": Lock(store.root).pins()["models"].get(_pin(agent)),
         "adapter": maker and plan.name(maker),
         "adapter_sha256": manifest and manifest.adapter_sha256,
         "chat_template": agent.chat_template,
@@ -96,11 +104,15 @@ def starts(plan: Plan, store: Store, step: Step, repo: str | None) -> list[dict[
 def pins(recipe: Recipe, store: Store) -> dict[str, dict[str, str | None]]:
     """The part of lock.json that this recipe reads."""
     pins = Lock(store.root).pins()
-    models = {f"{agent.base}@{agent.revision}" for agent in recipe.agents.values()}
+    models = {_pin(agent) for agent in recipe.agents.values()}
     return {
         "models": {k: v for k, v in pins["models"].items() if k in models},
         "data": dict(pins["data"]),
     }
+
+
+def _pin(agent: Agent) -> str:
+    return f"{written(agent.base)}@{agent.revision}"
 
 
 def write_recipe(recipe: Recipe, to: Path) -> None:

@@ -8,44 +8,68 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from macpo_data import hub_client
-from macpo_data.errors import HubError, StoreError, plain
+from macpo_data.errors import HubError, RecipeError, plain
+from macpo_data.hub import arrivals
 from macpo_data.hub.index import INDEX, Index, read_index
+from macpo_data.hub.reading import (
+    Read,
+    folder,
+    must,
+    repository,
+)
 from macpo_data.loading.load import load_recipe
 from macpo_data.methods.registry import make_plan
-from macpo_data.models.base import adapter_sha256
+from macpo_data.outside import JSON_BYTES, OutsideError, parse_json, parse_yaml
 from macpo_data.plan import Plan, Step
 from macpo_data.recipe.recipe import Recipe, text_files
+from macpo_data.recipe.section import written
 from macpo_data.sources.files import is_local
 from macpo_data.sources.places import all_paths
-from macpo_data.store.manifests import MANIFEST, AnyManifest, parse_json, read_manifest
 from macpo_data.store.pins import Lock
-from macpo_data.store.store import Store, atomic, write_json
+from macpo_data.store.store import Store, atomic, holds, write_json
 
 Say = Callable[[str], None]
-Read = Callable[[str], bytes | None]  # a file of what was published; None if it is not there
+_SHOWN = 20  # tags, of which a repository may have any number
 _TEXT = re.compile(r"template-[0-9a-f]{12}\.jinja|prompt-[0-9a-f]{12}\.txt")
 
 
-def _folder(root: Path) -> Read:
-    """What `push --to` wrote."""
-    return lambda path: file.read_bytes() if (file := root / path).is_file() else None
+class Pins(BaseModel):
+    """The revisions with which a round was made."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    models: dict[str, str | None] = {}
+    data: dict[str, str | None] = {}
 
 
-def _repository(repo: str, kind: hub_client.RepoType, revision: str) -> Read:
-    """A repository on the Hub, at the commit that the revision names."""
-    api = hub_client.connect()
-    commit = str(hub_client.ask(api.repo_info, repo, repo_type=kind, revision=revision).sha)
-    return partial(hub_client.fetch, api, repo, kind, commit)
+_STARTS = TypeAdapter(list[arrivals.Start])
+
+
+@dataclass(frozen=True)
+class PublishedRecipe:
+    """A recipe that came with a round, and the texts that it keeps in files of their own."""
+
+    values: dict[str, Any]
+    texts: dict[str, str]  # by file
+    named: list[tuple[dict[str, Any], str]]  # section and key where each is named
+
+    def files(self, to: Path) -> dict[Path, str]:
+        """What to write for it to stand in a file: the texts beside it, and last of all it."""
+        for section, key in self.named:
+            section[key] = Path(section[key]).name  # it lies beside the recipe
+        recipe = yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        return {**{to.parent / name: text for name, text in self.texts.items()}, to: recipe}
 
 
 def pull_round(
@@ -77,72 +101,87 @@ def pull_round(
         HubError: it is not there, or not what its manifests say.
     """
     here = Path(place).is_dir()
-    with nullcontext() if here else hub_client.one_line("pull from", hub_client.check_repo(place)):
+    repo = place if here else hub_client.check_repo(place, or_path=True)
+    with nullcontext() if here else hub_client.one_line("pull from", repo):
         if here:
-            read = _folder(Path(place))
+            read = folder(Path(place))
         else:
-            read = _repository(place, "dataset", revision or _tag(place, round_, learner))
+            read = repository(place, "dataset", revision or _tag(place, round_, learner))
         # 1. What is there.
         entries = _entries(read, place, round_, learner)
-
-        # 2. The recipe, and whether it may be written where it should go.
         main = next((name for name, e in entries.items() if e["main"]), next(iter(entries)))
-        with _written(_recipe(read, place, main, recipe_to)) as fresh:
-            recipe = load_recipe(str(recipe_to.absolute()))
-            if not local_paths and (own := _local_paths(recipe)):
-                raise HubError(
-                    f"{place}: its recipe reads {', '.join(map(plain, own))} of this machine; say "
-                    "--local-paths if it may, or train without it: `macpo train --dataset "
-                    f"{place} --config {main}`"
-                )
-            plan = make_plan(recipe)
-            store = Store(runs / recipe.run, say)
-            steps = _steps(plan, entries, place)
-            _lock(read, place, main, store)
+        published = _recipe(read, place, main)
+        files = published.files(recipe_to)
+        fresh = _fresh(files)
 
-        # 3. Datasets, then the adapters from which they are trained.
-        lines = [f"wrote    {recipe_to}"] if fresh else []
-        for name, step in steps.items():
-            result = plan.name(step)
-            lines.append(_put(store, result, _under(read, f"macpo/{name}/{result}")))
-        for name in steps:
-            for start in _starts(_must(read, f"macpo/{name}/adapters.json", place), place):
-                lines += _adapter(plan, store, start)
+        # 2. The recipe, checked as it will stand, in a place where nobody looks for it.
+        with TemporaryDirectory() as private:
+            for path, text in published.files(Path(private) / "macpo.yaml").items():
+                path.write_bytes(text.encode())
+            plan = _plan(place, main, Path(private) / "macpo.yaml", local_paths)
+            store = Store(runs / plan.recipe.run, say)
+            steps = _steps(plan, entries, place)
+            starts = [start for name in steps for start in _starts(read, place, name)]
+            lines = [f"wrote    {recipe_to}"] if recipe_to in fresh else []
+            pins = _pins(read, place, main)
+            _check_listed(read, place, entries)
+            with store.in_use():
+                _lock(pins, place, store)
+
+                # 3. Datasets, then the adapters from which they are trained.
+                for name, step in steps.items():
+                    result = plan.name(step)
+                    lines.append(arrivals.dataset(store, result, entries[name], read, name))
+                for start in starts:
+                    lines += arrivals.adapter(plan, store, start)
+
+        # 4. The recipe in its place, now that it leads to what is there.
+        for path in _fresh(files):
+            with atomic(path) as temporary:
+                temporary.write_bytes(files[path].encode())
         return list(dict.fromkeys(lines))
 
 
-@contextmanager
-def _written(files: dict[Path, str]) -> Iterator[list[Path]]:
-    """Write texts where nothing else stands; those that are new are gone again after an error.
+def _fresh(files: dict[Path, str]) -> list[Path]:
+    """Which texts are not there yet.
 
     Raises:
-        HubError: another text stands there.
+        HubError: another one stands in the place of one.
     """
     for path, text in files.items():
-        if path.exists() and path.read_bytes() != text.encode():
+        if path.exists() and not holds(path, text.encode()):
             raise HubError(f"{path} is another one; choose a name with --recipe-to FILE")
-    fresh = [path for path in files if not path.exists()]
-    for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode())
-    try:
-        yield fresh
-    except BaseException:
-        for path in fresh:
-            path.unlink()
-        raise
+    return [path for path in files if not path.exists()]
 
 
-def _starts(content: bytes, place: str) -> list[dict[str, Any]]:
-    """The adapters from which a round is trained, and to which it is held."""
-    needed = {"start", "adapter_sha256", "needs", "repo", "revision", "trains"}
+def _plan(place: str, name: str, file: Path, local_paths: bool) -> Plan:
+    """What a published recipe leads to.
+
+    Raises:
+        RecipeError: it has mistakes.
+        HubError: it reads files of this machine.
+    """
     try:
-        starts: list[dict[str, Any]] = parse_json(content)
-        if all(needed <= start.keys() for start in starts):
-            return starts
-    except (ValueError, TypeError, AttributeError):
-        pass
-    raise HubError(f"{place}: what it says of its adapters is damaged; ask who published it")
+        recipe = load_recipe(str(file))
+    except RecipeError as error:
+        raise RecipeError(f"of {place}", error.problems) from None
+    if not local_paths and (own := _local_paths(recipe)):
+        raise HubError(
+            f"{place}: its recipe reads {', '.join(map(plain, own))} of this machine; say "
+            "--local-paths if it may, or train without it: `macpo train --dataset "
+            f"{place} --config {name}`"
+        )
+    return make_plan(recipe)
+
+
+def _starts(read: Read, place: str, name: str) -> list[arrivals.Start]:
+    """The adapters from which a dataset is trained, and to which it is held."""
+    try:
+        return _STARTS.validate_python(parse_json(must(read, f"macpo/{name}/adapters.json", place)))
+    except ValueError:  # pydantic's own error is one
+        raise HubError(
+            f"{place}: what it says of its adapters is damaged; ask who published it"
+        ) from None
 
 
 def _tag(repo: str, round_: int, learner: str | None) -> str:
@@ -152,15 +191,16 @@ def _tag(repo: str, round_: int, learner: str | None) -> str:
     for tag in wanted:
         if tag in tags:
             return tag
+    shown = ", ".join([*sorted(tags)[:_SHOWN], *(["..."] if len(tags) > _SHOWN else [])])
     raise HubError(
-        f"{repo} has no tag {' or '.join(wanted)}; it has {', '.join(sorted(tags)) or 'none'} "
+        f"{repo} has no tag {' or '.join(wanted)}; it has {shown or 'none'} "
         "(name one, or a commit, with --revision)"
     )
 
 
 def _entries(read: Read, place: str, round_: int, learner: str | None) -> Index:
     """What is published of a round, or of one learner's."""
-    content = read(INDEX)
+    content = read(INDEX, JSON_BYTES)
     if content is None:
         raise HubError(
             f"{place} was not made by macpo; `macpo train --dataset {place}` trains on it"
@@ -177,19 +217,39 @@ def _entries(read: Read, place: str, round_: int, learner: str | None) -> Index:
     return entries
 
 
-def _recipe(read: Read, place: str, name: str, to: Path) -> dict[Path, str]:
-    """What to write for a recipe to stand in a file: the templates it names beside it, and it."""
-    text = _must(read, f"macpo/{name}/recipe.yaml", place).decode("utf-8", "replace")
+def _check_listed(read: Read, place: str, entries: Index) -> None:
+    """Compare what stands beside the datasets with what the index lists."""
+    for name, entry in entries.items():
+        for file in ("recipe.yaml", "adapters.json", "lock.json"):
+            path = f"macpo/{name}/{file}"
+            content = must(read, path, place)
+            if hashlib.sha256(content).hexdigest() != entry["files"].get(path):
+                raise HubError(
+                    f"{place}: {path} is not the one that the index lists; ask who published it"
+                )
+
+
+def _recipe(read: Read, place: str, name: str) -> PublishedRecipe:
+    """The recipe of a round, without what only its author may allow."""
+    content = must(read, f"macpo/{name}/recipe.yaml", place)
     try:
-        values: dict[str, Any] = yaml.safe_load(text)
+        values: dict[str, Any] = parse_yaml(content)
         agents = list(values["agents"].values())
         named = list(text_files(values))
         values["train"]["launcher"] = None  # a file of another machine
         if isinstance(values.get("eval"), dict):
             values["eval"]["ceiling"] = False  # its dataset is not published
-    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        for agent in agents:
+            # Running code that a stranger's base brings is for the person here to allow.
+            agent["trust_remote_code"] = False
+            # So is sending a key to a server that a stranger names.
+            if isinstance(agent.get("endpoint"), dict):
+                agent["endpoint"]["api_key_env"] = None
+    except OutsideError as error:
+        raise HubError(f"{place}: its recipe is damaged ({error}); ask who published it") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise HubError(f"{place}: its recipe is damaged; ask who published it") from None
-    templates: dict[Path, str] = {}
+    texts: dict[str, str] = {}
     for section, key in named:
         file = str(section[key])
         # A file of this machine would be sent to whatever server the stranger's recipe names.
@@ -198,18 +258,11 @@ def _recipe(read: Read, place: str, name: str, to: Path) -> dict[Path, str]:
                 f"{place}: its recipe reads the file {plain(file)}, which was not published with "
                 "it; ask who published it"
             )
-        content = _must(read, f"macpo/{name}/{file}", place)
-        if hashlib.sha256(content).hexdigest()[:12] != Path(file).stem.rpartition("-")[2]:
+        text = must(read, f"macpo/{name}/{file}", place)
+        if hashlib.sha256(text).hexdigest()[:12] != Path(file).stem.rpartition("-")[2]:
             raise HubError(f"{place}: {file} is not what its name says; ask who published it")
-        templates[to.parent / file] = content.decode("utf-8", "replace")
-        section[key] = str(to.parent / file)
-    for agent in agents:
-        # Running code that a stranger's base brings is for the person here to allow.
-        agent["trust_remote_code"] = False
-        # So is sending a key to a server that a stranger names.
-        if isinstance(agent.get("endpoint"), dict):
-            agent["endpoint"]["api_key_env"] = None
-    return {**templates, to: yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}
+        texts[file] = text.decode("utf-8", "replace")
+    return PublishedRecipe(values, texts, named)
 
 
 def _local_paths(recipe: Recipe) -> list[str]:
@@ -218,7 +271,7 @@ def _local_paths(recipe: Recipe) -> list[str]:
     rewards = [reward.model for reward in (recipe.eval.reward, *judges) if reward]
     named = [*all_paths(recipe.data), *recipe.select.test_sets, recipe.reward.base or ""]
     named += [*rewards, *(agent.base for agent in recipe.agents.values())]
-    return [path for path in dict.fromkeys(named) if path and is_local(path)]
+    return [written(path) for path in dict.fromkeys(named) if path and is_local(path)]
 
 
 def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:
@@ -236,15 +289,18 @@ def _steps(plan: Plan, entries: Index, place: str) -> dict[str, Step]:
     return steps
 
 
-def _lock(read: Read, place: str, name: str, store: Store) -> None:
+def _pins(read: Read, place: str, name: str) -> Pins:
+    """The revisions with which a round was made."""
+    try:
+        return Pins.model_validate(parse_json(must(read, f"macpo/{name}/lock.json", place)))
+    except ValueError:  # pydantic's own error is one
+        raise HubError(f"{place}: its lock.json is damaged; ask who published it") from None
+
+
+def _lock(pins: Pins, place: str, store: Store) -> None:
     """Lay the published pins beside those of the run; they may not contradict each other."""
     mine = Lock(store.root).pins()
-    try:
-        published = parse_json(_must(read, f"macpo/{name}/lock.json", place))
-        pins = {kind: dict(published.get(kind, {})) for kind in ("models", "data")}
-    except (ValueError, TypeError, AttributeError):
-        raise HubError(f"{place}: its lock.json is damaged; ask who published it") from None
-    for kind, theirs in pins.items():
+    for kind, theirs in pins.model_dump().items():
         for key, pin in theirs.items():
             if mine[kind].setdefault(key, pin) != pin:
                 raise HubError(
@@ -252,89 +308,3 @@ def _lock(read: Read, place: str, name: str, store: Store) -> None:
                     "folder with --runs DIR"
                 )
     write_json(store.root / "lock.json", mine)
-
-
-def _under(read: Read, prefix: str) -> Read:
-    return lambda file: read(f"{prefix}/{file}")
-
-
-def _put(store: Store, name: str, read: Read) -> str:
-    """Bring one result into the store; its manifest is written last, and only if all is well."""
-    with store.lock(name):
-        if store.is_done(name):
-            return f"kept     {store.path(name)}"
-        content = read(MANIFEST)
-        if content is None:
-            raise HubError(f"{name} was not published whole; ask who published it")
-        folder = store.clear(name)
-        try:
-            manifest = _checked(content, name, folder / MANIFEST)
-            for file, sha in manifest.files.items():
-                data = read(file) if _plain(file) else None
-                if data is None:
-                    continue
-                if hashlib.sha256(data).hexdigest() != sha:
-                    raise StoreError(file)
-                (folder / file).write_bytes(data)
-            if not any(folder.iterdir()):
-                raise HubError(f"{name} was not published whole; ask who published it")
-            with atomic(folder / MANIFEST) as temporary:
-                temporary.write_bytes(content)
-        except StoreError:
-            shutil.rmtree(folder)
-            raise HubError(
-                f"{name} is not what its manifest says, and was not kept; ask who published it"
-            ) from None
-        return f"pulled   {store.path(name)}"
-
-
-def _checked(content: bytes, name: str, path: Path) -> AnyManifest:
-    """The manifest of a result, which says all that a result from elsewhere has to say.
-
-    Raises:
-        StoreError: it does not, or is another result's.
-    """
-    facts, manifest = read_manifest(content, name, path)
-    if not {"inputs", *(["summary"] if name.startswith("data/") else [])} <= facts.keys():
-        raise StoreError(name)
-    return manifest
-
-
-def _plain(file: str) -> bool:
-    return "/" not in file and "\\" not in file and not file.startswith(".")
-
-
-def _adapter(plan: Plan, store: Store, start: dict[str, Any]) -> list[str]:
-    """Fetch an adapter that a training needs, and say so; nothing for a bare base."""
-    name = start["start"]
-    trained = {plan.name(s) for s in plan.steps if s.makes}
-    # A start on the bare base, or the result of the training before on the same dataset.
-    if start["adapter_sha256"] is None or name not in trained:
-        return []
-    if store.is_done(name):
-        return [f"kept     {store.path(name)}"]
-    repo, revision = start["repo"], start["revision"]
-    role = "is held to it" if start["needs"] == "reference" else "starts from it"
-    missing = f"missing  {store.path(name)}: {start['trains']} {role}"
-    if repo is None:
-        return [f"{missing}; it was never pushed (`macpo push --adapters` does)"]
-    try:
-        read = _repository(hub_client.check_repo(repo), "model", str(revision))
-        line = _put(store, name, _under(read, Path(name).name))
-    except HubError:
-        raise
-    except Exception as error:
-        if hub_client.status_of(error) not in (401, 403, 404):
-            raise
-        return [f"{missing}; {repo} has none at {revision}, it was never pushed or is private"]
-    if adapter_sha256(store.path(name)) != start["adapter_sha256"]:
-        shutil.rmtree(store.path(name))
-        raise HubError(f"{repo} holds another {name} than the round says; ask who published it")
-    return [line]
-
-
-def _must(read: Read, path: str, place: str) -> bytes:
-    content = read(path)
-    if content is None:
-        raise HubError(f"{place} has no {path}; it was not published whole")
-    return content

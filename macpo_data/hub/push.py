@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo_data import hub_client
-from macpo_data.errors import HubError, StoreError
+from macpo_data.errors import HubError, StoreError, of_run
 from macpo_data.forms import trainer
-from macpo_data.hub.index import INDEX, Index, config_name, owned, read_index
+from macpo_data.hub.index import INDEX, Index, config_name, index_of, owned, read_index
 from macpo_data.hub.tree import assemble, identity, render_step
 from macpo_data.plan import Plan, Step
 from macpo_data.sources.files import is_local
 from macpo_data.sources.places import all_paths
+from macpo_data.store import locks
 from macpo_data.store.pins import Lock
-from macpo_data.store.store import Store, atomic
+from macpo_data.store.store import Store, atomic, holds, naming
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -104,13 +105,18 @@ def push_to_folder(push: Push, to: Path) -> bool:
     Raises:
         HubError: the folder holds something else.
     """
-    with push.store.lock("push"):
+    if to.exists() and not to.is_dir():
+        raise HubError(f"{to} is a file; choose another folder with --to")
+    to.mkdir(parents=True, exist_ok=True)
+    with locks.of_folder(to, push.store.say), naming(to):
         return _into_folder(push, to)
 
 
 def _into_folder(push: Push, to: Path) -> bool:
     before = _index_there(to)
     staging = to / _STAGING
+    if staging.is_symlink():
+        raise HubError(f"{staging} is a link, and not followed; remove it")
     entries = push.render(staging)
     files = _files(entries, staging)
     common = assemble(before | entries, push.repo)
@@ -135,17 +141,15 @@ def _index_there(to: Path) -> Index:
         HubError: it holds something else.
     """
     index = to / INDEX
-    if to.exists() and not to.is_dir():
-        raise HubError(f"{to} is a file; choose another folder with --to")
-    if to.exists() and any(to.iterdir()) and not index.is_file() and not (to / _STAGING).exists():
+    if any(to.iterdir()) and not index.is_file() and not (to / _STAGING).exists():
         raise HubError(f"{to} is not empty and no tree of macpo; choose another folder with --to")
-    return read_index(index.read_bytes() if index.is_file() else None, str(to))
+    return index_of(to)
 
 
 def _write(target: Path, content: Path | bytes) -> bool:
     """Write a file unless it is there as it should be; says whether it did."""
     new = content if isinstance(content, bytes) else content.read_bytes()
-    if target.is_file() and target.read_bytes() == new:
+    if holds(target, new):
         return False
     with atomic(target) as temporary:
         temporary.write_bytes(new)
@@ -184,7 +188,8 @@ def push_to_hub(
                 return f"{repo} has {push.tag} already, with the same content"
             if not entries:
                 say(f"rendering {', '.join(push.names)}")
-                entries.update(push.render(staging))
+                with naming(staging):
+                    entries.update(push.render(staging))
             commit = _publish(api, push, repo, branches, entries, staging, create_pr)
             if create_pr:
                 return f"opened {commit}; push again when it is merged, for the tag"
@@ -206,7 +211,7 @@ def _publish(
     create_pr: bool,
 ) -> str:
     """Bring main, the branch of the full form and the tag to where they should be."""
-    head = branches["main"]
+    head = hub_client.main_of(branches, repo)
     content = hub_client.fetch(api, repo, "dataset", head, INDEX)
     if content is None and hub_client.fetch(api, repo, "dataset", head, "README.md") is not None:
         raise HubError(f"{repo} holds a dataset that macpo did not make; choose another --repo")
@@ -310,8 +315,8 @@ def round_steps(plan: Plan, store: Store, steps: list[Step], learner: str | None
         done = [step.learner for step in steps if step not in missing]
         hint = f", or publish what is there with --learner {done[0]}" if done else ""
         raise HubError(
-            f"round {steps[0].round} is incomplete: no dataset for {names}; finish it with `macpo "
-            f"run --round {steps[0].round}`" + ("" if learner else hint)
+            f"round {steps[0].round} is incomplete: no dataset for {names}; finish it with "
+            f"`{of_run(f'run --round {steps[0].round}')}`" + ("" if learner else hint)
         )
     return steps
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from macpo_data.errors import StoreError
+from macpo_data.errors import StoreError, of_run
 from macpo_data.forms import registry
 from macpo_data.hub.card import card, measures, statistics
 from macpo_data.hub.index import (
@@ -52,7 +52,7 @@ def identity(plan: Plan, store: Store, step: Step, candidates: bool, licence: st
     """
     content = store.content(plan.name(step))
     if content is None:
-        raise StoreError(f"{step} is not finished; run `macpo gen --round {step.round}`")
+        raise StoreError(f"{step} is not finished; run `{of_run(f'gen --round {step.round}')}`")
     recipe = plan.recipe.identity()
     return digest([RENDER_FORMAT, plan.name(step), content, recipe, candidates, licence])
 
@@ -101,7 +101,7 @@ def render_step(
     (own / "lock.json").write_bytes(_json(pinned))
     write_recipe(plan.recipe, own)
 
-    facts = measured | {
+    facts: Any = measured | {
         "manifest": {k: v for k, v in manifest.items() if k not in ("recipe", "inputs", "created")},
         "name": source,
         "agents": [voice(plan, store, policy) for policy in step.policies],

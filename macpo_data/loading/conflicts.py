@@ -6,16 +6,16 @@ A rule is a function from a draft, the raw values of a recipe, to what is wrong 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from macpo_data import prompts
-from macpo_data.errors import ModelError
+from macpo_data.bases.named import check_base
+from macpo_data.errors import ModelError, did_you_mean
 from macpo_data.methods.registry import methods, names
+from macpo_data.recipe.agents import RENDERED
 from macpo_data.recipe.draft import Draft, items
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.training import DPO
-from macpo_data.world.named import check_world_base
 
 
 def conflicts(values: dict[str, Any]) -> list[str]:
@@ -54,6 +54,11 @@ def _roles(draft: Draft) -> Iterator[str]:
 
 def _agents(draft: Draft) -> Iterator[str]:
     for name, agent in draft.agents.items():
+        if agent.get("chat_template") == RENDERED:
+            yield (
+                f"agents.{name}.chat_template: none is for `train --dataset`, whose data may be "
+                "rendered already; name a template"
+            )
         if agent.get("noise") is not None and name not in draft.teachers:
             yield f"agents.{name}.noise: only a teacher learns from human pairs; leave it out"
         is_trained = name in (*draft.teachers, *draft.students)
@@ -61,12 +66,12 @@ def _agents(draft: Draft) -> Iterator[str]:
             yield f"agents.{name}: it is trained, so it needs a base of its own"
 
 
-def _world_bases(draft: Draft) -> Iterator[str]:
-    """Bases that the embedded world does not have."""
+def _bases(draft: Draft) -> Iterator[str]:
+    """Names that can mean no base."""
     bases = {f"agents.{name}.base": agent.get("base") for name, agent in draft.agents.items()}
     for path, base in {**bases, "reward.base": draft.read("reward", "base")}.items():
         try:
-            check_world_base(base if isinstance(base, str) else "")
+            check_base(base if isinstance(base, str) else "")
         except ModelError as error:
             yield f"{path}: {error}"
 
@@ -80,7 +85,8 @@ def _names(draft: Draft) -> Iterator[str]:
     for path, name in dict.fromkeys((path, str(name)) for path, name in named if name):
         if name not in draft.agents:
             agents = ", ".join(map(str, draft.agents))
-            yield f"{path}: {name!r} is no agent (those are: {agents})"
+            meant = did_you_mean(name, map(str, draft.agents))
+            yield f"{path}: {name!r} is no agent{meant} (those are: {agents})"
 
 
 # ------------------------------------------------------------------------- what a method needs
@@ -89,8 +95,7 @@ def _names(draft: Draft) -> Iterator[str]:
 def _of_method(draft: Draft) -> Iterator[str]:
     """What the method itself has to say."""
     if draft.method not in names():
-        near = get_close_matches(str(draft.method), names(), 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
+        meant = did_you_mean(draft.method, names())
         yield f"method: input should be one of {', '.join(names())}{meant}"
         return
     method = methods()[draft.method]
@@ -148,7 +153,7 @@ def _judges(draft: Draft) -> Iterator[str]:
 def untrainable(values: dict[str, Any], *sections: str) -> list[str]:
     """Mistakes between fields that decide how the sections train."""
     draft = Draft(values)
-    return [*_losses(draft), *_batches(draft, sections)]
+    return [*_losses(draft), *_weights(draft), *_batches(draft, sections)]
 
 
 def _losses(draft: Draft) -> Iterator[str]:
@@ -157,6 +162,28 @@ def _losses(draft: Draft) -> Iterator[str]:
         yield f"dpo.label_smoothing: {loss} knows none; set it to 0, or dpo.loss=sigmoid"
     if loss == "none" and draft.read("dpo", "gamma", DPO().gamma) == 0:
         yield "dpo.gamma: with loss none the SFT term is all there is; set it above 0"
+
+
+def _weights(draft: Draft) -> Iterator[str]:
+    """Four bits are for a base that is not trained itself."""
+    written = {"train.finetuning": draft.read("train", "finetuning")}
+    written |= {
+        f"agents.{name}.finetuning": a.get("finetuning") for name, a in draft.agents.items()
+    }
+    full = [path for path, value in written.items() if value == "full"]
+    for name, agent in draft.agents.items():
+        own = agent.get("finetuning") or draft.read("train", "finetuning")
+        endpoint = agent.get("endpoint")
+        if own == "full" and isinstance(endpoint, dict) and endpoint.get("adapters") == "load":
+            yield (
+                f"agents.{name}.endpoint.adapters: a server loads adapters, and finetuning=full "
+                "makes a whole model; set adapters to local"
+            )
+    if full and draft.read("train", "quantization", "none") != "none":
+        yield (
+            f"train.quantization: nf4 keeps a base in four bits beside its adapter, and {full[0]}="
+            "full trains the base itself; set quantization to none, or finetuning to lora"
+        )
 
 
 def _batches(draft: Draft, sections: tuple[str, ...]) -> Iterator[str]:
@@ -174,7 +201,7 @@ def _training(draft: Draft) -> list[str]:
 
 
 RULES = (
-    _roles, _agents, _world_bases, _names,
+    _roles, _agents, _bases, _names,
     _of_method, _of_other_methods,
     _stop, _selection, _judges,
     _training,

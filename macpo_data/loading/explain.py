@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from macpo_data.errors import did_you_mean
 
 Location = Sequence[int | str]
 _PHRASES = {
@@ -57,8 +58,7 @@ def _path(loc: Location) -> str:
 
 def _nearest(written: Any, choices: Iterable[Any]) -> str:
     """Which of the choices is nearly what was written, as a question; empty for none."""
-    near = get_close_matches(str(written), sorted({str(choice) for choice in choices}), 1, 0.7)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return did_you_mean(written, choices, 0.7)
 
 
 def _sections_at(model: type[BaseModel], loc: Location) -> list[type[BaseModel]]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.errors import MacpoError, RecipeError, did_you_mean
+from macpo_data.loading.beside import start_beside
 from macpo_data.loading.conflicts import conflicts, unfilled, untrainable
 from macpo_data.loading.explain import explain
-from macpo_data.recipe.recipe import Recipe, TrainSettings
-from macpo_data.shipped_recipes import recipes_folder
+from macpo_data.outside import YAML_BYTES, OutsideError, parse_yaml, read_text
+from macpo_data.recipe import secrets
+from macpo_data.recipe.recipe import Recipe, TrainSettings, text_files
+from macpo_data.shipped_recipes import names_in, recipes_folder
 
 # Names a person types after --recipe; a path or a name with a suffix is a file.
 _SHIPPED = re.compile(r"^[a-z0-9_]+$")
+# What a training without a recipe takes where nothing is said, other than a recipe does.
+_WITHOUT_RECIPE = (("dpo", "reference", "previous"), ("train", "dtype", "auto"))
 
 
 def load_settings(sets: list[str] | None) -> TrainSettings:
@@ -27,8 +31,12 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
     Raises:
         RecipeError: anything is wrong; all mistakes at once.
     """
-    values: dict[str, Any] = {"dpo": {"reference": "previous"}}
+    values: dict[str, Any] = {}
     problems = [p for setting in sets or [] if (p := _apply(values, setting))]
+    problems += secrets.problems(values)
+    for section, key, default in _WITHOUT_RECIPE:
+        if isinstance(own := values.setdefault(section, {}), dict):
+            own.setdefault(key, default)
     if not problems:
         objective = "sft" if values.get("objective") == "sft" else "dpo"
         problems = untrainable(values, objective)
@@ -45,8 +53,7 @@ def load_settings(sets: list[str] | None) -> TrainSettings:
 
 def shipped() -> list[str]:
     """Names of the recipes that come with the package."""
-    files = recipes_folder().iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+    return names_in(recipes_folder())
 
 
 def recipe_text(recipe: str | None) -> tuple[str, str]:
@@ -62,12 +69,12 @@ def recipe_text(recipe: str | None) -> tuple[str, str]:
     if _SHIPPED.match(recipe):
         if recipe not in shipped():
             raise MacpoError(
-                f"no recipe named {recipe!r}; shipped are {', '.join(shipped())} "
-                "(a file is given with its path, such as ./mine.yaml)"
+                f"no recipe named {recipe!r}{did_you_mean(recipe, shipped())}; shipped are "
+                f"{', '.join(shipped())} (a file is given with its path, such as ./mine.yaml)"
             )
         return recipe, (recipes_folder() / f"{recipe}.yaml").read_text("utf-8")
     try:
-        return recipe, Path(recipe).read_text("utf-8")
+        return recipe, read_text(Path(recipe), YAML_BYTES)
     except FileNotFoundError:
         raise MacpoError(
             f"no recipe file {recipe}; `macpo init` writes ./macpo.yaml, shipped are "
@@ -77,34 +84,16 @@ def recipe_text(recipe: str | None) -> tuple[str, str]:
         raise MacpoError(f"cannot read recipe {recipe}: {error}; give a YAML file") from None
 
 
-class _DoubleKey(yaml.MarkedYAMLError):
-    """A key that stands twice; YAML itself would silently take the last."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
-                raise _DoubleKey(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(source: str, text: str) -> dict[str, Any]:
     """Parse a file that is a mapping of keys.
 
     Raises:
-        RecipeError: it is none, or a key stands twice.
+        RecipeError: it is none, or beyond the bounds of what is read; a key stands twice.
     """
     try:
-        values = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where else ""
-        why = f": {error.problem}" if isinstance(error, _DoubleKey) else ""
-        raise RecipeError(source, [f"not valid YAML{line}{why}"]) from None
+        values = parse_yaml(text)
+    except OutsideError as error:
+        raise RecipeError(source, [str(error)]) from None
     if not isinstance(values, dict):
         raise RecipeError(
             source, ["not a mapping of keys; `macpo init quickstart` writes a recipe to look at"]
@@ -116,6 +105,7 @@ def load_recipe(
     recipe: str | None = None,
     sets: list[str] | None = None,
     over: Sequence[tuple[str, Any]] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Recipe:
     """Load and validate a recipe by name or file, with `a.b=c` settings laid over it.
 
@@ -123,6 +113,8 @@ def load_recipe(
         recipe: as a person names it.
         sets: settings from the command line; they have the last word.
         over: (dotted path, value) of a study, laid over the file before them.
+        say: prints a line about a path that does not start at the recipe's folder. Paths of a
+            file do; those of `sets` and `over` start at the working directory.
 
     Raises:
         RecipeError: anything is wrong; all mistakes at once, with dotted paths.
@@ -130,13 +122,27 @@ def load_recipe(
     """
     source, text = recipe_text(recipe)
     values = read_yaml(source, text)
+    if not _SHIPPED.match(source):
+        for line in start_beside(values, Path(source).expanduser().parent):
+            if say:
+                say(line)
     problems = [p for path, value in over if (p := _lay(values, path, value))]
     problems += [p for setting in sets or [] if (p := _apply(values, setting))]
+    problems += secrets.problems(values)  # first of all: what else is said may repeat a value
     if problems:
         raise RecipeError(source, problems)
     if isinstance(values.get("agents"), dict):  # null takes one out
         values["agents"] = {k: v for k, v in values["agents"].items() if v is not None}
     return _validate(source, values)
+
+
+def check_text(source: str, text: str) -> Recipe:
+    """The recipe of a YAML text, of which no file is looked for.
+
+    Raises:
+        RecipeError: anything is wrong.
+    """
+    return _validate(source, read_yaml(source, text))
 
 
 def _validate(source: str, values: dict[str, Any]) -> Recipe:
@@ -146,20 +152,31 @@ def _validate(source: str, values: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         problems = explain(error, Recipe) + conflicts(values)
         raise RecipeError(source, problems) from None
-    if problems := conflicts(values) + unfilled(recipe):
+    if problems := conflicts(values) + unfilled(recipe) + [*_keys_in_texts(recipe)]:
         raise RecipeError(source, problems)
     return recipe
+
+
+def _keys_in_texts(recipe: Recipe) -> Iterator[str]:
+    """A line for each text in a file of its own that holds a key: it is published as well."""
+    for section, key in text_files(recipe.model_dump(mode="json")):
+        try:
+            text = read_text(Path(section[key]).expanduser(), YAML_BYTES)
+        except (OSError, ValueError):
+            continue  # whoever reads it says so
+        if line := secrets.line_of_key(text):
+            yield f"{section[key]}, line {line}: looks like a secret, and is published; remove it"
 
 
 def _apply(values: dict[str, Any], setting: str) -> str | None:
     """Lay `a.b=c` over nested `values`; return what is wrong with it, or None."""
     path, equals, text = setting.partition("=")
     if not equals or not all(path.split(".")):
-        return f"--set {setting}: write it as key.key=value"
+        return f"--set {secrets.shown(path)}: write it as key.key=value"
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return f"--set {setting}: the value is not valid YAML"
+        value = parse_yaml(text)
+    except OutsideError as error:
+        return f"--set {secrets.shown(path)}: the value is {error}"
     return _lay(values, path, value)
 
 
@@ -172,7 +189,7 @@ def _lay(values: dict[str, Any], path: str, value: Any) -> str | None:
         if child is None:
             child = at[key] = {}
         if not isinstance(child, dict):
-            return f"{path}: {key} is not a section"
+            return f"{secrets.shown(path)}: {secrets.shown(key)} is not a section"
         at = child
     at[last] = deepcopy(value)
     return None

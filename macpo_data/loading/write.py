@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from macpo_data.loading.load import load_recipe, recipe_text
 from macpo_data.methods.registry import names
+from macpo_data.outside import compose_yaml
 from macpo_data.recipe.descriptions import meanings
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Section
@@ -24,6 +25,7 @@ from macpo_data.shipped_recipes import recipes_folder
 
 WIDTH = 100  # characters of a line
 SCHEMA = "# yaml-language-server: $schema="  # the line that tells an editor where the schema is
+SCHEMA_FILE = "macpo.schema.json"
 Keys = tuple[str, ...]  # that lead to a value
 
 
@@ -74,10 +76,10 @@ def _lines(
             yield f"{indent}{name}:"
             for key, each in value.items():
                 yield from _comment(None, comments.get((*at, key)), f"{indent}  ")
-                yield f"{indent}  {_flow(key)}:"
+                yield f"{indent}  {flow(key)}:"
                 yield from _lines(each, comments, (*at, key), inside)
         else:
-            yield f"{indent}{name}: {_flow(section.model_dump(mode='json')[name])}"
+            yield f"{indent}{name}: {flow(section.model_dump(mode='json')[name])}"
 
 
 def _holds_sections(value: Any) -> bool:
@@ -107,7 +109,7 @@ class _OneLine(yaml.SafeDumper):
 _OneLine.add_representer(str, _OneLine.represent_text)
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """A value on one line of YAML."""
     dumped = yaml.dump(value, Dumper=_OneLine, default_flow_style=True, width=10**6)
     return dumped.removesuffix("...\n").strip()
@@ -135,7 +137,7 @@ def _comments(text: str) -> dict[Keys, str]:
             yield at, " ".join([*above(key.start_mark.line), *behind(end)])
             yield from keys(value, at)
 
-    return dict(keys(yaml.compose(text, yaml.SafeLoader), ()))
+    return dict(keys(compose_yaml(text), ()))
 
 
 class _Untitled(GenerateJsonSchema):
@@ -173,16 +175,12 @@ def _inside(annotation: Any) -> Iterator[type[Section]]:
         yield from _inside(each)
 
 
-def copy_recipe(name: str, to: Path, full: bool) -> Path:
-    """Write a recipe to a file, to be edited, and beside it the schema that editors read.
+def recipe_copy(name: str, full: bool) -> str:
+    """A recipe's YAML, to be edited, which names the schema beside it that editors read.
 
     Args:
         name: of a shipped recipe, or a file.
-        to: the new file.
         full: with every key and what it means, not only those that are not at their default.
-
-    Returns:
-        The schema's file.
 
     Raises:
         MacpoError: there is no such recipe, or it has mistakes.
@@ -190,11 +188,7 @@ def copy_recipe(name: str, to: Path, full: bool) -> Path:
     _, text = recipe_text(name)
     text = full_text(load_recipe(name), text) if full else text
     lines = [line for line in text.splitlines() if not line.startswith(SCHEMA)]
-    schema = to.with_name("macpo.schema.json")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    schema.write_text(schema_text(), "utf-8")
-    to.write_text("\n".join([f"{SCHEMA}{schema.name}", *lines, ""]), "utf-8")
-    return schema
+    return "\n".join([f"{SCHEMA}{SCHEMA_FILE}", *lines, ""])
 
 
 if __name__ == "__main__":

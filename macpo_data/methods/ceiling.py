@@ -9,7 +9,7 @@ from __future__ import annotations
 from macpo_data.errors import DataError
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.methods.method import Method
-from macpo_data.methods.steps import EXCLUDE_READS, SFT_READS
+from macpo_data.methods.steps import EXCLUDE_READS, SFT_READS, own_training
 from macpo_data.plan import Policy, Step
 from macpo_data.recipe.recipe import Recipe
 
@@ -23,7 +23,7 @@ def plan(recipe: Recipe) -> list[Step]:
     """
     (student,) = recipe.students
     reads = EXCLUDE_READS if recipe.select.excludes else ()
-    sft, base = (*SFT_READS, f"agents.{student}.lr_scale", "sft"), (Policy(student),)
+    sft, base = (*SFT_READS, *own_training(recipe, student), "sft"), (Policy(student),)
     return [
         Step("gen", 0, 2, student, "ceiling", reads=reads, method=NAME),
         Step("train", 0, 2, student, "ceiling", "sft_chosen", base, sft, NAME),

@@ -70,7 +70,7 @@ def _contrast(
         choosing = (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe), *choosing)
         reads = (*reads, *choosing)
     # The twin of round 0 is that of the policy which round 1 begins with.
-    twin = [retrain(agent, t, turn)] if recipe.negatives == "retrained" and t > 1 else []
+    twin = [retrain(recipe, agent, t, turn)] if recipe.negatives == "retrained" and t > 1 else []
     return [*twin, *prefer(recipe, agent, t, turn, policies, reads)]
 
 

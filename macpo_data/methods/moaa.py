@@ -20,6 +20,7 @@ from macpo_data.methods.steps import (
     SAMPLING_READS,
     SFT_READS,
     TEACHING,
+    own_training,
     prefer,
 )
 from macpo_data.plan import Policy, Step
@@ -30,7 +31,6 @@ from macpo_data.schema import CANDIDATES, SCORES, check
 def plan(recipe: Recipe) -> list[Step]:
     """The student alone learns, once in each round."""
     (student,) = recipe.students
-    mine = f"agents.{student}.lr_scale"
     judge_policies = judges.policies(recipe.judge)
     writers = mixtures.policies(recipe.mixture)
     filters = (*FILTER_READS, *EXCLUDE_READS) if recipe.select.excludes else FILTER_READS
@@ -47,7 +47,7 @@ def plan(recipe: Recipe) -> list[Step]:
             student,
             objective="sft_chosen",
             policies=(start,),
-            reads=(*SFT_READS, mine, "sft"),
+            reads=(*SFT_READS, *own_training(recipe, student), "sft"),
         ),
     ]
     return steps + preferring(recipe, judge_policies)

@@ -29,18 +29,24 @@ TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedu
 WRITING_READS = ("seed", "engine", *SAMPLING_READS, *FILTER_READS)
 
 
+def own_training(recipe: Recipe, agent: str) -> tuple[str, ...]:
+    """What an agent says itself of how it is trained, for its train steps to read."""
+    own = f"agents.{agent}.finetuning"
+    return f"agents.{agent}.lr_scale", *([own] if recipe.agents[agent].finetuning else [])
+
+
 def initialise(recipe: Recipe, agent: str, turn: int, writers: tuple[Policy, ...]) -> list[Step]:
     """SFT on chosen makes the positive policy; SFT on rejected goes on from it to the negative.
 
     Without writers the answers are the human's.
     """
-    positive, mine = Policy(agent, "positive", 0), f"agents.{agent}.lr_scale"
+    positive, mine = Policy(agent, "positive", 0), own_training(recipe, agent)
     own = recipe.agents[agent].noise is not None
     noise = f"agents.{agent}.noise" if own else "data.noise"
     reads = ["seed", noise, *(EXCLUDE_READS if recipe.select.excludes else [])]
     reads = [*WRITING_READS, *switched_on(recipe, "data.label_noise")] if writers else reads
     sure = switched_on(recipe, "confidence") if writers else ()
-    sft, negative = (*SFT_READS, mine, "sft", *sure), (*SFT_READS, mine, "negative")
+    sft, negative = (*SFT_READS, *mine, "sft", *sure), (*SFT_READS, *mine, "negative")
     base = (Policy(agent),)
     return [
         Step("gen", 0, turn, agent, policies=writers, reads=tuple(reads), method="macpo"),
@@ -74,16 +80,16 @@ def prefer(
     start = [Policy(agent, "positive", t - 1)]
     if recipe.dpo.reference == "initial" and t > 1:
         start.append(Policy(agent, "positive", 0))
-    dpo = (*DPO_READS, f"agents.{agent}.lr_scale")
+    dpo = (*DPO_READS, *own_training(recipe, agent))
     return [
         Step("gen", t, turn, agent, policies=policies, reads=reads),
         Step("train", t, turn, agent, "positive", "dpo", tuple(start), dpo),
     ]
 
 
-def retrain(agent: str, t: int, turn: int) -> Step:
+def retrain(recipe: Recipe, agent: str, t: int, turn: int) -> Step:
     """SFT on the rejected answers of round 0 makes a twin of the newest positive policy."""
-    reads = (*SFT_READS, f"agents.{agent}.lr_scale", "negative")
+    reads = (*SFT_READS, *own_training(recipe, agent), "negative")
     before = (Policy(agent, "positive", t - 1),)
     return Step("train", t, turn, agent, "negative", "sft_rejected", before, reads, dataset_round=0)
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from macpo_data.bases.named import check_base, folder_of, folder_print, is_folder, is_made, print_of
 from macpo_data.errors import ModelError, first_line
-from macpo_data.models.chat import Chat, make_chat
+from macpo_data.models.chat import Chat
+from macpo_data.models.templates import make_chat
+from macpo_data.models.weights import weights_sha256
 from macpo_data.recipe.agents import Agent
 from macpo_data.recipe.section import digest
-from macpo_data.world.bases import base_path
-from macpo_data.world.named import WORLD, check_world_base
+from macpo_data.world.named import WORLD
 
 if TYPE_CHECKING:
     import torch
@@ -29,20 +30,31 @@ class Base:
     """A base model with everything that decides how it is loaded."""
 
     id: str  # as the recipe has it
-    revision: str | None  # a commit on the Hub, or the print of a local folder; None in the world
+    revision: str | None  # a commit on the Hub, or the print of what is here; None in the world
     trust_remote_code: bool = False
+    checkpoint: str | None = None  # folder of all its weights, as trained; None: as released
+
+    @property
+    def released(self) -> Base:
+        """The base before any training of all its weights; its tokenizer is that of all of them."""
+        return replace(self, checkpoint=None)
+
+    @property
+    def name(self) -> str:
+        """Of these weights, for a person and for the process that loads them."""
+        return f"{self.id} as {Path(self.checkpoint).name}" if self.checkpoint else self.id
 
     @property
     def source(self) -> str:
-        """What `from_pretrained` takes."""
-        if self.is_world:
-            return str(base_path(self.id.removeprefix(WORLD)))
-        return str(Path(self.id).expanduser()) if self.id.startswith("~") else self.id
+        """What `from_pretrained` takes.
 
-    @property
-    def is_world(self) -> bool:
-        """Whether it is one of the embedded world's tiny bases."""
-        return self.id.startswith(WORLD)
+        Raises:
+            ModelError: what it is made from is not there.
+        """
+        if self.checkpoint:
+            return self.checkpoint
+        folder = folder_of(self.id) if is_made(self.id) or self.id.startswith("~") else None
+        return self.id if folder is None else str(folder)
 
 
 # All endpoints together: one engine asks them side by side.
@@ -50,14 +62,16 @@ ENDPOINTS = Base("endpoints", None)
 
 
 def resolve(agent: Agent) -> str | None:
-    """The commit that a base's revision names now, or the print of a local folder.
+    """The commit that a base's revision names now, or the print of what is on this machine.
 
     Raises:
         ModelError: the base is not there, or the network is not.
     """
-    check_world_base(agent.base)
+    check_base(agent.base)
     if agent.base.startswith(WORLD):
         return None
+    if is_made(agent.base):
+        return print_of(agent.base)
     if is_folder(agent.base):
         folder = Path(agent.base).expanduser()
         if not (folder / "config.json").is_file():
@@ -69,30 +83,6 @@ def resolve(agent: Agent) -> str | None:
         return str(HfApi().model_info(agent.base, revision=agent.revision).sha)
     except Exception as error:  # every way of not reaching the Hub has its own class
         raise ModelError(unreachable("base", agent.base, error)) from None
-
-
-def is_folder(base: str) -> bool:
-    """Whether a base is a local folder rather than an id on the Hub."""
-    return base.startswith((".", "/", "~")) or Path(base).exists()
-
-
-def folder_print(folder: Path) -> str:
-    """Tell a local base from another in a moment, however large it is.
-
-    A sha256 over each file's name and size, its whole content up to 1 MiB, and its first and last
-    MiB beyond that.
-    """
-    edge = 1 << 20
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(edge))
-            if size > edge:
-                file.seek(max(edge, size - edge))
-                digest.update(file.read(edge))
-    return f"print:{digest.hexdigest()}"
 
 
 def unreachable(what: str, name: str, error: Exception) -> str:
@@ -127,7 +117,7 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer, base)
+    return _load(AutoTokenizer, base.released)
 
 
 def load_model(
@@ -146,6 +136,24 @@ def load_model(
         return _load(AutoModelForCausalLM, base, **kwargs)
     model = _load(AutoModelForCausalLM, base, **kwargs)
     return model.to(device()) if place else model
+
+
+def skeleton(base: Base, classifier: bool = False) -> PreTrainedModel | None:
+    """The base's modules without their weights, in a moment; None where its code does not let it.
+
+    Raises:
+        ModelError: its configuration cannot be loaded.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    config = _load(AutoConfig, base)
+    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config, trust_remote_code=base.trust_remote_code)
+    except Exception:  # code from anywhere: what it cannot do without weights has no common class
+        return None
 
 
 def load_classifier(base: Base, dtype: str = "auto", new_head: bool = False) -> PreTrainedModel:
@@ -206,11 +214,22 @@ def _nf4(dtype: str) -> Any:
 @cache
 def gpus() -> list[str]:
     """The GPUs that this process may use, each as `name, total MiB, free MiB`, without torch."""
+    return _ask_driver("name,memory.total,memory.free")
+
+
+@cache
+def gpus_have_bfloat16() -> bool:
+    """Whether the first GPU computes in bfloat16 itself (Ampere and later), without torch."""
+    capabilities = _ask_driver("compute_cap")
+    return bool(capabilities) and float(capabilities[0]) >= 8
+
+
+def _ask_driver(fields: str) -> list[str]:
+    """Fields of each GPU that this process may use, a line for each."""
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) == "" or not shutil.which("nvidia-smi"):
         return []
     which = ["-i", visible] if visible else []
-    query = "--query-gpu=name,memory.total,memory.free"
-    command = ["nvidia-smi", *which, query, "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", *which, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
@@ -224,6 +243,13 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def has_bfloat16() -> bool:
+    """Whether the device is a GPU that computes in bfloat16 itself."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
     from safetensors import SafetensorError
 
@@ -235,18 +261,19 @@ def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
             **kwargs,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"cannot load base {base.id}: {first_line(error)}") from None
+        raise ModelError(f"cannot load base {base.name}: {first_line(error)}") from None
 
 
 def voice_identity(
     base: Base, chat: Chat, adapter: str | Path | None, dtype: torch.dtype | str
 ) -> dict[str, Any]:
     """Everything on which the log-probabilities of given messages depend, as JSON values."""
+    trained = adapter or base.checkpoint
     return {
         "base": base.id,
         "base_revision": base.revision,
-        "base_files": _files(Path(base.source)),
-        "adapter_sha256": None if adapter is None else adapter_sha256(Path(adapter)),
+        "base_files": _files(Path(base.released.source)),
+        "adapter_sha256": None if trained is None else weights_sha256(Path(trained)),
         "template_sha256": chat.sha256,
         "tokenizer_sha256": hashlib.sha256(
             chat.tokenizer.backend_tokenizer.to_str().encode()
@@ -261,16 +288,3 @@ def _files(folder: Path) -> str | None:
         return None
     facts = [(p.name, s.st_size, s.st_mtime_ns) for p in folder.iterdir() for s in [p.stat()]]
     return digest(sorted(facts))
-
-
-def adapter_sha256(folder: Path) -> str:
-    """Identify an adapter by its weights and its configuration, 64 hex digits.
-
-    peft writes the set of target modules in an order that changes from run to run, so lists in the
-    configuration are sorted first.
-    """
-    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    config = {k: sorted(v) if isinstance(v, list) else v for k, v in config.items()}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update((folder / "adapter_model.safetensors").read_bytes())
-    return digest.hexdigest()

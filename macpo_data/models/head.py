@@ -28,9 +28,11 @@ def in_place_of_logits(causal: Any, sources: torch.Tensor, targets: torch.Tensor
 
     def forward(**inputs: Any) -> Any:
         hidden = causal.base_model(**inputs).last_hidden_state.flatten(0, 1)
-        head, size = _head(causal)
-        rows = max(1, CHUNK_LOGITS // size)
-        return CausalLMOutput(logits=target_logprobs(hidden[sources], targets, head, rows))
+        matrix = causal.get_output_embeddings()
+        rows = max(1, CHUNK_LOGITS // matrix.weight.shape[0])
+        trained = any(weights.requires_grad for weights in matrix.parameters())
+        values = target_logprobs(hidden[sources], targets, _head(causal), rows, trained)
+        return CausalLMOutput(logits=values)
 
     usual = vars(causal).get("forward")
     causal.forward = forward
@@ -42,8 +44,8 @@ def in_place_of_logits(causal: Any, sources: torch.Tensor, targets: torch.Tensor
             causal.forward = usual
 
 
-def _head(causal: Any) -> tuple[Head, int]:
-    """Hidden states to logits as the model's own forward does it, and the vocabulary's size."""
+def _head(causal: Any) -> Head:
+    """Hidden states to logits as the model's own forward does it."""
     import torch
 
     config = causal.config.get_text_config()
@@ -58,18 +60,20 @@ def _head(causal: Any) -> tuple[Head, int]:
             logits = logits * scale
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    return head, int(matrix.weight.shape[0])
+    return head
 
 
 def target_logprobs(
-    hidden: torch.Tensor, targets: torch.Tensor, head: Head, rows: int
+    hidden: torch.Tensor, targets: torch.Tensor, head: Head, rows: int, trained: bool = False
 ) -> torch.Tensor:
     """Log-probabilities of (T,) targets from (T, H) hidden states, `rows` logits at a time.
 
     A token's log-probability depends on its own hidden state only, so that its gradient is known
-    up to a factor as soon as its logits are: they are never needed again. The head is frozen.
+    up to a factor as soon as its logits are: they are never needed again. Where the head itself is
+    `trained`, each piece's logits are computed once more in the backward pass.
     """
     import torch
+    from torch.utils.checkpoint import checkpoint
 
     def logprobs(states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return -torch.nn.functional.cross_entropy(head(states), labels, reduction="none")
@@ -96,6 +100,9 @@ def target_logprobs(
             slopes: torch.Tensor = ctx.saved_tensors[0]
             return (upstream[:, None] * slopes).to(slopes.dtype)
 
+    if torch.is_grad_enabled() and trained:
+        parts = pieces(hidden)
+        return torch.cat([checkpoint(logprobs, *each, use_reentrant=False) for each in parts])
     if torch.is_grad_enabled() and hidden.requires_grad:
         chunked: torch.Tensor = Chunked.apply(hidden)  # type: ignore[no-untyped-call]
         return chunked

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from macpo_data.errors import ModelError, first_line
+from macpo_data.models import fits
 from macpo_data.models.base import Base, load_model, load_tokenizer
-from macpo_data.models.chat import make_chat
+from macpo_data.models.templates import make_chat
 from macpo_data.models.worker import Report
 
 DTYPE = "bfloat16"  # never into a quantised base, which would lose what the adapter learnt
@@ -21,17 +21,14 @@ def merge(
     The tokenizer gets the template under which the adapter was trained.
 
     Raises:
-        ModelError: the adapter does not belong to this base.
+        ModelError: the adapter does not belong to this base, or one of them holds NaN.
     """
-    from peft import PeftModel
-
     report(0, 1, "loading")
-    model = load_model(base, DTYPE)
-    try:
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, OSError, TypeError, KeyError) as error:
-        reason = first_line(error)
-        raise ModelError(f"adapter {adapter} does not fit {base.id}: {reason}") from None
+    fits.check_adapter(adapter, base)
+    model = fits.load_adapter(load_model(base, DTYPE), adapter, base)
+    merged = model.merge_and_unload()
+    if bad := fits.not_finite(merged.named_parameters()):
+        raise fits.no_numbers(f"the merged weights ({bad})", base, adapter)
     merged.save_pretrained(out)
     tokenizer = load_tokenizer(base)
     if chat_template != "tokenizer":

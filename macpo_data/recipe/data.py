@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from macpo_data.recipe.section import LATER, Count, Section, Share
+from macpo_data.recipe.section import LATER, Count, Place, Section, Share
 
 
 class Columns(Section):
@@ -19,6 +19,21 @@ class Columns(Section):
     there is none."""
     rejected: str | None = "rejected"
     """Column of the worse answers, likewise."""
+    system: Annotated[str | None, LATER] = None
+    """Column of the system turns; null: `system`, where there is one."""
+    tools: Annotated[str | None, LATER] = None
+    """Column of the tools that the assistant may call; null: `tools`, where there is one."""
+    first: Annotated[str | None, LATER] = None
+    """Of two answers and a label: column of the one answer, as response_0."""
+    second: Annotated[str | None, LATER] = None
+    """Column of the other answer, as response_1."""
+    label: Annotated[str | None, LATER] = None
+    """Column that says which of the two is better, by the end of its column's name: 0, 1, a, b."""
+    answers: Annotated[str | None, LATER] = None
+    """Of several scored answers to each prompt: column of the lists of answers."""
+    score: Annotated[str | None, LATER] = None
+    """Key of each answer, or column of lists, with its score: the best answer is taken against the
+    worst. With a minus before it, as -rank, less is better."""
 
 
 class More(Section):
@@ -26,7 +41,7 @@ class More(Section):
 
     source: Literal["ultrafeedback", "ultrachat", "pairs"]
     """What reads it, as in data.source."""
-    path: str
+    path: Place
     """Id on the Hub, or a local file."""
     subset: str | None = None
     """Folder of the Hub dataset; null takes its default."""
@@ -41,7 +56,7 @@ class More(Section):
 class PartSpec(Section):
     """Where one of the three parts of the data comes from."""
 
-    path: str | list[str] | None = None
+    path: Place | list[Place] | None = None
     """Id on the Hub or local files, for this part; null takes data.path."""
     split: str | None = None
     """Split of the Hub dataset; parts of one split are drawn without overlap."""
@@ -103,10 +118,12 @@ class WorldData(DataBase):
 class FileData(DataBase):
     """A dataset on the Hub, or local files."""
 
-    path: str | list[str] | None = None
-    """Id on the Hub, or local files (.jsonl, .jsonl.gz, .parquet); a part may name its own."""
+    path: Place | list[Place] | None = None
+    """Id on the Hub, or local files (JSON, CSV, parquet, .gz too); a part may name its own."""
     subset: str | None = None
     """Folder of the Hub dataset, such as helpful-base; null takes its default."""
+    config: Annotated[str | None, LATER] = None
+    """Configuration of the Hub dataset, by the name on its card; null takes its default."""
     revision: str = "main"
     """Commit, tag or branch on the Hub; pinned in lock.json when first read."""
 
@@ -141,8 +158,8 @@ class UltraFeedbackData(FileData):
 
     source: Literal["ultrafeedback"]
     """The reader of prompts with the best and a worse of four answers."""
-    path: str | list[str] | None = "HuggingFaceH4/ultrafeedback_binarized"
-    """Id on the Hub, or local files (.jsonl, .jsonl.gz, .parquet); a part may name its own."""
+    path: Place | list[Place] | None = "HuggingFaceH4/ultrafeedback_binarized"
+    """Id on the Hub, or local files (JSON, CSV, parquet, .gz too); a part may name its own."""
 
 
 class UltraChatData(FileData):
@@ -150,8 +167,8 @@ class UltraChatData(FileData):
 
     source: Literal["ultrachat"]
     """The reader of whole conversations, of which the last answer is taken off."""
-    path: str | list[str] | None = "HuggingFaceH4/ultrachat_200k"
-    """Id on the Hub, or local files (.jsonl, .jsonl.gz, .parquet); a part may name its own."""
+    path: Place | list[Place] | None = "HuggingFaceH4/ultrachat_200k"
+    """Id on the Hub, or local files (JSON, CSV, parquet, .gz too); a part may name its own."""
 
 
 class PairsData(FileData):

@@ -31,7 +31,7 @@ class Engine(Section):
 
     name: Annotated[Literal["auto", "transformers", "vllm", "ray", "fake"], KNOB] = "auto"
     """auto: vllm where it is installed and there is a GPU, else transformers. ray: copies of vllm
-    side by side. fake: answers at once, without a model."""
+    side by side. fake: answers at once, without a model, for endpoints too."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """In which numbers models run; auto: as the base was saved."""
     quantization: Annotated[str | None, LATER] = None

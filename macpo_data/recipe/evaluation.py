@@ -11,7 +11,7 @@ from pydantic_core import CoreSchema
 from macpo_data import prompts
 from macpo_data.recipe.agents import Agent
 from macpo_data.recipe.generation import Sampling
-from macpo_data.recipe.section import KNOB, Count, Section, digest
+from macpo_data.recipe.section import KNOB, Count, Place, Section, digest
 
 TRAINED = "trained"  # names the reward model that `macpo train --reward` makes
 
@@ -19,7 +19,7 @@ TRAINED = "trained"  # names the reward model that `macpo train --reward` makes
 class RewardModel(Section):
     """A sequence classifier that scores an answer. A recipe may give just its name."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: Annotated[Place, Field(min_length=1)]
     """Id on the Hub, a folder, or trained: the one that `macpo train --reward` makes."""
     revision: str = "main"
     """Commit, tag or branch on the Hub; pinned in lock.json when first read."""

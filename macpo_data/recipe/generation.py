@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from macpo_data import prompts
-from macpo_data.recipe.section import LATER, Count, Positive, Section, Share, digest
+from macpo_data.recipe.section import LATER, Count, Place, Positive, Section, Share, digest
 
 
 class Sampling(Section):
@@ -21,9 +21,9 @@ class Sampling(Section):
     """Keep this many most probable tokens; 0 keeps all."""
     max_new_tokens: Count = 512
     """Tokens of an answer at most. One that reaches it is cut, and noted as such."""
-    n: Count = 1
-    """Answers per policy and prompt. In a mixture it is not read; a judge reads it where it gives
-    points."""
+    n: Annotated[Count, Field(le=1000)] = 1
+    """Answers per policy and prompt, at most 1,000. In a mixture it is not read; a judge reads it
+    where it gives points."""
 
 
 class Select(Section):
@@ -58,7 +58,7 @@ class Select(Section):
     bound."""
     same_as_rejected: bool = True
     """Catch chosen answers that equal the rejected one."""
-    test_sets: Annotated[list[str], LATER] = Field(default=[])
+    test_sets: Annotated[list[Place], LATER] = Field(default=[])
     """Files or Hub ids of test sets: prompts that occur in them, word for word or nearly, are
     dropped."""
     ngram: Annotated[int, Field(ge=2)] = 8

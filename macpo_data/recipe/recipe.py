@@ -8,23 +8,26 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from macpo_data import prompts
-from macpo_data.recipe.agents import NAMED_TEMPLATES, Agent
+from macpo_data.recipe.agents import Agent, is_named
 from macpo_data.recipe.data import Columns, Data
 from macpo_data.recipe.engine import Engine, Score
 from macpo_data.recipe.evaluation import Eval, Judge
 from macpo_data.recipe.generation import Framing, Mixture, Sampling, Select
-from macpo_data.recipe.section import KNOB, LATER, Name, Section, Seed, Share
+from macpo_data.recipe.section import KNOB, LATER, Name, Section, Seed, Share, written
 from macpo_data.recipe.training import (
     DPO,
     SFT,
     Confidence,
     Delta,
+    Finetuning,
     Lora,
     Negative,
     RewardTraining,
     Spin,
     Train,
 )
+
+MAX_ROUNDS = 500  # a plan of so many takes some seconds
 
 
 class Recipe(Section):
@@ -36,7 +39,7 @@ class Recipe(Section):
     """The rule that says who writes and which texts become chosen and rejected."""
     seed: Seed = 0
     """Decides the draw of prompts, every sampled text and the order of training."""
-    rounds: Annotated[Annotated[int, Field(ge=0)], KNOB] = 3
+    rounds: Annotated[Annotated[int, Field(ge=0, le=MAX_ROUNDS)], KNOB] = 3
     """The last round that `macpo run` makes. Round 0 is initialisation: with method moaa
     fine-tuning, after which round 1 learns preferences and later ones repeat it."""
     data: Data
@@ -98,7 +101,7 @@ class Recipe(Section):
     lora: Lora = Lora()
     """The adapter that is trained; each round continues that of the round before."""
     train: Train = Train()
-    """What all training shares; the optimiser is AdamW."""
+    """What all training shares."""
     engine: Engine = Engine()
     """What runs the models that write and score."""
     score: Annotated[Score, KNOB] = Score()
@@ -136,12 +139,23 @@ class Recipe(Section):
         limit = own.max_new_tokens or self.sampling.max_new_tokens
         return Sampling(**own.model_dump() | {"max_new_tokens": limit})
 
+    def finetuning(self, agent: str) -> Finetuning:
+        """What is trained of an agent: an adapter, or all weights."""
+        return self.agents[agent].finetuning or self.train.finetuning
+
+    @property
+    def reward_finetuning(self) -> Finetuning:
+        """What is trained of the run's own reward model."""
+        return self.reward.finetuning or self.train.finetuning
+
     def read(self, path: str) -> Any:
         """The identity of what stands at a dotted path, such as `agents.student` or `dpo`."""
         value: Any = self
         for key in path.split("."):
             value = value[key] if isinstance(value, dict) else getattr(value, key)
-        return value.identity() if isinstance(value, Section) else value
+        if isinstance(value, list):
+            return [written(each) for each in value]
+        return value.identity() if isinstance(value, Section) else written(value)
 
 
 def text_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -171,7 +185,7 @@ def _template_files(speakers: list[Any]) -> Iterator[tuple[dict[str, Any], str]]
     for speaker in speakers:
         if isinstance(speaker, dict):
             template = speaker.get("chat_template", "tokenizer")
-            if template and template not in NAMED_TEMPLATES:
+            if template and not is_named(template):
                 yield speaker, "chat_template"
 
 
@@ -186,6 +200,8 @@ class TrainSettings(Section):
     """How messages become text, as for agents."""
     trust_remote_code: bool = False
     """Run code that the base's repository brings."""
+    another_base: bool = False
+    """Take the adapters of --init and --reference though they were made for another base."""
     columns: Columns = Columns()
     """Which columns of the dataset hold what."""
     dpo: DPO = DPO(reference="previous")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from macpo_data.recipe.section import KNOB, Count, Positive, Section, Share
+from macpo_data.errors import did_you_mean
+from macpo_data.recipe.section import KNOB, LATER, Count, Place, Positive, Section, Share
+
+Finetuning = Literal["lora", "full"]  # an adapter is trained, or all weights
 
 
 class SFT(Section):
@@ -87,8 +89,7 @@ class DPO(Section):
     def _is_ours(cls, value: Any) -> Any:
         names = get_args(cls.model_fields["loss"].annotation)
         if value not in names:
-            near = get_close_matches(str(value), names, 1, 0.7)
-            meant = f" (did you mean {near[0]}?)" if near else ""
+            meant = did_you_mean(value, names, 0.7)
             raise ValueError(
                 f"{value!r} is none of {', '.join(names)}{meant}; with other losses the published "
                 "pairs train with trl: see the card"
@@ -106,23 +107,28 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the adapter's inputs that is dropped in training."""
     targets: list[str] = Field(default=["q_proj", "v_proj"], min_length=1)
-    """Names of the matrices that get one."""
+    """Names of the matrices that get one; [all-linear]: every one but the head."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead, with which large ranks go on learning."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _may_be_one_name(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
 
 class RewardTraining(Section):
     """How `macpo train --reward` makes a reward model from D1's human pairs."""
 
-    base: str | None = None
-    """What it starts from: an id on the Hub, a folder or world:NAME; null takes the student's base,
-    with its chat template."""
+    base: Place | None = None
+    """What it starts from, as for agents; null takes the student's base, with its chat template."""
     revision: str = "main"
     """Commit, tag or branch of a base that is named above."""
     chat_template: str = "tokenizer"
     """Of a base that is named above, as for agents."""
-    full: bool = False
-    """Train all weights; false trains an adapter of the shape in `lora`."""
+    finetuning: Annotated[Finetuning | None, LATER] = None
+    """lora: an adapter of the shape in `lora` is trained. full: all weights are. null: as
+    train.finetuning says."""
     epochs: Positive = 1.0
     """Passes over the pairs."""
     learning_rate: Positive = 1e-4
@@ -134,6 +140,11 @@ class RewardTraining(Section):
 class Train(Section):
     """What all training shares."""
 
+    finetuning: Annotated[Finetuning, LATER] = "lora"
+    """lora: an adapter of the shape in `lora` is trained. full: all weights are, and each round's
+    checkpoint is a whole model."""
+    optimizer: Annotated[Literal["adamw", "adamw_8bit"], LATER] = "adamw"
+    """adamw_8bit keeps its states in eight bits; it needs a GPU and bitsandbytes."""
     max_length: Count = 1024
     """Tokens of prompt and response together."""
     truncation: Literal["keep_start", "keep_end", "drop"] = "keep_start"
@@ -149,8 +160,9 @@ class Train(Section):
     """Pull of the weights towards zero."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """In which numbers the bases are trained."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "bfloat16"
+    """In which numbers the bases are trained. auto: bfloat16 on a GPU that has it, else float32;
+    the default of `macpo train --dataset`."""
     quantization: Literal["none", "nf4"] = "none"
     """nf4 keeps the base in four bits while its adapter is trained (QLoRA); it needs a GPU."""
     micro_batch_size: Annotated[Count | None, KNOB] = None
@@ -167,3 +179,9 @@ class Train(Section):
     """Where the curves go besides the manifest."""
     launcher: Annotated[str | None, KNOB] = None
     """An accelerate config, to train in the processes that it describes; null: in one process."""
+
+    def on(self, *, bfloat16: bool) -> Train:
+        """The settings with `dtype: auto` filled in, by whether the device has bfloat16."""
+        if self.dtype != "auto":
+            return self
+        return self.model_copy(update={"dtype": "bfloat16" if bfloat16 else "float32"})

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from macpo_data.evaluation.results import Evaluation, latest
 from macpo_data.evaluation.verdict import Rows
 from macpo_data.methods.registry import name_of
 from macpo_data.plan import Plan, Step
+from macpo_data.recipe.recipe import Recipe
 from macpo_data.report import excerpt
 from macpo_data.report.compare import differences
 from macpo_data.report.excerpt import COLUMNS, Dataset, Texts
@@ -110,6 +110,7 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "student": student,
         "agents": [student, *(a for a in recipe.agents if a != student)],
         "headline": asdict(top),
+        "about": _about(recipe, _manifest(store, plan.prompts_name, []), evaluation),
         **_probed(source),
         "gaps": [gap.facts(each) for each in gap.measured(plan, responses)],
         "sampling": described(plan.sampling("test")),
@@ -123,6 +124,22 @@ def _recipe(source: Source, texts: Texts) -> tuple[dict[str, Any], list[Dataset]
         "answers": excerpt.answers(plan, store, responses, texts),
         "provenance": _provenance(source, list(done.values())),
     }, datasets
+
+
+def _about(
+    recipe: Recipe, prompts: Manifest | None, evaluation: Evaluation | None
+) -> dict[str, Any]:
+    """Who writes, on how many prompts of each part, and who judges."""
+    models = [
+        {
+            "name": name,
+            "role": agent.role,
+            "base": agent.base or (agent.endpoint.model if agent.endpoint else ""),
+        }
+        for name, agent in recipe.agents.items()
+    ]
+    judges = list(evaluation.table["by"].unique(maintain_order=True)) if evaluation else []
+    return {"models": models, "prompts": (prompts or {}).get("rows", {}), "judges": judges}
 
 
 def _probed(source: Source) -> dict[str, Any]:
@@ -266,12 +283,12 @@ def _evaluation(plan: Plan, store: Store, warnings: list[str]) -> Evaluation | N
 def _provenance(source: Source, manifests: list[Manifest]) -> dict[str, Any]:
     """What it takes to make the same again."""
     recipe, store = source.plan.recipe, source.store
-    used = [json.dumps([m["versions"], m["python"]], sort_keys=True) for m in manifests]
+    used = [[manifest["versions"], manifest["python"]] for manifest in manifests]
     return {
         "commands": [f"macpo run --until {source.plan.last_round}{source.options}"],
         "seed": recipe.seed,
         "pins": Lock(store.root).pins(),
-        "versions": [json.loads(text) for text in dict.fromkeys(used)],
+        "versions": [each for at, each in enumerate(used) if each not in used[:at]],
         "recipe": yaml.safe_dump(
             recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True
         ),

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import yaml
 
 from macpo_data import hub_client
-from macpo_data.errors import DataError, first_line
+from macpo_data.errors import DataError, first_line, of_run
+from macpo_data.outside import YAML_BYTES, OutsideError, parse_object, parse_yaml, read_bytes
 from macpo_data.recipe.data import Columns
-from macpo_data.sources.files import is_local
-from macpo_data.sources.pairs import preference_rows
-from macpo_data.sources.tables import default_config, read_table
-from macpo_data.store.manifests import MANIFEST, parse_json
+from macpo_data.sources.files import is_local, is_plain_file
+from macpo_data.sources.ingest.door import frame, open_rows
+from macpo_data.sources.ingest.splits import Dataset, default_config
+from macpo_data.store.manifests import MANIFEST
 
 _FINGERPRINT = re.compile(r"^[0-9a-f]{8}$")
 SCORED = ("chosen_perplexity", "rejected_perplexity", "chosen_num_tokens", "rejected_num_tokens")
@@ -52,7 +52,9 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
     if _FINGERPRINT.match(what):
         manifests = sorted(runs.glob(f"*/data/*-{what}/{MANIFEST}"))
         if not manifests:
-            raise DataError(f"no dataset {what} under {runs}; `macpo status --json` lists them")
+            raise DataError(
+                f"no dataset {what} under {runs}; `{of_run('status --json')}` lists them"
+            )
         return _stored(manifests[0].parent)
     folder = Path(what)
     if (folder / MANIFEST).is_file():
@@ -62,29 +64,29 @@ def load_version(what: str, config: str | None, runs: Path) -> Version:
         place, revision = what, ""
     if revision and is_local(place):
         raise DataError(f"{place} is on this disk, where nothing has tags; leave out @{revision}")
-    table = read_table(place, config, revision or None)
-    columns = Columns()
-    if "completion" in table.columns:  # published for fine-tuning
-        columns = Columns(chosen="completion", rejected=None)
-    rows = preference_rows(table, columns, place).filter(pl.col("prompt_id").is_not_null())
-    scores = [pl.col(name) for name in SCORED if name in table.columns]
-    if len(rows) == len(table):
-        rows = rows.with_columns(table.select(scores))
+    config = config if has_configs(place) else None  # the other version's
+    judged = open_rows(Dataset(place, config, revision or None), Columns())
+    scores = [name for name in SCORED if name in judged.layout.kinds]
+    rows = frame(judged, *scores).filter(pl.col("prompt_id").is_not_null())
     return Version(what, rows, _published_recipe(place, config, revision))
+
+
+def has_configs(what: str) -> bool:
+    """Whether a version is one of several configurations; no file and no result of a run is."""
+    is_result = _FINGERPRINT.match(what) or (Path(what) / MANIFEST).is_file()
+    return not is_result and not is_plain_file(what)
 
 
 def _stored(folder: Path) -> Version:
     try:
-        manifest = parse_json((folder / MANIFEST).read_bytes())
-        if not isinstance(manifest, dict):
-            raise ValueError("its manifest is no mapping of keys")
+        manifest = parse_object(read_bytes(folder / MANIFEST))
         pairs = pl.read_parquet(folder / "pairs.parquet")
         pairs.select("prompt_id", "prompt", "chosen", "rejected")
         return Version(str(folder), pairs, manifest.get("recipe"))
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         reason = first_line(error)
         raise DataError(
-            f"{folder} is no dataset of a round: {reason}; see `macpo status`"
+            f"{folder} is no dataset of a round: {reason}; see `{of_run('status')}`"
         ) from None
 
 
@@ -94,7 +96,7 @@ def _published_recipe(place: str, config: str | None, revision: str) -> dict[str
     if folder.is_dir():
         name = config or default_config(folder / "README.md")
         path = folder / "macpo" / str(name) / "recipe.yaml"
-        content = path.read_bytes() if path.is_file() else None
+        content = read_bytes(path, YAML_BYTES) if path.is_file() else None
     elif is_local(place):
         content = None
     else:
@@ -108,7 +110,10 @@ def _published_recipe(place: str, config: str | None, revision: str) -> dict[str
             content = hub_client.fetch(
                 api, place, "dataset", str(info.sha), f"macpo/{name}/recipe.yaml"
             )
-    values = None if content is None else yaml.safe_load(content)
+    try:
+        values = None if content is None else parse_yaml(content)
+    except OutsideError as error:
+        raise DataError(f"{place}: its recipe is damaged ({error}); ask who published it") from None
     return values if isinstance(values, dict) else None
 
 

@@ -32,20 +32,22 @@ def of_dataset(
         pl.col(f"{side}_sum_logprob") + pl.col(f"{side}_eot_logprob")
         for side in ("chosen", "rejected")
     )
-    one, other = (text.words(side).list.first() for side in ("chosen", "rejected"))
+    one, other = pl.col("words").list.first(), pl.col("other_words").list.first()
     each = pl.col("rejected_perplexity").log() - pl.col("chosen_perplexity").log()
     gap = each.median()
-    values: dict[str, Any] = pairs.select(
+    # Found once: as parts of one expression they would be found again for each use.
+    split = pairs.with_columns(words=text.words("chosen"), other_words=text.words("rejected"))
+    values: dict[str, Any] = split.select(
         perplexity=pl.col("chosen_perplexity").median(),
         gap=gap,
         apart=each.abs().median(),
         reversed=gap.clip(upper_bound=0.0),
-        overlap=text.overlap("chosen", "rejected").mean(),
+        overlap=text.overlap("words", "other_words").mean(),
         ranked=(chosen_nats > rejected_nats).mean(),
         first_word=(one == other).mean(),
         chosen_chars=pl.col("chosen").str.len_chars().mean(),
         rejected_chars=pl.col("rejected").str.len_chars().mean(),
-        chosen_short=short("chosen").mean(),
+        chosen_short=(pl.col("words").list.len() < SHORT).mean(),
         chosen_cut=(pl.col("chosen_finish_reason") == "length").mean(),
     ).row(0, named=True)
     texts = text.sample(pairs.select("prompt_id", response="chosen"))

@@ -1,25 +1,24 @@
-"""Data files as frames, and hashes of their content that pin what a path holds."""
+"""Whether a path is a file here, and hashes that pin what a path holds."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import zlib
 from pathlib import Path
 
-import polars as pl
-
-from macpo_data.errors import DataError, first_line
+from macpo_data.errors import DataError
 from macpo_data.models.base import unreachable
-
-LOCAL_SUFFIXES = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz")
+from macpo_data.sources.ingest.files import SUFFIXES
 
 
 def is_local(path: str) -> bool:
     """Whether a path of the recipe is a file here, and not a dataset on the Hub."""
-    looks_local = path.startswith((".", "/", "~")) or path.endswith(LOCAL_SUFFIXES)
+    looks_local = path.startswith((".", "/", "~")) or path.endswith(SUFFIXES)
     return looks_local or Path(path).exists()
+
+
+def is_plain_file(place: str) -> bool:
+    """Whether a dataset is a file here, which has no configurations, revisions or splits."""
+    return is_local(place) and not Path(place).expanduser().is_dir()
 
 
 def resolve(path: str, revision: str) -> str:
@@ -29,7 +28,7 @@ def resolve(path: str, revision: str) -> str:
         DataError: it is not there, or the network is not.
     """
     if is_local(path):
-        return f"sha256:{hashlib.sha256(_read_bytes(path)).hexdigest()}"
+        return f"sha256:{_sha256(path)}"
     from huggingface_hub import HfApi
 
     try:
@@ -38,58 +37,15 @@ def resolve(path: str, revision: str) -> str:
         raise DataError(unreachable("dataset", path, error)) from None
 
 
-def read_file(path: str) -> pl.DataFrame:
-    """A parquet or JSONL file as it is.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    content = _read_bytes(path)
-    try:
-        if path.endswith(".gz"):
-            content = gzip.decompress(content)
-        if path.endswith(".parquet"):
-            return pl.read_parquet(io.BytesIO(content))
-        content = content.removeprefix(b"\xef\xbb\xbf")  # as Windows begins a text
-        if content.lstrip()[:1] == b"[":
-            return pl.read_json(io.BytesIO(content), infer_schema_length=None)
-        return pl.read_ndjson(io.BytesIO(content), infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"cannot read {path}: {first_line(error)}; it is damaged, cut short or of another "
-            f"kind than its name says ({', '.join(LOCAL_SUFFIXES)}): fetch it anew"
-        ) from None
-
-
-def read_hub(path: str, subset: str | None, split: str | None, revision: str) -> pl.DataFrame:
-    """One split of a dataset on the Hub.
-
-    Raises:
-        DataError: it has no such subset or split, or cannot be reached.
-    """
-    import datasets
-
-    try:
-        read = datasets.load_dataset(path, data_dir=subset, split=split, revision=revision)
-        frame = read.to_polars()
-    except ValueError as error:  # how datasets says that it knows no such split or configuration
-        raise DataError(
-            f"dataset {path}: {first_line(error)}; check data.subset and the parts' split"
-        ) from None
-    except Exception as error:  # every way of not reaching the Hub has its own class
-        raise DataError(unreachable("dataset", path, error)) from None
-    assert isinstance(frame, pl.DataFrame)  # to_polars gives an iterator only when asked to
-    return frame
-
-
-def _read_bytes(path: str) -> bytes:
+def _sha256(path: str) -> str:
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/x.parquet")
     try:
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
-        raise DataError(f"no file {path}; check data.path, which starts at this folder") from None
+        raise DataError(f"no file {path}; check its path, which starts at this folder") from None
     except (OSError, ValueError) as error:  # a name that can be none
         why = getattr(error, "strerror", error)
         raise DataError(f"cannot read {path}: {why}; check the file") from None

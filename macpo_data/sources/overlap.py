@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from macpo_data.recipe.generation import Select
 
+if TYPE_CHECKING:
+    from datasketch import MinHash
+
 ROWS = 50_000  # prompts whose n-grams are in memory at once
 SHINGLE = 3  # words that MinHash takes as one
 PERMUTATIONS = 128
+# Columns of prompts, the likeliest first.
+PROMPTS = ("prompt", "prompts", "instruction", "question", "turns", "messages", "text")
 
 
 def question(prompt: pl.Expr) -> pl.Expr:
@@ -26,12 +33,36 @@ def normalised(text: pl.Expr) -> pl.Expr:
     return text.str.to_lowercase().str.replace_all(r"[^\w]+", " ").str.strip_chars()
 
 
-def excluded(prompts: pl.DataFrame, tests: Sequence[pl.Series], settings: Select) -> pl.DataFrame:
+@dataclass
+class Tests:
+    """The texts of all test sets, normalised; their n-grams are made once."""
+
+    texts: pl.Series
+    _grams: dict[int, pl.DataFrame] = field(default_factory=dict)  # by n
+
+    @classmethod
+    def of(cls, sets: Sequence[pl.Series]) -> Tests:
+        """Of the texts of each test set, as they are."""
+        given = pl.concat([pl.Series("text", [], pl.String), *(s.rename("text") for s in sets)])
+        texts = given.to_frame().select(normalised(pl.col("text"))).unique()
+        return cls(texts.filter(pl.col("text") != "")["text"])
+
+    def grams(self, n: int) -> pl.DataFrame:
+        """(test, gram): the different runs of n words in each text; a shorter one has none."""
+        if n not in self._grams:
+            numbers = pl.int_range(len(self.texts), eager=True)
+            self._grams[n] = _ngrams(pl.DataFrame({"test": numbers, "text": self.texts}), n)
+        return self._grams[n]
+
+
+def excluded(
+    prompts: pl.DataFrame, tests: Sequence[pl.Series] | Tests, settings: Select
+) -> pl.DataFrame:
     """The prompts that may not be learned from.
 
     Args:
         prompts: PROMPTS.
-        tests: texts of each test set, as they are.
+        tests: texts of each test set, as they are; or prepared, for several calls.
         settings: n-gram length, shares and the likeness of near-duplicates.
 
     Returns:
@@ -40,14 +71,11 @@ def excluded(prompts: pl.DataFrame, tests: Sequence[pl.Series], settings: Select
     """
     questions = prompts.select("prompt_id", text=question(pl.col("prompt")))
     reasons = []
-    if tests:
-        test_texts = pl.concat([series.rename("text") for series in tests]).to_frame()
-        test_texts = (
-            test_texts.select(normalised(pl.col("text"))).unique().filter(pl.col("text") != "")
-        )
-        same = questions.join(test_texts, on="text", how="semi")
+    prepared = tests if isinstance(tests, Tests) else Tests.of(tests)
+    if len(prepared.texts):
+        same = questions.join(prepared.texts.to_frame(), on="text", how="semi")
         reasons.append(same.select("prompt_id", reason=pl.lit("in_test_set")))
-        ids = overlapping(questions, test_texts["text"], settings.ngram, settings.ngram_share)
+        ids = overlapping(questions, prepared, settings.ngram, settings.ngram_share)
         reasons.append(ids.select("prompt_id", reason=pl.lit("overlaps_test_set")))
     if settings.near_duplicates is not None:
         rest = (
@@ -60,16 +88,16 @@ def excluded(prompts: pl.DataFrame, tests: Sequence[pl.Series], settings: Select
     return pl.concat(reasons).unique("prompt_id", keep="first", maintain_order=True)
 
 
-def overlapping(questions: pl.DataFrame, tests: pl.Series, n: int, share: float) -> pl.DataFrame:
+def overlapping(questions: pl.DataFrame, tests: Tests, n: int, share: float) -> pl.DataFrame:
     """The prompts that hold at least `share` of the n-grams of some test text.
 
     Args:
         questions: (prompt_id, text), normalised.
-        tests: normalised texts; one of fewer than n words has no n-gram.
+        tests: the texts.
         n: words of an n-gram.
         share: between 0 and 1.
     """
-    theirs = _ngrams(pl.DataFrame({"test": pl.int_range(len(tests), eager=True), "text": tests}), n)
+    theirs = tests.grams(n)
     sizes = theirs.group_by("test").agg(size=pl.len())
     matches = []
     for at in range(0, len(questions), ROWS):
@@ -87,41 +115,74 @@ def near_duplicates(questions: pl.DataFrame, likeness: float) -> pl.DataFrame:
         questions: (prompt_id, text), normalised.
         likeness: between 0 and 1; MinHash estimates it.
     """
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(threshold=likeness, num_perm=PERMUTATIONS)
-    kept: dict[str, MinHash] = {}
-    twins = []
-    for key, text in questions.select("prompt_id", "text").iter_rows():
-        words = text.split()
-        runs = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
-        sketch = MinHash(num_perm=PERMUTATIONS)
-        sketch.update_batch([run.encode() for run in sorted(runs)])
-        # The index offers what is probably alike; the sketches say how much.
-        if any(sketch.jaccard(kept[other]) >= likeness for other in index.query(sketch)):
-            twins.append(key)
-        else:
-            kept[key] = sketch
-            index.insert(key, sketch)
+    seen = Seen(likeness)
+    rows = questions.select("prompt_id", "text").iter_rows()
+    twins = [key for key, text in rows if seen.is_like_earlier(text)]
     return pl.DataFrame({"prompt_id": twins}, schema={"prompt_id": pl.String})
 
 
-def texts(table: pl.DataFrame) -> pl.Series | None:
-    """The prompts of a test set, whatever its form: the first usual column that is there."""
-    for name in ("prompt", "prompts", "instruction", "question", "turns", "messages", "text"):
-        dtype = table.schema.get(name)
-        if dtype == pl.String:
-            return table[name]
-        if isinstance(dtype, pl.List) and dtype.inner == pl.String:
-            return table.select(pl.col(name).list.join(" ")).to_series()
-        if isinstance(dtype, pl.List) and isinstance(dtype.inner, pl.Struct):
-            fields = {field.name for field in dtype.inner.fields}
-            if {"role", "content"} <= fields:
-                return table.select(question(pl.col(name))).to_series()
-            if "content" in fields:
-                content = pl.element().struct.field("content")
-                return table.select(pl.col(name).list.eval(content).list.join(" ")).to_series()
-    return None
+class Seen:
+    """Texts that came, to compare those that come later: by MinHash of their runs of words.
+
+    Example:
+        >>> seen = Seen(0.8)
+        >>> [seen.is_like_earlier(text) for text in ("a b c d", "x y z", "a b c d")]
+        [False, False, True]
+    """
+
+    def __init__(self, likeness: float) -> None:
+        """Begin with none; texts whose Jaccard likeness is this or more are alike."""
+        from datasketch import MinHash, MinHashLSH
+
+        self._likeness = likeness
+        self._empty = MinHash(num_perm=PERMUTATIONS)
+        self._index = MinHashLSH(threshold=likeness, num_perm=PERMUTATIONS)
+        self._kept: list[MinHash] = []
+
+    def is_like_earlier(self, text: str) -> bool:
+        """Whether a normalised text is like one that was kept; else it is kept from now on."""
+        words = text.split()
+        runs = {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
+        sketch = self._empty.copy()
+        sketch.update_batch([run.encode() for run in sorted(runs)])
+        # The index offers what is probably alike; the sketches say how much.
+        if any(sketch.jaccard(self._kept[n]) >= self._likeness for n in self._index.query(sketch)):
+            return True
+        self._index.insert(len(self._kept), sketch)
+        self._kept.append(sketch)
+        return False
+
+
+def texts(batches: Iterable[list[dict[str, Any]]]) -> pl.Series | None:
+    """The prompts of a test set, whatever its form: the first usual column that is there.
+
+    Args:
+        batches: its records.
+
+    Returns:
+        A text for each prompt; None where no column holds any.
+    """
+    column: str | None = None
+    listed: list[str] = []
+    for batch in batches:
+        for record in batch:
+            if column is None:
+                column = next((name for name in PROMPTS if _said(record.get(name))), None)
+            listed.append(_said(record.get(column or "")) or "")
+    return pl.Series(listed, dtype=pl.String) if column else None
+
+
+def _said(value: Any) -> str | None:
+    """What a prompt asks: text, texts, or what the user says in messages."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        return None
+    if all(isinstance(each, str) for each in value):
+        return " ".join(value)
+    turns = [each for each in value if isinstance(each, dict) and "content" in each]
+    spoken = [each for each in turns if each.get("role", "user") == "user"]
+    return " ".join(str(each["content"]) for each in spoken) if turns else None
 
 
 def _ngrams(frame: pl.DataFrame, n: int) -> pl.DataFrame:

@@ -17,8 +17,9 @@ from macpo_data.errors import DataError
 from macpo_data.recipe.data import Data, Probe, WorldData
 from macpo_data.schema import PROMPTS, UNUSABLE, Part
 from macpo_data.sources import registry, world
-from macpo_data.sources.files import is_local, read_file, read_hub
-from macpo_data.sources.places import PARTS, Draw, Frames, Origin, Place, all_paths, draws, in_words
+from macpo_data.sources.files import is_local
+from macpo_data.sources.ingest.splits import Dataset
+from macpo_data.sources.places import PARTS, Draw, Files, Origin, Place, all_paths, draws, in_words
 from macpo_data.sources.usable import put_aside, usable, with_reasons
 
 Revisions = Mapping[str, str | None]  # of Hub datasets, by their ids
@@ -40,7 +41,10 @@ class _Pool:
 
 
 def read_parts(
-    data: Data, seed: int, revisions: Mapping[str, str | None] = {}
+    data: Data,
+    seed: int,
+    revisions: Mapping[str, str | None] = {},
+    accounts: registry.Accounts | None = None,
 ) -> tuple[dict[Part, pl.DataFrame], pl.DataFrame]:
     """Draw d1, d2 and test, disjoint by prompt, and take the probe out of d1.
 
@@ -51,6 +55,7 @@ def read_parts(
         data: what the recipe says about its data.
         seed: of the shuffle.
         revisions: the commit at which to read a Hub dataset, by its id; else `data.revision`.
+        accounts: gets what became of each dataset's rows, by its place.
 
     Returns:
         PROMPTS of each part, and UNUSABLE: the rows that cannot be used.
@@ -58,7 +63,7 @@ def read_parts(
     Raises:
         DataError: a dataset cannot be read, or holds too few usable rows.
     """
-    files = {path: read_file(path) for path in all_paths(data) if is_local(path)}
+    files = {path: registry.has_splits(path) for path in all_paths(data) if is_local(path)}
     pools: dict[tuple[str, Place], _Pool] = {}
     owners: Owners = {}
     parts: dict[Part, pl.DataFrame] = {part: schema.empty(PROMPTS) for part in (*PARTS, "probe")}
@@ -69,7 +74,7 @@ def read_parts(
         # 1. The first part that names a place opens it.
         key = (draw.key if draw.is_second else "", draw.place)
         if key not in pools:
-            pools[key] = _open(draw, data, seed, files, revisions)
+            pools[key] = _open(draw, data, seed, files, revisions, accounts)
         pool = pools[key]
         # 2. The probe leaves D1 before anything is drawn for D2.
         if draw.key == "d2":
@@ -90,28 +95,38 @@ def read_parts(
     return parts, schema.check(aside, UNUSABLE, "unusable rows")
 
 
-def _open(draw: Draw, data: Data, seed: int, files: Frames, revisions: Revisions) -> _Pool:
+def _open(
+    draw: Draw,
+    data: Data,
+    seed: int,
+    files: Files,
+    revisions: Revisions,
+    accounts: registry.Accounts | None,
+) -> _Pool:
     """Read a place and shuffle what can be used of it."""
-    origins = [_read(draw, origin, seed, files, revisions) for origin in draw.place]
+    origins = [_read(draw, origin, seed, files, revisions, accounts) for origin in draw.place]
     rows = with_reasons(pl.concat(origins), data.max_prompt_chars)
     return _Pool(_shuffle(usable(rows), seed), put_aside(rows, draw.part))
 
 
 def _read(
-    draw: Draw, origin: Origin, seed: int, files: Frames, revisions: Revisions
+    draw: Draw,
+    origin: Origin,
+    seed: int,
+    files: Files,
+    revisions: Revisions,
+    accounts: registry.Accounts | None,
 ) -> pl.DataFrame:
-    """The rows of an origin as (row, prompt, chosen, rejected, reason)."""
+    """The rows of an origin as (row, prompt, chosen, rejected, reason, prompt_id, text)."""
     (path, split), settings = origin, draw.settings
-    mine = pl.lit(True)
     if isinstance(settings, WorldData):
-        rows = world.generate(seed)
-    elif path in files:
-        rows = registry.read(files[path], settings, path)
-        mine = pl.lit(files[path]["split"] == split) if split else mine
-    else:
-        revision = revisions.get(path) or settings.revision
-        rows = registry.read(read_hub(path, settings.subset, split, revision), settings, path)
-    return rows.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64)).filter(mine)
+        return world.generate(seed)
+    if path in files:
+        return registry.read(Dataset(path), settings, split, accounts)
+    revision = revisions.get(path) or settings.revision
+    config = getattr(settings, "config", None)
+    dataset = Dataset(path, config, revision, split, settings.subset)
+    return registry.read(dataset, settings, accounts=accounts)
 
 
 def _shuffle(rows: pl.DataFrame, seed: int) -> pl.DataFrame:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import polars as pl
-
 from macpo_data.errors import DataError
 from macpo_data.recipe.data import Data, FileData, More, WorldData
 from macpo_data.schema import Part
@@ -19,7 +17,7 @@ PARTS: tuple[Part, ...] = ("test", "d1", "d2")
 # origins share one shuffle.
 Origin = tuple[str, str | None]
 Place = tuple[Origin, ...]
-Frames = dict[str, pl.DataFrame]  # files by their paths
+Files = dict[str, bool]  # by their paths: whether each has a column that says a row's split
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def paths(data: Data) -> list[str]:
     return list(dict.fromkeys(path for part in sorted(PARTS) for path in _part_paths(data, part)))
 
 
-def draws(data: Data, files: Frames) -> Iterator[Draw]:
+def draws(data: Data, files: Files) -> Iterator[Draw]:
     """What is drawn, in order: of each part its rows, then those of its second dataset.
 
     Raises:
@@ -83,7 +81,7 @@ def _part_paths(data: FileData, part: Part) -> list[str]:
     return [named] if isinstance(named, str) else list(named or [])
 
 
-def _places(data: Data, files: Frames) -> dict[Part, Place]:
+def _places(data: Data, files: Files) -> dict[Part, Place]:
     """Where each part comes from; parts with an equal place share its shuffle."""
     places = _in_world(data) if isinstance(data, WorldData) else _in_files(data, files)
     drawn = {part: place for part, place in places.items() if part != "d2" or not data.overlap}
@@ -103,7 +101,7 @@ def _in_world(data: WorldData) -> dict[Part, Place]:
     return dict.fromkeys(PARTS, ((world.PLACE, None),))
 
 
-def _in_files(data: FileData, files: Frames) -> dict[Part, Place]:
+def _in_files(data: FileData, files: Files) -> dict[Part, Place]:
     places: dict[Part, Place] = {
         part: tuple(
             _origin(path, getattr(data, part).split, files) for path in _part_paths(data, part)
@@ -115,9 +113,9 @@ def _in_files(data: FileData, files: Frames) -> dict[Part, Place]:
     return places
 
 
-def _origin(path: str, split: str | None, files: Frames) -> Origin:
+def _origin(path: str, split: str | None, files: Files) -> Origin:
     """A file or Hub dataset, and the split that counts for it."""
     if path not in files:
         return path, split or "train"
     # A file without a text column `split` is one split, whatever the recipe calls it.
-    return path, split if files[path].schema.get("split") == pl.String else None
+    return path, split if files[path] else None

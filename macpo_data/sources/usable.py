@@ -4,48 +4,39 @@ from __future__ import annotations
 
 import polars as pl
 
-from macpo_data import schema
 from macpo_data.schema import Part
+from macpo_data.sources.ingest.detect import FORMS_WITH_SIDES, Layout
+from macpo_data.sources.ingest.door import Rows
 
-TEXT_CHARS = 300  # of a row put aside
+
+def other_kind(layout: Layout, objective: str) -> str | None:
+    """Why an objective wants data of another kind; None where these will do."""
+    if objective != "dpo" or layout.form in FORMS_WITH_SIDES:
+        return None
+    also = "; --set objective=sft trains on its answers" if layout.chosen else ""
+    return f"is {layout.form}; DPO wants a chosen and a rejected answer{also}"
+
+
+def why_none(rows: Rows) -> str | None:
+    """Why no row can be trained on, once all were read; None where one can."""
+    if rows.account.used:
+        return None
+    return f"no usable row among {rows.account.rows}: {rows.account.why_nothing()}"
 
 
 def with_reasons(rows: pl.DataFrame, max_chars: int | None) -> pl.DataFrame:
-    """Give each row its prompt_id and, if it cannot be used, the first reason that applies.
+    """Give a reason to each row whose prompt is too long, or came before.
 
     Args:
-        rows: (prompt, chosen, rejected, reason), the reason as far as the source knows one.
+        rows: (prompt, prompt_id, reason), the reason as far as one is known.
         max_chars: of a prompt, all its turns together; None for any number.
     """
-    turn = pl.element().struct
-    contents = pl.col("prompt").list.eval(turn.field("content"))
-    letters = {"system": "s", "user": "u", "assistant": "a"}
-    roles = pl.col("prompt").list.eval(turn.field("role").replace_strict(letters, default="?"))
-    chars = contents.list.eval(pl.element().str.len_chars()).list.sum()
-    empty_turn = contents.list.eval(pl.element() == "").list.any()
-    reasons = {
-        "prompt_differs": pl.col("reason") == "prompt_differs",
-        "empty_prompt": (pl.col("prompt").list.len().fill_null(0) == 0) | empty_turn,
-        "no_preference": pl.col("reason") == "no_preference",
-        "empty_chosen": pl.col("chosen") == "",
-        "empty_rejected": pl.col("rejected") == "",
-        "same_sides": pl.col("chosen") == pl.col("rejected"),
-        "not_alternating": (pl.col("reason") == "not_alternating")
-        | ~roles.list.join("").str.contains(r"^s?(ua)*u$"),
-        "too_long": chars > pl.lit(max_chars, dtype=pl.Int64),
-    }
-    first = [pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items()]
-    return _without_duplicates(rows.with_columns(reason=pl.coalesce(first)))
-
-
-def _without_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
-    """Give each usable row its prompt_id, and a reason to one whose prompt came before."""
+    chars = pl.col("prompt").list.eval(pl.element().struct.field("content").str.len_chars())
+    long = pl.col("reason").is_null() & (chars.list.sum() > pl.lit(max_chars, dtype=pl.Int64))
+    reason = pl.when(long).then(pl.lit("too_long")).otherwise("reason")
     # Twins among the usable only: a broken row must not cost a whole one its place.
-    ids = [
-        None if reason else schema.prompt_id(prompt)
-        for prompt, reason in zip(rows["prompt"].to_list(), rows["reason"], strict=True)
-    ]
-    rows = rows.with_columns(prompt_id=pl.Series(ids, dtype=pl.String))
+    rows = rows.with_columns(reason=reason)
+    rows = rows.with_columns(prompt_id=pl.when(pl.col("reason").is_null()).then("prompt_id"))
     twin = pl.col("prompt_id").is_not_null() & ~pl.col("prompt_id").is_first_distinct()
     return rows.with_columns(
         reason=pl.when(twin).then(pl.lit("duplicate_prompt")).otherwise("reason")
@@ -59,5 +50,4 @@ def usable(rows: pl.DataFrame) -> pl.DataFrame:
 
 def put_aside(rows: pl.DataFrame, part: Part) -> pl.DataFrame:
     """The rows with a reason, as UNUSABLE under the part that looked at them."""
-    row = pl.struct("prompt", "chosen", "rejected").struct.json_encode().str.head(TEXT_CHARS)
-    return rows.drop_nulls("reason").select(pl.lit(part).alias("part"), "row", "reason", text=row)
+    return rows.drop_nulls("reason").select(pl.lit(part).alias("part"), "row", "reason", "text")

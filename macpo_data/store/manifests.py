@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import from_json
 
 from macpo_data.errors import StoreError
+from macpo_data.outside import JSON_BYTES, parse_json
 
 MANIFEST = "manifest.json"
-MAX_BYTES = 64 * 1024 * 1024  # the longest history of a training has some MB
+MAX_BYTES = JSON_BYTES
 
 
 class AnyManifest(BaseModel):
@@ -72,7 +72,7 @@ class DatasetManifest(AnyManifest):
 
 
 class AdapterManifest(AnyManifest):
-    """Of a trained policy."""
+    """Of a trained policy: an adapter, or a checkpoint of all weights."""
 
     kind: Literal["train"] = "train"
     method: str = ""
@@ -83,7 +83,7 @@ class AdapterManifest(AnyManifest):
     base_revision: str | None = None
     start: str | None = None  # the adapter that it started from; None for the base
     reference: str | None = None  # dpo: the adapter or base that it was held to
-    adapter_sha256: str
+    adapter_sha256: str  # of its weights, be they an adapter's or all
     template_sha256: str | None = None  # of the chat template; the fake engine has none
     signs: dict[str, Any] = {}
 
@@ -139,6 +139,7 @@ class ProbeManifest(AnyManifest):
 
 _KINDS: dict[str, type[AnyManifest]] = {
     "adapters": AdapterManifest,
+    "checkpoints": AdapterManifest,
     "samples": SamplesManifest,
     "answers": SamplesManifest,
     "scores": ScoresManifest,
@@ -157,17 +158,6 @@ def kind_of(name: str) -> type[AnyManifest]:
     return _KINDS.get(folder, AnyManifest)
 
 
-def parse_json(content: bytes) -> Any:
-    """JSON that somebody else wrote, within bounds.
-
-    Raises:
-        ValueError: it is none, or larger or deeper than anything that macpo writes.
-    """
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES:,} bytes")
-    return from_json(content)  # which itself refuses more than some 200 levels
-
-
 def read_manifest(content: bytes, name: str, path: Path) -> tuple[dict[str, Any], AnyManifest]:
     """A manifest as it stands there, and the model of what is read of it.
 
@@ -180,7 +170,7 @@ def read_manifest(content: bytes, name: str, path: Path) -> tuple[dict[str, Any]
         StoreError: it was edited, is no manifest, or another result's.
     """
     try:
-        facts = parse_json(content)
+        facts = parse_json(content, MAX_BYTES)
         intact = bool(facts["seal"] == seal(facts))
         manifest = kind_of(name).model_validate(facts) if intact else None
     except (ValueError, KeyError, TypeError):  # pydantic's own error is a ValueError

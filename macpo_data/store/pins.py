@@ -7,16 +7,21 @@ from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import TypeAdapter
 
+from macpo_data.bases.named import is_local_base
 from macpo_data.errors import DataError, ModelError, StoreError
 from macpo_data.models import base as models
 from macpo_data.models.base import Base
+from macpo_data.outside import parse_json, read_bytes
 from macpo_data.recipe.agents import Agent
 from macpo_data.recipe.data import Data
+from macpo_data.recipe.section import written
 from macpo_data.sources.files import is_local, resolve
 from macpo_data.sources.places import mores, paths
-from macpo_data.store.manifests import parse_json
 from macpo_data.store.store import write_json
+
+_PINS = TypeAdapter(dict[str, dict[str, str | None]])  # by kind and by what is pinned
 
 
 class Lock:
@@ -33,9 +38,9 @@ class Lock:
         Raises:
             ModelError: it is not pinned yet and cannot be resolved.
         """
-        key = f"{agent.base}@{agent.revision}"
+        key = f"{written(agent.base)}@{agent.revision}"
         revision = self._pin("models", key, lambda: models.resolve(agent))
-        if models.is_folder(agent.base) and revision != models.resolve(agent):
+        if is_local_base(agent.base) and revision != models.resolve(agent):
             raise ModelError(
                 f"{agent.base} changed since this run first used it; restore it, or give the "
                 "recipe another `run` name (--set run=NAME)"
@@ -62,7 +67,7 @@ class Lock:
         pins: dict[str, str | None] = {}
         for path in paths:
             now = resolve(path, revision) if is_local(path) else None
-            pin = self._pin("data", f"{path}@{revision}", partial(resolve, path, revision))
+            pin = self._pin("data", f"{written(path)}@{revision}", partial(resolve, path, revision))
             if now is not None and pin != now:
                 raise DataError(
                     f"{path} changed since this run first read it; restore it, or give the recipe "
@@ -82,14 +87,17 @@ class Lock:
             StoreError: the file is damaged.
         """
         try:
-            pins = parse_json(self.path.read_bytes()) if self.path.exists() else {}
-            if all(isinstance(each, dict) for each in (pins, *pins.values())):
-                return {"models": {}, "data": {}} | pins
-        except (ValueError, AttributeError):
-            pass
-        raise StoreError(f"{self.path} is damaged; restore it, or delete it to pin anew")
+            pins = parse_json(read_bytes(self.path)) if self.path.exists() else {}
+            return {"models": {}, "data": {}} | _PINS.validate_python(pins, strict=True)
+        except ValueError:  # pydantic's own error is one
+            raise StoreError(
+                f"{self.path} is damaged; restore it, or delete it to pin anew"
+            ) from None
 
     def _pin(self, kind: str, key: str, resolve: Callable[[], str | None]) -> str | None:
+        pinned = self.pins().get(kind, {})
+        if key in pinned:  # for good, so that no lock is needed, which a read-only disk has not
+            return pinned[key]
         with FileLock(self.path.with_name(".lock.json.lock")):
             pins = self.pins()
             own = pins.setdefault(kind, {})

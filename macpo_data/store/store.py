@@ -6,23 +6,25 @@ of its files, of the results it was made from, and of itself, so that an edit is
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import polars as pl
-from filelock import FileLock, Timeout
 
-from macpo_data.errors import StoreError, hidden_os_error
-from macpo_data.plan import Plan, Step
+from macpo_data.errors import StoreError, of_run
+from macpo_data.outside import open_bytes
+from macpo_data.plan import MEASURED, Plan, Step, round_of
 from macpo_data.recipe.section import digest
+from macpo_data.store import locks
 from macpo_data.store.manifests import MANIFEST as MANIFEST
 from macpo_data.store.manifests import MAX_BYTES, AnyManifest, read_manifest, seal
 
@@ -31,9 +33,46 @@ M = TypeVar("M", bound=AnyManifest)
 State = Literal["done", "ready", "waiting", "stale"]
 
 
+THINNED = "thinned.json"  # beside the manifest of a checkpoint whose weights were removed
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def check_output(path: Path) -> None:
+    """Refuse to write where no regular file can come to stand, before the work is done.
+
+    A link is refused as well: whoever made it would lose either it or the file behind it.
+
+    Raises:
+        StoreError: a folder, a link, a device or a pipe is there.
+    """
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if kind != stat.S_IFREG:
+        what = _KINDS.get(kind, "a device")
+        raise StoreError(f"{path} is {what}, and only a file can be written; choose another name")
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file has this content. One of another size is not read: it may have no end."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write to; it takes the name `path` when all went well."""
+    """Yield a temporary sibling to write to; it takes the name `path` when all went well.
+
+    Raises:
+        StoreError: something that is no regular file is there.
+    """
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,8 +80,24 @@ def atomic(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # as a person knows it
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses it too, and would name the temporary
+            temporary.unlink()
+
+
+@contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """Name a file or folder in what the system refuses: of a full disk, it does not say which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(place)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,13 +110,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a frame; the same frame gives the same bytes."""
+    content = io.BytesIO()  # polars does not always say which of the system's errors it met
+    frame.write_parquet(content, compression="zstd")
     with atomic(path) as temporary:
-        try:
-            frame.write_parquet(temporary, compression="zstd")
-        except pl.exceptions.ComputeError as error:
-            # What is in memory can always be written, so it is the disk, named or not.
-            unnamed = OSError(errno.EIO, str(error), str(path))
-            raise hidden_os_error(error, str(path)) or unnamed from None
+        temporary.write_bytes(content.getbuffer())
 
 
 def sha256(path: Path) -> str:
@@ -101,13 +153,15 @@ class Store:
         if manifest is None:
             return None
         if not isinstance(manifest[1], kind):
-            raise StoreError(f"{self.path(name)} is no result of this kind; run `macpo status`")
+            raise StoreError(
+                f"{self.path(name)} is no result of this kind; run `{of_run('status')}`"
+            )
         return manifest[1]
 
     def _read(self, name: str) -> tuple[Manifest, AnyManifest] | None:
         path = self.path(name) / MANIFEST
         try:
-            with path.open("rb") as file:
+            with open_bytes(path) as file:
                 content = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return None
@@ -135,16 +189,41 @@ class Store:
         """Check that the named files (or all) of a result are as they were written."""
         manifest = self.manifest(name)
         if manifest is None:
-            raise StoreError(f"{self.path(name)} is not finished; run `macpo status`")
+            raise StoreError(f"{self.path(name)} is not finished; run `{of_run('status')}`")
         for file in files or manifest["files"]:
             path = self.path(name) / file
-            if not path.is_file() or sha256(path) != manifest["files"][file]:
-                raise StoreError(f"{path} is damaged or missing; --redo makes the result anew")
+            if not path.is_file() or sha256(path) != manifest["files"].get(file):
+                mend = of_run(f"{_maker(name, file)} --redo")
+                thinned = self.is_thinned(name)
+                what = "was removed by clean --checkpoints" if thinned else "is damaged or missing"
+                raise StoreError(f"{path} {what}; {mend} makes the result anew")
         return manifest
 
+    def is_thinned(self, name: str) -> bool:
+        """Whether a checkpoint's weights were removed, to whom its manifest still testifies."""
+        return (self.path(name) / THINNED).is_file()
+
+    def thin(self, name: str) -> None:
+        """Remove a checkpoint's weights, and keep what its manifest says of them."""
+        write_json(self.path(name) / THINNED, {"removed": "by clean --checkpoints"})
+        for path in self.path(name).glob("*.safetensors"):
+            path.unlink()
+
     def finish(self, name: str, manifest: Manifest) -> Manifest:
-        """Seal a result: hash its files, then write its manifest."""
+        """Seal a result: hash its files, then write its manifest.
+
+        Raises:
+            StoreError: what it was made from is not what it was when that began.
+        """
         folder = self.path(name)
+        for parent, content in manifest.get("inputs", {}).items():
+            if str(self.content(parent)) != content:  # an export may read no prompts of the run
+                raise StoreError(
+                    f"{self.path(parent)} was made anew or removed while {name} was made from it; "
+                    "run the same command again"
+                )
+        for left in folder.rglob(".*.tmp"):  # by a process that was killed
+            left.unlink()
         files = {
             str(p.relative_to(folder)): sha256(p)
             for p in sorted(folder.rglob("*"))
@@ -153,7 +232,7 @@ class Store:
         content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         facts = {**manifest, "files": files, "content": content, "created": created, "name": name}
-        sealed: Manifest = json.loads(json.dumps(facts))
+        sealed: Manifest = json.loads(json.dumps(facts))  # tuples as the lists that are read back
         sealed["seal"] = seal(sealed)
         write_json(folder / MANIFEST, sealed)
         return sealed
@@ -168,36 +247,65 @@ class Store:
         folder.rename(target)
         return target
 
+    def begin(self, name: str) -> Path:
+        """An empty folder for a result; a finished one that stands there is moved aside."""
+        if (self.path(name) / MANIFEST).exists():
+            self.aside(name)
+        return self.clear(name)
+
     def clear(self, name: str) -> Path:
         """An empty folder for a result that was begun and not finished."""
         folder = self.path(name)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_symlink():  # what lies behind it was put elsewhere by a person
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True)
         return folder
 
-    @contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> AbstractContextManager[None]:
         """Keep other processes off a result. Waits for them, and says so."""
-        path = self.root / ".locks" / f"{name.replace('/', '-')}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0.2)
-        except Timeout:
-            self.say(f"waiting for another macpo process that is making {name}")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        return locks.of_result(self.root, name, self.say)
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Keep `alone` waiting while this process makes results of the run; others may as well."""
+        return locks.of_run(self.root, self.say, alone=False)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Wait until no process makes results of the run, and let none begin."""
+        return locks.of_run(self.root, self.say, alone=True)
+
+    def beside(self) -> str:
+        """Where nothing was made yet: that, and which runs there are in its place."""
+        runs = self.root.parent
+        if self.root.is_dir() or (os.path.lexists(runs) and not runs.is_dir()):
+            return ""  # what it is in place of a folder is said where it is read
+        if not runs.is_dir():
+            return f"; there is no folder {runs}: is --runs right?"
+        others = sorted(path.name for path in runs.iterdir() if (path / "data").is_dir())
+        listed = f", only {', '.join(others)}" if others else ""
+        return f"; {runs} has no run {self.root.name}{listed}"
 
     def names(self) -> list[str]:
         """All results and beginnings of results, and what was moved aside."""
-        kinds = ["data", "samples", "answers", "scores", "rewards", "adapters", "reward", "eval"]
-        folders = [
-            path for kind in (*kinds, "probe", "aside") for path in self.root.glob(f"{kind}/*")
-        ]
+        kinds = ["data", "samples", "answers", "scores", "rewards", "adapters", "checkpoints"]
+        kinds += ["reward", "eval", "probe", "aside"]
+        folders = [path for kind in kinds for path in self.root.glob(f"{kind}/*")]
         return sorted(str(p.relative_to(self.root)) for p in folders if p.is_dir())
+
+
+def _maker(name: str, file: str) -> str:
+    """The command that makes a result, after `macpo`: `run` and others find damages as well."""
+    kind, _, own = name.partition("/")
+    if kind == "reward":
+        return "train --reward"
+    if kind in ("adapters", "checkpoints"):
+        return f"train --round {own.split('-')[-2]}"
+    round_ = round_of(name)
+    measured = any(f"-{part}-" in own or file == f"{part}.parquet" for part in MEASURED)
+    if kind in ("eval", "rewards") or (measured and round_ is None):
+        return "eval"
+    return f"gen --round {round_ or 0 if kind == 'data' else 'N'}"
 
 
 class Shards:
@@ -244,7 +352,7 @@ def inputs(plan: Plan, store: Store, step: Step) -> dict[str, str]:
         names.append(plan.prompts_name)
     contents = {name: store.content(name) for name in names}
     if missing := [name for name, content in contents.items() if content is None]:
-        raise StoreError(f"{step}: {', '.join(missing)} is not finished; run `macpo status`")
+        raise StoreError(f"{step}: {', '.join(missing)} is not finished; run `{of_run('status')}`")
     return {name: str(content) for name, content in contents.items()}
 
 

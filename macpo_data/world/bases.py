@@ -61,6 +61,11 @@ def base_spec(name: str) -> BaseSpec:
     return replace(spec, seed=spec.seed + SEEDS_APART * int(named[2] or 0))
 
 
+def cache_dir() -> Path:
+    """Where bases that are made here are kept: MACPO_CACHE, else ~/.cache/macpo."""
+    return Path(os.environ.get("MACPO_CACHE") or Path.home() / ".cache" / "macpo")
+
+
 def base_path(name: str) -> Path:
     """Folder of a base in the cache (MACPO_CACHE, else ~/.cache/macpo), whether or not it exists.
 
@@ -71,8 +76,7 @@ def base_path(name: str) -> Path:
     """
     identity = json.dumps([VERSION, asdict(base_spec(name))], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    cache_dir = Path(os.environ.get("MACPO_CACHE") or Path.home() / ".cache" / "macpo")
-    return cache_dir / "world" / f"{name.replace('/', '-')}-{digest}"
+    return cache_dir() / "world" / f"{name.replace('/', '-')}-{digest}"
 
 
 def is_ready(name: str) -> bool:

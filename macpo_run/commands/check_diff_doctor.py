@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from macpo_data.errors import MacpoError
-from macpo_run.terminal.lines import say
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A preference dataset, as a person names it."""
-
-    place: str  # a folder, a file, or org/name on the Hub
-    config: str | None = None
-    revision: str | None = None
-    split: str = "train"
+from macpo_data.errors import MacpoError, lead_to_run
+from macpo_run.commands.run_options import DatasetOptions, spelt
+from macpo_run.terminal.lines import say, say_aside
 
 
 def check(
-    dataset: Dataset,
+    options: DatasetOptions,
     trainer: str | None,
     tests: Sequence[str],
     tokenizer: str | None,
@@ -34,7 +24,7 @@ def check(
     """Look at a dataset as each trainer would.
 
     Args:
-        dataset: which one.
+        options: which dataset.
         trainer: the one that must be able to read it; None for any.
         tests: test sets whose prompts must not be in it.
         tokenizer: a model whose tokenizer counts the lengths.
@@ -45,39 +35,38 @@ def check(
         typer.Exit: something is wrong with it.
         MacpoError: it cannot be read, or a test set has no prompts.
     """
-    from macpo_data.forms import check as checks
+    from macpo_data.forms import convert as conversion
     from macpo_data.loading.load import load_settings
-    from macpo_data.models.base import Base, load_chat
-    from macpo_data.sources import overlap
-    from macpo_data.sources.tables import read_table
+    from macpo_data.recipe.agents import RENDERED
+    from macpo_run import checking
     from macpo_run.terminal.findings import print_check
 
-    settings = load_settings(sets)
-    columns = settings.columns
-    table = read_table(dataset.place, dataset.config, dataset.revision, dataset.split)
-    kept_out = []
-    for path in tests:
-        prompts = overlap.texts(read_table(path, split=None))
-        if prompts is None:
-            raise MacpoError(f"{path} has no column of prompts; name another test set")
-        kept_out.append(prompts)
-    chat = load_chat(Base(tokenizer, None), settings.chat_template) if tokenizer else None
-    findings = checks.findings(
-        table, columns, dataset.place, chat=chat, max_length=max_length, tests=kept_out
-    )
-    readings = checks.readings(table, columns)
-    fit = checks.verdict(findings, readings, trainer)
-    title = f"{dataset.place} {dataset.config or ''}: {len(table):,} rows"
+    settings, dataset = load_settings(options.settings(sets)), options.dataset()
+    look = checking.check(dataset, settings, trainer, tests, tokenizer, max_length)
+    rows, findings, readings = look.rows, look.findings, look.readings
+    account, rendered = rows.account, settings.chat_template == RENDERED
+    title = f"{dataset.place} {dataset.config or ''}: {account.rows:,} rows of {account.form}"
     print_check(title, findings, readings)
-    if not fit:
+    others = [each.trainer for each in readings if not each.reads]
+    if wanted := [name for name in conversion.writable(rows, others) if trainer in (None, name)]:
+        name = wanted[0] if len(wanted) == 1 else "TRAINER"
+        more = f" --set chat_template={RENDERED}" if rendered else ""
+        say(f"for {', '.join(wanted)}: macpo convert {options} --for {name} --to DIR{more}")
+    if not look.fit:
         raise typer.Exit(1)
 
 
 def diff(a: str, b: str, config: str | None, count: int, runs: Path) -> None:
-    """Compare two versions of a round: recipe, prompts, what was chosen, distributions."""
-    from macpo_data.report.compare import compare, load_version
+    """Compare two versions of a round: recipe, prompts, what was chosen, distributions.
+
+    Raises:
+        MacpoError: a version is not there, or neither has a configuration of which one is named.
+    """
+    from macpo_data.report.compare import compare, has_configs, load_version
     from macpo_run.terminal.pairs import print_comparison
 
+    if config and not (has_configs(a) or has_configs(b)):
+        raise MacpoError("--config: not read of a file or a result of a run; leave it out")
     print_comparison(compare(load_version(a, config, runs), load_version(b, config, runs)), count)
 
 
@@ -91,7 +80,8 @@ def doctor(recipe: str | None, runs: Path, sets: list[str] | None, *, as_json: b
     from macpo_run.doctor import examine
     from macpo_run.terminal.findings import print_health
 
-    findings = list(examine(lambda: load_recipe(recipe, sets), runs))
+    lead_to_run(spelt([recipe] if recipe else [], runs, sets), sets or ())
+    findings = list(examine(lambda: load_recipe(recipe, sets, say=say_aside), runs))
     if as_json:
         say(json.dumps([vars(finding) for finding in findings], indent=1))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macpo_run.commands.run_options import RunOptions, open_run
+from macpo_run.commands.run_options import RunOptions, open_run, say_who_is_not_asked
 from macpo_run.terminal.lines import say, say_next
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def measure(
     from macpo_data.signs.rules import flags
     from macpo_run.terminal.scores import print_evaluation
 
-    with open_run(options) as run:
+    with open_run(options) as run, run.store.in_use():
+        say_who_is_not_asked(run.recipe)
         evaluation = run.evaluate(_policies(run, round_, agents), against, redo)
         print_evaluation(evaluation)
         if newest := latest(run.plan, run.store):
@@ -55,7 +56,8 @@ def export(
     """Write one policy's answers for another evaluator, or a blind sheet for people."""
     from macpo_run import exporting
 
-    with open_run(options) as run:
+    with open_run(options) as run, run.store.in_use():
+        say_who_is_not_asked(run.recipe)
         policies = _policies(run, round_, agents)
         for line in exporting.export(run, form, policies, against, prompts, to, redo):
             say(line)
@@ -66,7 +68,7 @@ def import_sheets(options: RunOptions, sheets: list[Path], key: Path | None, *, 
     from macpo_data.evaluation.sheets import read_sheets
     from macpo_run.terminal.scores import print_agreement, print_evaluation
 
-    with open_run(options) as run:
+    with open_run(options) as run, run.store.in_use():
         key = key or sheets[0].with_suffix(".key.json")
         evaluation = read_sheets(run.context(redo), sheets, key)
         print_evaluation(evaluation)

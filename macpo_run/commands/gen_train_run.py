@@ -5,53 +5,56 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from macpo_data.errors import MacpoError
+from macpo_run.commands.before import needs_of, stop_unless_ready
 from macpo_run.commands.print_steps import (
     finish,
     next_command,
-    print_costs_to_come,
+    print_dry_run,
     print_outcome,
-    print_plan,
+    print_reward_plan,
     print_signs,
+    title,
 )
-from macpo_run.commands.run_options import RunOptions, open_run, open_to_make
+from macpo_run.commands.run_options import DatasetOptions, RunOptions, open_run, open_to_make
 from macpo_run.terminal.lines import program, say, say_aside, say_next
 
 if TYPE_CHECKING:
+    from macpo_data.plan import Step
     from macpo_run.rounds import Outcome, Run
 
 
-def gen(
-    options: RunOptions, round_: int, learner: str | None, *, dry_run: bool, redo: bool
+def make_round(
+    kind: Literal["gen", "train"],
+    options: RunOptions,
+    round_: int,
+    learner: str | None,
+    *,
+    dry_run: bool,
+    redo: bool,
+    on: str | None = None,
 ) -> None:
-    """Write every dataset of a round whose inputs exist, or say what would be written."""
+    """Make every dataset, or train every learner, of a round whose inputs exist; or plan it."""
     with open_to_make(options) as run:
+        steps = run.select(kind, round_, learner)
         if dry_run:
-            steps = run.select("gen", round_, learner)
-            print_plan(run, steps)
-            print_costs_to_come(run, steps)
+            print_dry_run(run, steps, on, redo)
         else:
-            finish(run, run.make("gen", round_, learner, redo))
+            stop_unless_ready(needs_of(run, steps, redo))
+            with run.store.in_use():
+                finish(run, run.make(kind, round_, learner, redo))
 
 
-def train_round(
-    options: RunOptions, round_: int, learner: str | None, *, dry_run: bool, redo: bool
-) -> None:
-    """Train every learner of a round whose dataset exists, or say who would be trained."""
-    with open_to_make(options) as run:
-        if dry_run:
-            print_plan(run, run.select("train", round_, learner))
-        else:
-            finish(run, run.make("train", round_, learner, redo))
-
-
-def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
+def train_reward(options: RunOptions, *, dry_run: bool, redo: bool, on: str | None = None) -> None:
     """Train a run's own reward model on D1's human pairs, or say whether it would be trained."""
+    from macpo_data.planning.outlook import REWARD
     from macpo_data.recipe.evaluation import TRAINED
     from macpo_run import policies
+    from macpo_run.preflight.needs import needs
     from macpo_run.terminal.scores import print_reward_model
 
     with open_run(options) as run:
@@ -59,8 +62,13 @@ def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
         if dry_run:
             kept = not redo and run.store.is_done(name)
             say(f"{'done already' if kept else 'would train'}: {run.store.path(name)}")
+            if not kept:
+                print_reward_plan(run, on)
             return
-        folder = policies.train_reward(run, redo)
+        if redo or not run.store.is_done(name):
+            stop_unless_ready(needs(run.plan, run.store, [REWARD]))
+        with run.store.in_use():
+            folder = policies.train_reward(run, redo)
         print_reward_model(run.store.manifest(name) or {})
         say(f"{folder}")
         measured = run.recipe.eval.reward and run.recipe.eval.reward.model == TRAINED
@@ -72,38 +80,47 @@ def train_reward(options: RunOptions, *, dry_run: bool, redo: bool) -> None:
 class DatasetTraining:
     """A training on any one preference dataset, without recipe and run."""
 
-    dataset: str  # on the Hub, a folder or a file
+    dataset: DatasetOptions
     base: str  # the model: Hub id or folder
     out: Path  # folder of the new adapter
-    config: str | None = None
-    revision: str | None = None
     init: str | None = None  # adapter to go on from
     reference: str | None = None  # adapter to hold it to
     sets: list[str] | None = None
 
 
 def train_dataset(training: DatasetTraining) -> None:
-    """Train on any one preference dataset."""
+    """Train on any one preference dataset.
+
+    Raises:
+        MacpoError: the folder of the new adapter is a link that leads nowhere, or what else a
+            person can mend.
+    """
+    if training.out.is_symlink() and not training.out.exists():
+        raise MacpoError(f"{training.out} is a link that leads nowhere; choose another --out")
     from macpo_run.standalone import train_on
     from macpo_run.terminal.progress import progress
 
     train_on(
-        training.dataset,
+        training.dataset.dataset(),
         training.base,
         training.out,
-        config=training.config,
-        revision=training.revision,
         init=training.init,
         reference=training.reference,
-        sets=training.sets,
+        sets=training.dataset.settings(training.sets),
         progress=progress,
         say=say_aside,
+        look=stop_unless_ready,
     )
     say(f"wrote    {training.out}")
 
 
 def run_rounds(
-    options: RunOptions, round_: int | None, until: int | None, *, dry_run: bool
+    options: RunOptions,
+    round_: int | None,
+    until: int | None,
+    *,
+    dry_run: bool,
+    on: str | None = None,
 ) -> None:
     """Finish a round, or all rounds up to one; show the summary of the run.
 
@@ -114,19 +131,47 @@ def run_rounds(
         last = run.plan.last_round if until is None else until
         rounds = [round_] if round_ is not None else list(range(last + 1))
         # A last round that the recipe does not have is refused before anything is made.
-        steps = [step for each in rounds or [last] for step in run.select(None, each)]
+        run.select(None, rounds[-1] if rounds else last)
+        steps = [step for each in rounds for step in run.select(None, each)]
         if dry_run:
-            print_plan(run, steps)
-            print_costs_to_come(run, steps)
+            print_dry_run(run, steps, on)
             return
-        reached, outcome = _make_rounds(run, rounds)
-        print_outcome(outcome)
-        if outcome.waiting:
-            print_signs(run, [step for step, _ in outcome.wrote])
+        evaluates = run.recipe.data.source == "world"
+        stop_unless_ready(needs_of(run, steps, evaluates=evaluates))
+        with run.store.in_use():
+            _follow(run, steps)
+            reached, outcome = _make_rounds(run, rounds)
+            print_outcome(outcome)
+            if outcome.waiting:
+                print_signs(run, [step for step, _ in outcome.wrote])
+                say_next(next_command(run, run.states()))
+                raise typer.Exit(1)
+            _print_results(run, reached)
             say_next(next_command(run, run.states()))
-            raise typer.Exit(1)
-        _print_results(run, reached)
-        say_next(next_command(run, run.states()))
+
+
+def _follow(run: Run, steps: Sequence[Step]) -> None:
+    """Say what there is to make, and after each step what is left of the whole, on stderr."""
+    from macpo_run.sweep.time_left import in_words, seconds_left, task_of
+
+    states = run.states()
+    todo = {step: task_of(run.recipe, run.plan.name(step), step) for step in steps
+            if states[step] != "done"}  # fmt: skip
+    count = len(todo)
+    if not count:
+        return
+
+    def left() -> str:
+        return in_words(*seconds_left(list(todo.values()), run.store.root))
+
+    steps_to_make = f"{count} {'step' if count == 1 else 'steps'} to make"
+    say_aside(f"{title(run)}: {steps_to_make}; {left()}")
+
+    def tell(step: Step) -> None:
+        todo.pop(step, None)
+        say_aside(f"[{count - len(todo)}/{count}] {step}; {left() if todo else 'all made'}")
+
+    run.on_step = tell
 
 
 def _make_rounds(run: Run, rounds: Sequence[int]) -> tuple[int, Outcome]:

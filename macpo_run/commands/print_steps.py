@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from macpo_run.terminal.lines import say, say_next
+from macpo_run.terminal.lines import say, say_next, say_sign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from macpo_data.plan import Step
+    from macpo_data.planning.hardware import Hardware
     from macpo_data.store.store import State
     from macpo_run.rounds import Outcome, Run
 
@@ -43,7 +44,7 @@ def print_signs(run: Run, steps: Sequence[Step]) -> None:
     """The signs of failure of finished steps."""
     for step in steps:
         for line in signs_of(run, step):
-            say(f"! {step}: {line}")
+            say_sign(f"{step}: {line}")
 
 
 def signs_of(run: Run, step: Step) -> list[str]:
@@ -57,9 +58,64 @@ def print_plan(run: Run, steps: Sequence[Step]) -> None:
     """Some steps of a run, with their states."""
     from macpo_run.terminal.steps import StepRow, print_steps
 
-    states = run.states()
-    rows = [StepRow(s, states[s], run.plan.name(s), run.waits_for(s, states)) for s in steps]
+    states, rows = run.states(), []
+    for step in steps:
+        waits_for = run.waits_for(step, states)
+        rows.append(StepRow(step, states[step], run.plan.name(step), waits_for))
     print_steps(rows, title(run))
+
+
+def print_dry_run(run: Run, steps: Sequence[Step], on: str | None, redo: bool = False) -> None:
+    """What some steps take: memory, disk, work, hours, and what they ask of models.
+
+    Args:
+        run: whose steps they are.
+        steps: which of them.
+        on: the hardware, as `--on` names it; None for this machine.
+        redo: those that are done are made anew.
+    """
+    from macpo_data.generation.cost import measure
+    from macpo_data.planning.outlook import outlook
+    from macpo_run.terminal.outlook import print_outlook
+    from macpo_run.terminal.steps import print_costs
+
+    machine = hardware_of(on)
+    sizes = measure(run.plan, run.store)
+    states = dict(run.states())
+    redone = {
+        step
+        for step in steps
+        if redo and states[step] in ("done", "stale") and not run.waits_for(step, states)
+    }
+    states |= dict.fromkeys(redone, "ready")
+    plan = outlook(run.plan, run.store, states, steps, sizes, machine)
+    costs = [(step, each.asks) for step, each in plan.estimates.items() if each.asks]
+    if costs:
+        print_costs(costs, run.recipe, sizes.note)
+        say("")
+    print_outlook(plan, title(run), redone)
+
+
+def print_reward_plan(run: Run, on: str | None) -> None:
+    """What the training of a run's own reward model takes."""
+    from macpo_data.generation.cost import measure
+    from macpo_data.planning.outlook import REWARD, outlook
+    from macpo_run.terminal.outlook import print_outlook
+
+    machine, sizes = hardware_of(on), measure(run.plan, run.store)
+    plan = outlook(run.plan, run.store, {REWARD: "ready"}, [REWARD], sizes, machine)
+    print_outlook(plan, title(run))
+
+
+def hardware_of(on: str | None) -> Hardware:
+    """The hardware that `--on` names, else that of this machine.
+
+    Raises:
+        MacpoError: the table has no such hardware.
+    """
+    from macpo_data.planning import hardware
+
+    return hardware.here() if on is None else hardware.named(on)
 
 
 def title(run: Run) -> str:
@@ -67,21 +123,6 @@ def title(run: Run) -> str:
     from macpo_data.methods.registry import name_of
 
     return f"{run.store.root}: {name_of(run.recipe)}, rounds 0..{run.plan.last_round}"
-
-
-def print_costs_to_come(run: Run, steps: Sequence[Step]) -> None:
-    """What the gen steps that are not done will ask of their models."""
-    from macpo_data.generation.cost import count, measure
-    from macpo_data.methods.registry import method
-    from macpo_run.terminal.steps import print_costs
-
-    states = run.states()
-    todo = [step for step in steps if step.kind == "gen" and states[step] != "done"]
-    if todo:
-        sizes = measure(run.plan, run.store)
-        rules = {step: method(run.recipe, step).build for step in todo}
-        costs = count(run.plan, run.store, sizes, rules)
-        print_costs(list(zip(todo, costs, strict=True)), run.recipe, sizes.note)
 
 
 def next_command(run: Run, states: Mapping[Step, State]) -> str:

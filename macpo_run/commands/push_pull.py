@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from macpo_data.errors import MacpoError
-from macpo_run.commands.run_options import RunOptions, open_run, spelt
+from macpo_run.commands.run_options import RunOptions, open_run
 from macpo_run.terminal.lines import say, say_aside, say_next
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Publication:
     create_pr: bool = False
     candidates: bool = False  # all candidates with their scores, too
     adapters: bool = False  # to REPO-adapters
-    merge: bool = False  # the student, merged, to REPO-merged
+    negatives: bool = False  # with them the negative twins, which are trained to answer badly
+    merge: bool = False  # the student, merged, to REPO-merged or DIR-merged
 
 
 def push(options: RunOptions, publication: Publication) -> None:
@@ -42,16 +44,20 @@ def push(options: RunOptions, publication: Publication) -> None:
         raise MacpoError("where to? name a dataset with --repo org/name, or a folder with --to DIR")
     on_hub = {
         "--adapters": publication.adapters,
-        "--merge": publication.merge,
+        "--negatives": publication.negatives,
         "--private": publication.private,
         "--create-pr": publication.create_pr,
     }
     if publication.to is not None and (unread := [name for name, on in on_hub.items() if on]):
         raise MacpoError(f"{', '.join(unread)}: only for the Hub; leave --to out, or that")
+    if publication.negatives and not publication.adapters:
+        raise MacpoError("--negatives: only read with --adapters; say both, or leave it out")
     with open_run(options) as run:
         prepared = _prepared(run, publication)
         if publication.to is not None:
             _push_to_folder(prepared, publication.to)
+            if publication.merge:
+                _merge_to_folder(run, prepared, publication.to)
         else:
             _push_to_hub(run, prepared, publication)
 
@@ -70,6 +76,13 @@ def _prepared(run: Run, publication: Publication) -> Push:
     )
 
 
+def _merge_to_folder(run: Run, prepared: Push, folder: Path) -> None:
+    from macpo_data.hub.merged import merged_to_folder
+
+    to = folder.with_name(f"{folder.name}-merged")
+    say(f"{'wrote' if merged_to_folder(prepared, to, run.progress) else 'kept '}  {to}")
+
+
 def _push_to_folder(prepared: Push, folder: Path) -> None:
     from macpo_data.hub.push import push_to_folder
 
@@ -85,7 +98,11 @@ def _push_to_hub(run: Run, prepared: Push, publication: Publication) -> None:
         from macpo_data.hub.adapters import push_adapters
 
         for line in push_adapters(
-            prepared, private=private, merge=publication.merge, progress=run.progress
+            prepared,
+            private=private,
+            negatives=publication.negatives,
+            merge=publication.merge,
+            progress=run.progress,
         ):
             say(line)
     say(push_to_hub(prepared, private=private, create_pr=create_pr, say=run.say))
@@ -119,5 +136,30 @@ def pull(
         origin, round_, runs, recipe, learner, revision, say_aside, local_paths
     ):  # fmt: skip
         say(line)
-    named = [] if recipe == Path("macpo.yaml") else [str(recipe)]
-    say_next(f"macpo train --round {round_}{spelt(named, runs, None)}")
+    options = RunOptions(None if recipe == Path("macpo.yaml") else str(recipe), runs)
+    with open_run(options) as run:
+        say_next(_after_pull(run, round_, learner))
+
+
+def _after_pull(run: Run, round_: int, learner: str | None) -> str:
+    """A command that works on what was pulled: the round's trainings, or one without its run.
+
+    Where every training starts from an adapter that was never pushed, the dataset is still there.
+    """
+    states = run.states()
+    trains = run.select("train", round_, learner)
+    able = {step.learner for step in trains if states[step] in ("ready", "done")}
+    if able or not trains:
+        # A learner who waits would make it end well all the same; it says what that waits for.
+        return f"macpo train --round {round_}{run.options}"
+    from macpo_data.hub.provenance import has_rejected
+
+    gens = [s for s in run.select("gen", round_, learner) if states[s] in ("done", "stale")]
+    step = next((s for s in gens if s.learner in run.recipe.students), gens[0])
+    agent = run.recipe.agents[step.learner]
+    sets = [] if has_rejected(run.plan, step) else ["objective=sft", "columns.rejected=null"]
+    sets += [] if agent.chat_template == "tokenizer" else [f"chat_template={agent.chat_template}"]
+    sets += ["engine.name=fake"] if run.recipe.engine.name == "fake" else []
+    words = ["--dataset", str(run.path(step) / "pairs.parquet"), "--base", agent.base]
+    words += ["--out", f"{step.learner}-{round_}", *(w for each in sets for w in ("--set", each))]
+    return f"macpo train {shlex.join(words)}"

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from macpo_data.errors import MacpoError
 from macpo_run.commands.print_steps import next_command, print_plan, print_signs, signs_of, title
-from macpo_run.commands.run_options import RunOptions, open_run
-from macpo_run.terminal.lines import say, say_next
+from macpo_run.commands.run_options import RUNS, RunOptions, open_run
+from macpo_run.terminal.lines import say, say_aside, say_next, say_sign
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,16 +27,23 @@ def status(options: RunOptions) -> None:
     from macpo_run.terminal.headline import print_advice
 
     with open_run(options) as run:
+        _say_where_nothing_is(run, options)
         print_plan(run, run.plan.steps)
         readings = probe.readings(run.plan, run.store)
         for line in all_signs(run.plan, run.store, readings, latest(run.plan, run.store)):
-            say(f"! {line}")
+            say_sign(line)
         best = probe.best_round(run.recipe, readings)
         if best and max(reading.policy.round or 0 for reading in readings) > 0:
             say(probe.best_line(best, run.options))
         elif advice := advise(run.plan, readings):
             print_advice(advice)
         say_next(next_command(run, run.states()))
+
+
+def _say_where_nothing_is(run: Run, options: RunOptions) -> None:
+    """Say that a folder of runs that was named has no such run: it may be a slip."""
+    if options.runs != RUNS and (where := run.store.beside()):
+        say_aside(f"nothing is made yet{where}")
 
 
 def status_as_json(options: RunOptions) -> None:
@@ -64,12 +70,20 @@ def status_as_json(options: RunOptions) -> None:
 def watch(options: RunOptions) -> None:
     """The steps and what is being made, again and again until Ctrl-C."""
     from macpo_run import live_status
+    from macpo_run.sweep.time_left import in_words, seconds_left, task_of
 
     with open_run(options) as run:
 
-        def look() -> RenderableType:
+        def look(size: live_status.Size | None) -> RenderableType:
             states, notes = run.states(), live_status.making(run.store.root / live_status.NOTES)
-            return live_status.view(title(run), states, notes, next_command(run, states))
+            todo = [
+                task_of(run.recipe, run.plan.name(step), step)
+                for step, state in states.items()
+                if state != "done"
+            ]
+            left = in_words(*seconds_left(todo, run.store.root))
+            after = next_command(run, states)
+            return live_status.view(title(run), states, notes, after, left, size)
 
         live_status.watch(look)
 
@@ -89,18 +103,20 @@ def show(
     Raises:
         MacpoError: the round has no dataset yet.
     """
-    from macpo_run.terminal.pairs import pick, print_pairs
+    from macpo_run.terminal.pairs import matching, print_pairs
 
     with open_run(options) as run:
-        states = run.states()
-        steps = [s for s in run.select("gen", round_, learner) if not s.is_ceiling]
-        done = [step for step in steps if states[step] in ("done", "stale")]
-        if not done:
-            raise MacpoError(f"round {round_} has no dataset yet; run `macpo gen --round {round_}`")
-        step = next((s for s in done if s.learner in run.recipe.students), done[0])
+        step = run.dataset_step(round_, learner)
         name = run.plan.name(step)
-        pairs = pick(run.store.read(name, "pairs.parquet"), where, sort, sample, count)
-        print_pairs(pairs, run.store.manifest(name), count, spread=not sort)
+        pairs = run.store.read(name, "pairs.parquet")
+        print_pairs(
+            matching(pairs, where, sort),
+            run.store.manifest(name),
+            count,
+            of=None if where is None else len(pairs),
+            draw=sample,
+            spread=not sort,
+        )
         print_signs(run, [step])
         say(f"{run.path(step) / 'pairs.parquet'}")
 
@@ -116,13 +132,15 @@ def report(recipes: Sequence[str], runs: Path, sets: list[str] | None, to: Path 
     """
     from macpo_data.report.collect import collect
     from macpo_data.report.page import page
-    from macpo_data.store.store import atomic
+    from macpo_data.store.store import atomic, check_output
 
     opened = [open_run(RunOptions(name, runs, sets)) for name in recipes or (None,)]
     roots = {run.store.root for run in opened}
     path = to or (roots.pop() if len(roots) == 1 else runs) / "report.html"
+    check_output(path)
+    text = page(collect([source(run) for run in opened]))
     with atomic(path) as temporary:
-        temporary.write_text(page(collect([source(run) for run in opened])), "utf-8")
+        temporary.write_text(text, "utf-8")
     say(f"wrote    {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from macpo_data.outside import parse_json
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.world.bases import VERSION
 from macpo_data.world.named import WORLD
@@ -66,6 +68,18 @@ def provenance(
     )
 
 
+class VcsInfo(BaseModel):
+    """Where in a repository pip found a package."""
+
+    commit_id: str | None = None
+
+
+class DirectUrl(BaseModel):
+    """What pip records of a package that is of no index: https://peps.python.org/pep-0610/."""
+
+    vcs_info: VcsInfo = VcsInfo()
+
+
 def commit() -> str | None:
     """The commit of this program: that of the clone it runs from, else as pip recorded it.
 
@@ -81,8 +95,7 @@ def commit() -> str | None:
             return None
         return result.stdout.strip() or None
     try:
-        recorded = json.loads(distribution("macpo").read_text("direct_url.json") or "{}")
-    except (PackageNotFoundError, ValueError):
+        text = distribution("macpo").read_text("direct_url.json") or "{}"
+        return DirectUrl.model_validate(parse_json(text)).vcs_info.commit_id
+    except (PackageNotFoundError, ValueError):  # pydantic's own error is a ValueError
         return None
-    sha = recorded.get("vcs_info", {}).get("commit_id")  # https://peps.python.org/pep-0610/
-    return None if sha is None else str(sha)

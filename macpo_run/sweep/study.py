@@ -10,15 +10,17 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
-from macpo_data.errors import MacpoError, RecipeError
+from macpo_data.errors import MacpoError, RecipeError, did_you_mean
 from macpo_data.loading.explain import explain
 from macpo_data.loading.load import load_recipe, read_yaml
+from macpo_data.outside import YAML_BYTES, OutsideError, parse_yaml, read_text
+from macpo_data.recipe import secrets
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import Count, Name, Section, Seed
-from macpo_data.shipped_recipes import recipes_folder
+from macpo_data.shipped_recipes import names_in, recipes_folder
+from macpo_run.terminal.lines import say_aside
 
 Settings = dict[str, Any]  # dotted key of the recipe: value
 AS_WRITTEN = "as written"  # the one variant of a study that only varies the seed
@@ -60,8 +62,7 @@ class Variant:
 
 def shipped() -> list[str]:
     """Names of the studies that come with the package."""
-    files = (recipes_folder() / "studies").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+    return names_in(recipes_folder() / "studies")
 
 
 def load_study(study: str | None, changes: dict[str, Any]) -> Study:
@@ -87,14 +88,14 @@ def load_study(study: str | None, changes: dict[str, Any]) -> Study:
 def _text(study: str) -> str:
     try:
         if not _SHIPPED.match(study):
-            return Path(study).read_text("utf-8")
+            return read_text(Path(study), YAML_BYTES)
         if study in shipped():
             return (recipes_folder() / "studies" / f"{study}.yaml").read_text("utf-8")
     except (OSError, ValueError) as error:
         raise MacpoError(f"cannot read study {study}: {error}; give a YAML file") from None
     raise MacpoError(
-        f"no study named {study!r}; shipped are {', '.join(shipped())} "
-        "(a file is given with its path, such as ./mine.yaml)"
+        f"no study named {study!r}{did_you_mean(study, shipped())}; shipped are "
+        f"{', '.join(shipped())} (a file is given with its path, such as ./mine.yaml)"
     )
 
 
@@ -108,13 +109,15 @@ def parse_grid(given: Sequence[str]) -> dict[str, list[Any]]:
     for text in given:
         key, _, values = text.partition("=")
         if key in grid:
-            raise MacpoError(f"--grid {text}: {key} was given before; give all its values at once")
+            raise MacpoError(
+                f"--grid {secrets.shown(text)}: {key} was given before; give all its values at once"
+            )
         try:
-            grid[key] = yaml.safe_load(f"[{values}]")
-        except (yaml.YAMLError, ValueError, RecursionError):
+            grid[key] = parse_yaml(f"[{values}]")
+        except OutsideError:
             grid[key] = None
         if not key or not isinstance(grid[key], list) or not grid[key]:
-            raise MacpoError(f"--grid {text}: write it as key.key=value,value")
+            raise MacpoError(f"--grid {secrets.shown(text)}: write it as key.key=value,value")
     return grid
 
 
@@ -148,13 +151,15 @@ def variants(study: Study, sets: list[str] | None = None) -> list[Variant]:
     if isinstance(study.seeds, list) and "seed" in named:
         raise MacpoError("seed: the study lists its seeds; choose others with --seeds")
     everywhere = [(k, v) for k in ("run", "rounds") if (v := getattr(study, k)) is not None]
-    recipes = {}
+    recipes, asides = {}, dict[str, None]()
     for name, settings in _points(study):
         try:
             over = [*study.set.items(), *settings.items(), *everywhere]
-            recipes[name] = load_recipe(study.recipe, sets, over)
+            recipes[name] = load_recipe(study.recipe, sets, over, asides.setdefault)
         except RecipeError as error:
-            raise RecipeError(f"{error.source}, {name}", error.problems) from None
+            raise RecipeError(f"{error.source}, {secrets.shown(name)}", error.problems) from None
+    for line in asides:
+        say_aside(line)
     if study.primary is not None:
         _check_primary(study.primary, list(recipes))
     first = next(iter(recipes.values())).seed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -11,16 +10,25 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from macpo_data.errors import Interrupted, MacpoError, StoreError, first_line, plain
+from pydantic import TypeAdapter
+
+from macpo_data.errors import Interrupted, MacpoError, StoreError, did_you_mean, first_line, plain
 from macpo_data.evaluation import gap
 from macpo_data.evaluation.policies import CHOSEN, every_policy, find_policy, trained
 from macpo_data.evaluation.results import Evaluation
+from macpo_data.generation.cost import measure
 from macpo_data.models.worker import Progress
+from macpo_data.outside import parse_json, read_bytes
 from macpo_data.plan import Policy, Step
+from macpo_data.planning.hardware import Hardware
+from macpo_data.planning.outlook import Outlook, outlook, together
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import digest
 from macpo_data.store.manifests import MANIFEST
 from macpo_data.store.store import atomic, write_json, write_parquet
+from macpo_run.preflight.finding import Checks
+from macpo_run.preflight.needs import needs
+from macpo_run.preflight.voices import coming
 from macpo_run.rounds import Run
 from macpo_run.sweep import budget
 from macpo_run.sweep.budget import Budget
@@ -29,9 +37,17 @@ from macpo_run.sweep.provenance import Provenance, provenance
 from macpo_run.sweep.standings import MADE, Measured, Standings
 from macpo_run.sweep.study import Study, Variant
 from macpo_run.sweep.table import markdown
-from macpo_run.sweep.time_left import Task, about, in_words, key_of, size_of, task_of, timed
+from macpo_run.sweep.time_left import (
+    Task,
+    in_words,
+    key_of,
+    seconds_left,
+    size_of,
+    task_of,
+)
 
 FOLDER = "sweep"  # inside the run
+_RECORD = TypeAdapter(list[tuple[str, Recipe]])  # the variants of a sweep
 T = TypeVar("T")
 
 
@@ -92,7 +108,7 @@ class Sweep:
             trained_agents |= {policy.agent for policy in every_policy(run.plan)}
         if wrong := [agent for agent in self.agents if agent not in trained_agents]:
             raise MacpoError(
-                f"no agent {wrong[0]!r} that is trained: "
+                f"no agent {wrong[0]!r} that is trained{did_you_mean(wrong[0], trained_agents)}: "
                 f"measure {', '.join(sorted(trained_agents))}"
             )
 
@@ -153,16 +169,7 @@ class Sweep:
 
     def seconds_left(self) -> tuple[float, int]:
         """What is left by what was timed before: (seconds, tasks of kinds that never were)."""
-        todo, root = self.todo(self.steps + self.answers), self.home.store.root
-        rates = timed([root])
-        if not rates.keys() >= {task.key for task in todo}:
-            rates = timed(p for p in root.parent.glob("*") if p != root) | rates
-        # What no run of this method tells, one of another method may.
-        timings = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
-        # Nor does a count tell about all that there are (size 1), or the reverse.
-        alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in timings]
-        estimates = [about(timed, size) for timed, size in alike if timed]
-        return sum(estimates), len(todo) - len(estimates)
+        return seconds_left(self.todo(self.steps + self.answers), self.home.store.root)
 
     def outline(self) -> Outline:
         """What would be made."""
@@ -178,6 +185,34 @@ class Sweep:
         some = self.todo(self.steps + self.answers)
         left = in_words(*self.seconds_left()) if some else "nothing is left to make"
         return Outline(self.home.store.root, seeds, rows, len(before), len(todo), left)
+
+    def needs(self) -> Checks:
+        """What all that is still to be made needs, each thing once."""
+        checks: Checks = {}
+        for run in self.runs:
+            todo = coming(run.plan, run.states(), self._needed(run))
+            checks |= needs(run.plan, run.store, todo, evaluates=True)
+        return checks
+
+    def outlook(self, on: Hardware) -> tuple[Outlook, int, int]:
+        """What is still to be made takes on some hardware, steps that variants share once.
+
+        Returns:
+            That of the first seed, the steps in it that are not done, and those of all seeds.
+        """
+        outlooks: list[Outlook] = []
+        seen: set[str] = set()
+        seed = self.variants[0].recipe.seed
+        for variant, run in zip(self.variants, self.runs, strict=True):
+            if variant.recipe.seed == seed:
+                own = {run.plan.name(step): step for step in self._needed(run)}
+                steps = [step for name, step in own.items() if name not in seen]
+                seen |= own.keys()
+                sizes = measure(run.plan, run.store)
+                outlooks.append(outlook(run.plan, run.store, run.states(), steps, sizes, on))
+        whole = together(outlooks)
+        todo = sum(row.state != "done" for row in whole.rows)
+        return whole, todo, len(self.todo(self.steps))
 
     def make(self) -> Standings:
         """Make and measure all variants; one that fails is reported, and the others go on.
@@ -327,8 +362,8 @@ def recorded(run: Run) -> Iterator[tuple[Path, list[Run]]]:
     """
     for path in sorted((run.store.root / FOLDER).rglob("variants-*.json")):
         try:
-            recipes = [Recipe.model_validate(r) for _, r in json.loads(path.read_text("utf-8"))]
+            record = _RECORD.validate_python(parse_json(read_bytes(path)))
         except (OSError, ValueError) as error:
             reason = first_line(error)
             raise MacpoError(f"{path}: {reason}; remove it, if its results may go") from None
-        yield path, [run.beside(recipe) for recipe in recipes]
+        yield path, [run.beside(recipe) for _, recipe in record]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, FiniteFloat
+
+from macpo_data.outside import parse_json, read_bytes
 from macpo_data.plan import Step
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.store.manifests import MANIFEST
@@ -26,9 +28,65 @@ class Task:
     size: int  # prompts that it goes through
 
 
+class TimedPart(BaseModel):
+    """How many prompts of a part of the data were asked for."""
+
+    count: Annotated[int, Field(ge=1)] | None = None
+
+
+class TimedData(BaseModel):
+    """The same of all parts."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    d1: TimedPart = TimedPart()
+    d2: TimedPart = TimedPart()
+    test: TimedPart = TimedPart()
+
+
+class TimedAgent(BaseModel):
+    """A participant."""
+
+    role: str
+    base: str
+
+
+class TimedEngine(BaseModel):
+    """What ran the models."""
+
+    name: str
+
+
+class TimedRecipe(BaseModel):
+    """What of a recipe tells how long its steps take."""
+
+    agents: dict[str, TimedAgent]
+    data: TimedData
+    engine: TimedEngine
+
+
+class TimedSampling(BaseModel):
+    """How many answers each policy gave to a prompt."""
+
+    n: Annotated[int, Field(ge=1)] = 1
+
+
+class Timed(BaseModel):
+    """What a manifest says of the time that its result took."""
+
+    kind: Literal["gen", "train", "eval"]
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    recipe: TimedRecipe
+    method: str = ""
+    learner: str = ""
+    round: int = 0
+    objective: str | None = None
+    samples: dict[str, str] = {}
+    sampling: TimedSampling = TimedSampling()
+
+
 def in_words(seconds: float, untimed: int) -> str:
     """The time left as a person wants to read it."""
-    if untimed and not seconds:
+    if untimed and seconds < 60:  # the little that is known would mislead
         return "time left unknown, nothing like it was timed yet"
     minutes = seconds / 60
     about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
@@ -36,6 +94,24 @@ def in_words(seconds: float, untimed: int) -> str:
     return f"about {about} left" + (
         f", without {untimed} of a kind that was never timed" if untimed else ""
     )
+
+
+def seconds_left(todo: Sequence[Task], root: Path) -> tuple[float, int]:
+    """What tasks take by what was timed before: (seconds, tasks of kinds that never were).
+
+    Args:
+        todo: what is still to be made.
+        root: the run's folder, whose timings count before those of other runs beside it.
+    """
+    rates = timed([root])
+    if not rates.keys() >= {task.key for task in todo}:
+        rates = timed(p for p in root.parent.glob("*") if p != root) | rates
+    # What no run of this method tells, one of another method may.
+    timings = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
+    # Nor does a count tell about all that there are (size 1), or the reverse.
+    alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in timings]
+    estimates = [about(timed, size) for timed, size in alike if timed]
+    return sum(estimates), len(todo) - len(estimates)
 
 
 def task_of(recipe: Recipe, name: str, step: Step) -> Task:
@@ -70,24 +146,24 @@ def about(timed: list[tuple[int, float]], size: int) -> float:
 def timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
     """Prompts and seconds of what was made, as manifests of several run folders tell."""
     timings: dict[Key, list[tuple[int, float]]] = {}
-    patterns = ("data/round-*", "adapters/*", "eval/*")
+    patterns = ("data/round-*", "adapters/*", "checkpoints/*", "eval/*")
     paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
     for path in paths:
         try:
-            manifest = json.loads(path.read_text("utf-8"))
-            recipe, seconds = manifest["recipe"], manifest["seconds"]
-            if manifest["kind"] == "eval":
-                agents = recipe["agents"].items()
-                student = next(name for name, agent in agents if agent["role"] == "student")
-                key, size = key_of(recipe, "eval", student), size_of(recipe, "test")
-                seconds /= len(manifest["samples"]) * manifest["sampling"]["n"]
-            else:
-                kind, learner, round_ = (manifest[name] for name in ("kind", "learner", "round"))
-                objective, method = manifest.get("objective"), manifest["method"]
-                key = key_of(recipe, kind, learner, round_, objective, method)
-                size = size_of(recipe, "d1", "d2")
-        except (OSError, ValueError, KeyError, TypeError):  # an older one, which says less
+            made = Timed.model_validate(parse_json(read_bytes(path)))
+        except (OSError, ValueError):  # an older one, which says less; or a damaged one
             continue
+        recipe, seconds = made.recipe.model_dump(), made.seconds
+        roles = {agent.role: name for name, agent in made.recipe.agents.items()}
+        learner = roles.get("student", "") if made.kind == "eval" else made.learner
+        if learner not in made.recipe.agents:
+            continue
+        if made.kind == "eval":
+            key, size = key_of(recipe, "eval", learner), size_of(recipe, "test")
+            seconds /= max(len(made.samples), 1) * made.sampling.n
+        else:
+            key = key_of(recipe, made.kind, learner, made.round, made.objective, made.method)
+            size = size_of(recipe, "d1", "d2")
         for each in (key, key[1:]):
             timings.setdefault(each, []).append((size, seconds))
     return timings

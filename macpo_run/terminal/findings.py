@@ -11,8 +11,9 @@ from rich.text import Text
 from macpo_run.terminal.text import make_table, plain
 
 if TYPE_CHECKING:
-    from macpo_data.forms.check import Finding, Reading
-    from macpo_run.doctor import Health
+    from macpo_data.forms.check import Reading
+    from macpo_data.forms.row_findings import Finding
+    from macpo_run.preflight.finding import Health
 
 SIGNS = {"ok": "green", "warning": "yellow", "problem": "red"}
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}

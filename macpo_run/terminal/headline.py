@@ -21,7 +21,7 @@ TURNS = 3  # of a prompt, the last ones
 
 
 def print_headline(headline: Headline, examples: Sequence[Example], more: str) -> None:
-    """The summary of a run, the verdict last.
+    """The summary of a run: answers to read, and last, on one screen, verdict, scores, warnings.
 
     Args:
         headline: the facts.
@@ -29,16 +29,18 @@ def print_headline(headline: Headline, examples: Sequence[Example], more: str) -
         more: the command that shows all signs.
     """
     console = Console()
+    if examples:
+        _print_examples(console, examples)
+        console.print()
+    print_verdict(headline.verdict)
+    console.print()
     if headline.table:
         _print_scores(console, headline.table)
     if headline.gap:
         console.print(plain(headline.gap))
-        console.print()
-    if examples:
-        _print_examples(console, examples)
+    if headline.table or headline.gap:
         console.print()
     _print_signs(console, headline, more)
-    print_verdict(headline.verdict)
 
 
 def _print_signs(console: Console, headline: Headline, more: str) -> None:
@@ -52,8 +54,6 @@ def _print_signs(console: Console, headline: Headline, more: str) -> None:
         signs = "1 sign" if rest == 1 else f"{rest} signs"
         # One line, whatever the width: it is to be copied.
         console.print(plain(f"{signs} for the expert: {more}"), style="dim", soft_wrap=True)
-    if unmeasured or headline.warnings or headline.advice or rest:
-        console.print()
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -71,7 +71,6 @@ def _print_scores(console: Console, scores: ScoreTable) -> None:
         table.add_row(plain(row.name), *cells, style=None if n else "bold")
     console.print(table)
     console.print(plain(f"Score: {scores.meaning}"))
-    console.print()
 
 
 def _print_examples(console: Console, examples: Sequence[Example]) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 from macpo_train.ranks import is_first
@@ -15,6 +16,16 @@ def say(line: str) -> None:
     """Print a line of a command's result."""
     if is_first():  # of several processes, one speaks
         print(line)
+
+
+def say_sign(line: str) -> None:
+    """Print a sign of failure: in a terminal its words stay whole, in a pipe it is one line."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(
+            line, width - 2, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    say(f"! {line}")
 
 
 def say_aside(line: str) -> None:

@@ -9,24 +9,20 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from macpo_data.errors import DataError, first_line
+from macpo_data.errors import DataError, did_you_mean, first_line
 from macpo_run.terminal.text import make_table, plain
 
 if TYPE_CHECKING:
     from macpo_data.report.compare import Comparison
 
 
-def pick(
-    pairs: pl.DataFrame, where: str | None, sort: str | None, sample: bool, count: int
-) -> pl.DataFrame:
-    """The pairs that a person asks for.
+def matching(pairs: pl.DataFrame, where: str | None, sort: str | None) -> pl.DataFrame:
+    """The pairs that a person asks for, in the order that is asked for.
 
     Args:
         pairs: PAIRS.
         where: a condition in SQL over the columns; chosen_ppl is short for chosen_perplexity.
         sort: an expression in SQL; one that begins with - sorts the other way round.
-        sample: whether to draw them at random, in place of taking them from the top.
-        count: how many.
 
     Raises:
         DataError: an expression cannot be understood.
@@ -42,11 +38,20 @@ def pick(
         except pl.exceptions.PolarsError as error:
             first = first_line(error).split("; valid columns")[0]
             raise DataError(
-                f"{flag} {text!r}: {first}; columns are {', '.join(sorted(frame.columns))}"
+                f"{flag} {text!r}: {first}{_meant(text, frame)}; columns are "
+                f"{', '.join(sorted(frame.columns))}"
             ) from None
-    if sample:
-        frame = frame.sample(min(count, len(frame)))
     return frame.drop(*short, *chars)
+
+
+def _meant(text: str, frame: pl.DataFrame) -> str:
+    """The column that was likely meant by one that is not there."""
+    try:
+        names = pl.sql_expr(text).meta.root_names()
+    except pl.exceptions.PolarsError:
+        return ""
+    unknown = [name for name in names if name not in frame.columns]
+    return did_you_mean(unknown[0], frame.columns) if unknown else ""
 
 
 def _filtered(frame: pl.DataFrame, condition: str) -> pl.DataFrame:
@@ -63,14 +68,34 @@ def _sorted(frame: pl.DataFrame, order: str) -> pl.DataFrame:
 
 
 def print_pairs(
-    pairs: pl.DataFrame, manifest: dict[str, Any] | None, count: int, spread: bool = True
+    pairs: pl.DataFrame,
+    manifest: dict[str, Any] | None,
+    count: int,
+    *,
+    of: int | None = None,
+    draw: bool = False,
+    spread: bool = True,
 ) -> None:
-    """Some pairs of a dataset, evenly spread over it or from its top."""
+    """Some pairs of a dataset: drawn at random, evenly spread over it, or from its top.
+
+    Args:
+        pairs: from which they are taken.
+        manifest: of the dataset.
+        count: how many to print.
+        of: how many pairs the dataset has, where `pairs` are those that match a condition.
+        draw: at random.
+        spread: evenly.
+    """
     console = Console()
     facts = manifest or {}
-    noun = "pair" if len(pairs) == 1 else "pairs"
-    of = f"round {facts.get('round')} for {facts.get('learner')}"
-    console.print(plain(f"{len(pairs)} {noun} of {of}"))
+    total = len(pairs) if of is None else of
+    heading = f"{total:,} {'pair' if total == 1 else 'pairs'}"
+    heading += f" of round {facts.get('round')} for {facts.get('learner')}"
+    if of is not None:
+        heading = f"{len(pairs):,} of {heading} {'matches' if len(pairs) == 1 else 'match'}"
+    console.print(plain(heading))
+    if draw:
+        pairs = pairs.sample(min(count, len(pairs)))
     step = max(1, len(pairs) // count) if spread else 1
     for at in range(0, len(pairs), step)[:count]:
         row = pairs.row(at, named=True)

@@ -14,13 +14,24 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from macpo_data.errors import plain
 from macpo_data.models.worker import Report
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
+SURE_SECONDS = 3  # before which a rate tells nothing of the time left
+
+
+def duration(seconds: float) -> str:
+    """A time as a person wants to read it.
+
+    >>> [duration(s) for s in (0, 59, 119, 150, 5400)]
+    ['0 s', '59 s', '119 s', '2 min', '1.5 h']
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -33,7 +44,7 @@ def progress(title: str, leave: bool = True) -> Iterator[Report]:
     """
     console, started = Console(stderr=True), time.monotonic()
     if console.is_terminal:
-        with _bar(console, title, started) as report:
+        with _bar(console, title) as report:
             yield report
     else:
         yield _lines(title, started)
@@ -42,37 +53,58 @@ def progress(title: str, leave: bool = True) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(console: Console, title: str, started: float) -> Iterator[Report]:
+def _bar(console: Console, title: str) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("elapsed{task.fields[left]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(plain(title), total=None, note="")
+        task, pace = bars.add_task(plain(title), total=None, note="", left=""), _Pace()
 
         def report(done: int, total: int, note: str) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
-            bars.update(task, completed=done, total=total, note=f"{note} {rate:.1f}/s")
+            rate = pace(done)
+            words = note if rate is None else f"{note} {rate:.1f}/s"
+            left = "" if rate is None else f", {duration((total - done) / rate)} left"
+            bars.update(task, completed=done, total=total, note=words, left=left)
 
         yield report
 
 
 def _lines(title: str, started: float) -> Report:
-    last = started  # when a line was printed
+    last, pace = started, _Pace()  # when a line was printed
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal last
-        now = time.monotonic()
+        now, rate = time.monotonic(), pace(done)
         if done and now - last > PLAIN_SECONDS:
             last = now
-            left = (now - started) / done * (total - done)
-            rate = done / (now - started)
-            line = f"{title}: {done}/{total} {note}, {rate:.1f}/s, {left:.0f} s left"
+            line = f"{title}: {done}/{total} {note}"
+            if rate is not None:
+                line += f", {rate:.1f}/s, {duration((total - done) / rate)} left"
             print(line, file=sys.stderr, flush=True)
 
     return report
+
+
+class _Pace:
+    """How much is done in a second, counted from the first report.
+
+    Before it models are loaded, and what is gone on with has much done already.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was reported yet."""
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, done: int) -> float | None:
+        """The rate, now that so much is done; None as long as little tells it."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done, now
+        before, began = self.first
+        is_known = done > before and now - began >= SURE_SECONDS
+        return (done - before) / (now - began) if is_known else None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from macpo_data.evaluation.results import Evaluation
 
 MEASURES = {"gold": "gold", "reward": "reward", "win": "win", "win_lc": "LC win"}
+CHANCE = 0.2  # Krippendorff's alpha below which agreement is hardly more than chance
 KINDS = ["measure", "against", "by"]  # columns of an evaluation that together name a measurement
 
 
@@ -59,6 +60,11 @@ def print_agreement(manifest: dict[str, Any]) -> None:
         print(f"{without_controls(who)}: {count} verdicts")
     alpha = judge["krippendorff_alpha"]
     print(f"agreement (Krippendorff's alpha): {'-' if alpha is None else f'{alpha:.3f}'}")
+    if alpha is not None and alpha < CHANCE:
+        print(
+            "! the annotators hardly agree more than by chance: read some answers together, and "
+            "say more clearly what is better, before you take the win rate for one"
+        )
 
 
 def print_reward_model(manifest: dict[str, Any]) -> None:

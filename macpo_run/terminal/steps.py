@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,9 +33,25 @@ class StepRow:
 
 
 def print_steps(rows: Sequence[StepRow], title: str) -> None:
-    """A table of steps with their states, and their results or what they wait for."""
+    """A table of steps with their states, and their results or what they wait for.
+
+    A terminal that is too narrow for the names of results gets their fingerprints, by which
+    `macpo diff` finds them; a pipe gets all names whole.
+    """
+    console = Console()
+    table = _steps_table(rows, title, short=False)
+    wanted = console.measure(table, options=console.options.update(width=1000)).maximum
+    if wanted > console.width:
+        if console.is_terminal or "COLUMNS" in os.environ:
+            table = _steps_table(rows, title, short=True)
+        else:
+            console = Console(width=wanted)
+    console.print(table)
+
+
+def _steps_table(rows: Sequence[StepRow], title: str, *, short: bool) -> Table:
     names = ("round", "step", "learner", "state")
-    last = Column("result or what it waits for", overflow="fold")
+    last = Column("fingerprint, or waits for" if short else "result or what it waits for")
     table = make_table(*(Column(name, no_wrap=True) for name in names), last, title=title)
     for row in rows:
         table.add_row(
@@ -42,14 +59,14 @@ def print_steps(rows: Sequence[StepRow], title: str) -> None:
             row.step.what,
             row.step.learner,
             Text(row.state, STYLES[row.state]),
-            plain(_result_or_wait(row)),
+            plain(_result_or_wait(row, short)),
         )
-    Console().print(table)
+    return table
 
 
-def _result_or_wait(row: StepRow) -> str:
+def _result_or_wait(row: StepRow, short: bool) -> str:
     if not row.waits_for:
-        return row.result
+        return row.result.rpartition("-")[2] if short else row.result
     more = len(row.waits_for) - 1
     return row.waits_for[0] + (f" and {more} more" if more else "")
 

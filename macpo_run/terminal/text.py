@@ -38,10 +38,11 @@ def interval(estimate: Mapping[str, Any]) -> str:
 def short_number(value: float) -> str:
     """A count in a few characters.
 
-    >>> [short_number(n) for n in (9_999, 10_000, 25_000_000)]
-    ['9,999', '10.0k', '25.0M']
+    >>> [short_number(n) for n in (9_999, 10_000, 999_960, 1_000_000, 25_000_000)]
+    ['9,999', '10.0k', '1.0M', '1.0M', '25.0M']
     """
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 10 * unit:
+        # What would be written as 1,000.0 of the unit below is one of this unit.
+        if round(value) >= (10 * unit if name == "k" else 0.99995 * unit):
             return f"{value / unit:,.1f}{name}"
     return f"{value:,.0f}"

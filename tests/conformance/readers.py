@@ -19,6 +19,14 @@ from unittest.mock import MagicMock
 import polars as pl
 
 NAME = "round_1_student"
+# What torchtune imports, and its data code does not use.
+TORCHTUNE = (
+    "torchao", "torchao.dtypes", "torchao.dtypes.nf4tensor", "torchao.quantization",
+    "torchao.quantization.qat", "torchao.quantization.qat.linear",
+    "torchao.quantization.quant_api", "torchao.utils", "torchao.prototype", "torchvision",
+    "torchvision.transforms", "torchvision.transforms.v2",
+    "torchvision.transforms.v2.functional",
+)  # fmt: skip
 
 
 def stand_in(*names: str) -> None:
@@ -67,13 +75,7 @@ def llamafactory(tree: Path) -> int:
 
 def torchtune(tree: Path) -> int:
     """Its preference dataset, which loads, converts to messages and tokenises."""
-    stand_in(
-        "torchao", "torchao.dtypes", "torchao.dtypes.nf4tensor", "torchao.quantization",
-        "torchao.quantization.qat", "torchao.quantization.qat.linear",
-        "torchao.quantization.quant_api", "torchao.utils", "torchao.prototype", "torchvision",
-        "torchvision.transforms", "torchvision.transforms.v2",
-        "torchvision.transforms.v2.functional",
-    )  # fmt: skip
+    stand_in(*TORCHTUNE)
     from torchtune.datasets import preference_dataset
 
     class Bytes:

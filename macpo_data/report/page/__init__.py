@@ -31,7 +31,11 @@ def _script() -> str:
     """The page's own code with Vega in front of it, as one block."""
     import vl_convert
 
-    code = str(vl_convert.javascript_bundle(_read("page.js"), vl_version=VEGA_LITE))
+    code = str(
+        vl_convert.javascript_bundle(
+            _read("page.words.js") + _read("page.js"), vl_version=VEGA_LITE
+        )
+    )
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

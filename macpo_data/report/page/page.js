@@ -51,7 +51,7 @@ function look(width) {
       tickColor: line, titleFontWeight: "normal", labelFontSize: 12, titleFontSize: 12 },
     legend: { labelColor: ink, titleColor: quiet, orient: "bottom", labelFontSize: 12, title: null,
       columns: Math.max(1, Math.floor(width / 115)), symbolStrokeWidth: 2 },
-    range: { category: colours() }, text: { color: ink, fontSize: 12 },
+    range: { category: colours() }, point: { stroke: css("--paper") }, text: { color: ink, fontSize: 12 },
   };
 }
 
@@ -82,7 +82,7 @@ function draw(chart) {
 /** A figure with its title, its chart, and the same numbers as a table. */
 function figure(place, title, note, rows, columns, spec) {
   const plot = make("div", { class: "plot", role: "img", "aria-label": `${title}. ${note}` });
-  place.append(make("figure", {}, make("h3", {}, title), make("figcaption", {}, note), plot,
+  place.append(make("figure", {}, make("h3", {}, ...explained(title)), make("figcaption", {}, ...explained(note)), plot,
     make("details", {}, make("summary", {}, "as a table"), table(rows, columns))));
   const chart = { plot, rows, spec: () => ({ width: "container", height: 220, ...spec() }) };
   plot.style.minHeight = `${chart.spec().height + 70}px`; // about what it will take
@@ -96,6 +96,13 @@ const ROUND = { field: "at", type: "ordinal", title: "round", axis: { labelAngle
 function colour(field, domain, more = {}) {
   return { field, type: "nominal", scale: { domain, range: cycle(colours(), domain.length) }, ...more };
 }
+/** Rounds have a ramp of their own: the later, the stronger. */
+function ramp(round, last) {
+  const channels = (name) => css(name).match(/[0-9a-f]{2}/gi).map((hex) => parseInt(hex, 16));
+  const [early, late] = [channels("--early"), channels("--late")];
+  const part = last ? round / last : 1;
+  return `rgb(${early.map((c, i) => Math.round(c + part * (late[i] - c))).join(", ")})`;
+}
 // One colour and shape per agent on the whole page, whichever of them a chart shows.
 const agentsOf = (recipe) =>
   unique([...recipe.agents, ...recipe.scores.map((s) => s.agent), ...recipe.winners.map((w) => w.agent)]);
@@ -106,7 +113,7 @@ const ranged = (list, all, names) => names.map((name) => list[all.indexOf(name) 
 const MEASURES = { gold: "Score from 0 to 1", reward: "Reward", win: "Win rate", win_lc: "Length-controlled win rate" };
 const at = (row) => (row.round == null ? "base" : String(row.round));
 
-function scoreSpec(series, rows, all) {
+function scoreSpec(series, rows, all, floor) {
   const y = (field) => axis(field, null, { scale: { zero: false } });
   const student = { condition: { test: { field: "series", equal: series[0] }, value: 2.5 }, value: 1.25 };
   const tooltip = Object.entries(SCORE_COLUMNS).map(([field, title]) => ({ field, title }));
@@ -115,16 +122,17 @@ function scoreSpec(series, rows, all) {
     height: 260,
     encoding: { x: ROUND, xOffset: { field: "series", sort: series }, color: scale(colours()) },
     layer: [
-      { transform: [{ filter: "datum.behavior === 'positive'" }], mark: { type: "line", opacity: 0.7 },
+      { transform: [{ filter: "datum.behavior !== 'ceiling'" }], mark: { type: "line", opacity: 0.7 },
         encoding: { y: y("mean"), strokeWidth: student } },
       { transform: [{ filter: "datum.behavior !== 'ceiling'" }],
         mark: { type: "rule", strokeWidth: 1.75 }, encoding: { y: y("low"), y2: { field: "high" } } },
       ...(rows.some((row) => row.behavior === "ceiling") ? [{ transform: [{ filter: "datum.behavior === 'ceiling'" }],
         mark: { type: "rule", strokeWidth: 1.75, strokeDash: [6, 3] }, encoding: { y: y("mean"), x: null, xOffset: null, tooltip } }] : []),
-      ...(rows.some((row) => row.behavior === "negative") ? [true, false] : [true]).map((filled) => ({
-        transform: [{ filter: `datum.behavior === '${filled ? "positive" : "negative"}'` }],
-        mark: { type: "point", size: 75, opacity: 1, strokeWidth: 1.75, filled, ...(filled ? {} : { fill: css("--paper") }) },
-        encoding: { y: y("mean"), shape: scale(SHAPES), tooltip } })),
+      { transform: [{ filter: "datum.behavior !== 'ceiling'" }],
+        mark: { type: "point", size: 75, opacity: 1, strokeWidth: 1.75, filled: !rows.every((row) => row.behavior === "negative") },
+        encoding: { y: y("mean"), shape: scale(SHAPES), tooltip } },
+      ...(floor == null ? [] : [{ data: { values: [floor] }, mark: { type: "rule", strokeWidth: 1.75, strokeDash: [2, 3], color: css("--quiet") },
+        encoding: { y: y("mean"), x: null, xOffset: null, color: null, tooltip: [{ field: "policy", title: "floor" }, { field: "mean" }] } }]),
       ...(rows.some((row) => row.against) ? [{ mark: { type: "rule", strokeDash: [2, 3], color: css("--quiet") },
         encoding: { y: { datum: 0.5 }, x: null, xOffset: null, color: null } }] : []),
     ],
@@ -135,8 +143,9 @@ const SCORE_COLUMNS = { series: "agent", behavior: "behavior", at: "round", mean
   chars: "mean characters", truncated: "share cut", prompts: "prompts", by: "judged by" };
 
 function scores(recipe) {
-  const place = byId("score-figures");
-  place.replaceChildren();
+  const [first, folded] = [byId("score-figures"), byId("other-figures")];
+  first.replaceChildren();
+  folded.replaceChildren();
   const compared = report.recipes.length > 1;
   const all = compared
     ? report.recipes.flatMap((r) => r.scores
@@ -148,20 +157,29 @@ function scores(recipe) {
     // What unlike judges say of unlike recipes is no comparison, nor what answers drawn otherwise are worth.
     const key = (s) => [s.measure, s.against, rows === all ? s.by : "", s.sampling].join("\n");
     for (const group of unique(rows.map(key))) {
-      const part = rows.filter((s) => key(s) === group).map((s) => ({ ...s, at: at(s) }));
+      const whole = rows.filter((s) => key(s) === group).map((s) => ({ ...s, at: at(s) }));
+      whole.sort((a, b) => (a.round ?? -1) - (b.round ?? -1));
+      // Near 0 they would squash the others into a line.
+      for (const twins of [false, true]) {
+      const part = whole.filter((s) => (s.behavior === "negative") === twins);
+      if (!part.length) continue;
       const { measure, against } = part[0];
-      part.sort((a, b) => (a.round ?? -1) - (b.round ?? -1));
       const names = rows === own ? agentsOf(recipe) : report.recipes.map((r) => r.name);
       const series = names.filter((name) => part.some((s) => s.series === name));
+      const place = twins || first.childElementCount ? folded : first;
       const title = MEASURES[measure] + (against ? ` against ${against}` : "")
         + (compared ? (rows === own ? ` in ${recipe.name}` : ", the student of each recipe") : "");
-      const hollow = part.some((s) => s.behavior === "negative") ? "; hollow: a copy of the agent that was trained to answer badly" : "";
-      const dashed = part.some((s) => s.behavior === "ceiling") ? "; dashed: the student trained on good answers" : "";
-      figure(place, title, `Held-out prompts, ${part[0].sampling}, by ${part[0].by}; mean and 95 % interval${hollow}${dashed}.`, part,
-        SCORE_COLUMNS, scoreSpec(series, part, names));
+      const dashed = part.some((s) => s.behavior === "ceiling") ? "; dashed line: ceiling, the student trained on good answers" : "";
+      const level = rows === own && !twins ? recipe.gaps.find((g) => g.measure === measure)?.floor : null;
+      const dotted = level ? `; dotted line: floor, ${level.policy}` : "";
+      figure(place, title + (twins ? ": the negative twins" : ""),
+        `Held-out prompts, ${part[0].sampling}, by ${part[0].by}; mean and 95 % interval${dashed}${dotted}.`, part,
+        SCORE_COLUMNS, scoreSpec(series, part, names, level));
+      }
     }
   }
-  if (recipe.winners.length) winners(place, recipe);
+  if (recipe.winners.length) winners(first, recipe);
+  byId("more-figures").hidden = !folded.childElementCount;
 }
 
 function winners(place, recipe) {
@@ -192,13 +210,22 @@ function winners(place, recipe) {
 }
 
 function probed(recipe) {
-  const lines = recipe.gaps.map((g) => make("p", {}, g.text));
-  if (recipe.best) lines.push(make("p", {}, recipe.best.text));
+  const lines = recipe.gaps.map((g) => make("p", {}, ...explained(g.text))), short = [];
+  for (const g of recipe.gaps) {
+    const covered = g.rounds.filter((r) => r.mean != null && r.round > 0)
+      .map((r) => `round ${r.round}: ${Math.round(100 * r.mean)} % (${Math.round(100 * r.low)} to ${Math.round(100 * r.high)})`);
+    const level = (end) => `${end.policy}, ${end.mean.toFixed(2)}`;
+    short.push([`gap recovered, by ${g.measure}`, `${covered.join(", ") || "not defined: the ceiling is not clearly above the floor"}; `
+      + `floor ${level(g.floor)}; ceiling ${level(g.ceiling)}`]);
+  }
+  if (recipe.best) short.push(["best round", recipe.best.text.replace(/^best round: /, "")]);
+  if (recipe.advice) short.push(["advice after round 0", `${recipe.advice.title}. ${recipe.advice.text}`]);
+  byId("in-short").replaceChildren(...short.flatMap(([name, value]) => (
+    [make("dt", {}, ...explained(name)), make("dd", {}, ...explained(value))])));
   if (recipe.advice) {
     const number = (e) => e.low == null ? shown(e.mean) : `${shown(e.mean)} (${shown(e.low)} to ${shown(e.high)})`;
     const rows = Object.entries(recipe.advice.numbers).map(([who, e]) => ({ who, right: number(e) }));
-    lines.push(make("p", {}, `Advice after round 0: ${recipe.advice.title}. ${recipe.advice.text}`),
-      make("details", {}, make("summary", {}, "The probe: human pairs that nothing learns from"),
+    lines.push(make("details", {}, make("summary", {}, "The probe: human pairs that nothing learns from"),
         table(rows, { who: "after round 0", right: "pairs ranked right, estimated" }),
         table(recipe.probe.map((r) => ({ ...r, perplexity: shown(r.perplexity), ranked_right: shown(r.ranked_right),
           score: r.score == null ? "" : shown(r.score) })),
@@ -208,13 +235,52 @@ function probed(recipe) {
 }
 
 /** Student, teachers and ceiling by round, as on the last screen of `macpo run`. */
-function scoreTable(found) {
+function scoreTable(recipe) {
+  const found = recipe.headline.table;
   byId("score-table").replaceChildren();
   if (!found) return;
   const columns = { name: "score", ...Object.fromEntries(found.rounds.map((r, i) => [`r${i}`, `round ${r}`])) };
   const rows = found.rows.map(({ name, means }) => (
     { name, ...Object.fromEntries(means.map((m, i) => [`r${i}`, m?.toFixed(2)])) }));
-  byId("score-table").append(table(rows, columns), make("p", { class: "note" }, `Score: ${found.meaning}`));
+  const written = recipe.scores.filter((s) => s.agent === recipe.student && s.behavior === "positive");
+  const long = (r) => written.find((s) => s.round === r)?.chars?.toFixed(0);
+  rows.push({ name: `${recipe.student}'s answers, characters`, ...Object.fromEntries(found.rounds.map((r, i) => [`r${i}`, long(r)])) });
+  byId("score-table").append(table(rows, columns), make("p", { class: "note" }, ...explained(`Score: ${found.meaning}`)));
+}
+
+/** Who writes, on how many prompts, and who judges. */
+function about(recipe) {
+  const { models, prompts, judges } = recipe.about;
+  const roles = unique(models.map((m) => m.role));
+  const rows = roles.map((role) => {
+    const own = models.filter((m) => m.role === role);
+    return [role + (own.length > 1 ? "s" : ""), own.map((m) => `${m.name} (${m.base})`).join(", ")];
+  });
+  const counts = { d1: "with human answers, for the start", d2: "to learn from in every round", test: "held out" };
+  const known = Object.entries(counts).filter(([part]) => prompts[part] != null);
+  if (known.length) rows.push(["prompts", known.map(([part, what]) => `${prompts[part].toLocaleString("en")} ${what}`).join(", ")]);
+  rows.push(["judge", judges.join(", ") || "nobody yet"]);
+  byId("about").replaceChildren(...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, ...explained(value))]));
+}
+
+/** Which recipe's student ends highest, where they are measured alike; else nothing. */
+function versus() {
+  const last = report.recipes.map((r) => {
+    const own = r.scores.filter((s) => s.agent === r.student && s.behavior === "positive" && s.round != null);
+    const one = own.filter((s) => own.every((o) => o.round <= s.round))[0];
+    return one && { ...one, name: r.name, key: [one.measure, one.against, one.by, r.sampling].join("\n") };
+  });
+  byId("versus").textContent = "";
+  if (last.length < 2) return;
+  if (last.some((s) => s == null) || unique(last.map((s) => s.key)).length > 1) {
+    byId("versus").textContent = "These recipes are not measured alike, so that no order of them is said.";
+    return;
+  }
+  last.sort((a, b) => b.mean - a.mean);
+  const [best, next] = last;
+  const clear = best.low != null && next.high != null && best.low > next.high;
+  byId("versus").textContent = `The student ends highest in ${last.map((s) => `${s.name} (${s.mean.toFixed(2)})`).join(", then ")}: `
+    + (clear ? `${best.name} is clearly ahead.` : `${best.name} and ${next.name} are not clearly apart, their 95 % intervals overlap.`);
 }
 
 function head(recipe) {
@@ -226,12 +292,16 @@ function head(recipe) {
   byId("title").className = top.verdict.state;
   byId("lead").textContent = top.verdict.text;
   byId("gap").textContent = top.gap ?? "";
-  byId("actions").replaceChildren(...top.warnings.map((w) => make("li", {}, w)));
-  scoreTable(top.table);
+  const actions = [top.unmeasured, ...top.warnings, top.advice && `Advice: ${top.advice}`].filter(Boolean);
+  byId("actions-block").hidden = !actions.length;
+  byId("actions").replaceChildren(...actions.map((w) => make("li", {}, ...explained(w))));
+  about(recipe);
+  versus();
+  scoreTable(recipe);
   document.title = `${recipe.name}: macpo report`;
   probed(recipe);
   byId("expert").textContent = `For the expert (signs of failure: ${recipe.warnings.length})`;
-  byId("warnings").replaceChildren(...recipe.warnings.map((w) => make("li", {}, w)));
+  byId("warnings").replaceChildren(...recipe.warnings.map((w) => make("li", {}, ...explained(w))));
   const compared = byId("compared");
   compared.replaceChildren();
   if (report.recipes.length < 2) return;
@@ -266,21 +336,24 @@ function data(recipe) {
   const place = byId("data-figures");
   place.replaceChildren();
   const learner = byId("data-learner").value;
-  const range = () => [css("--quiet"), css("--c0"), css("--c1")];
+  const range = () => [css("--quiet"), css("--good"), css("--bad")];
   for (const [measure, [title, note, type]] of Object.entries(SPREAD)) {
     const rows = recipe.spread.filter((r) => r.learner === learner && r.measure === measure)
       .map((r) => ({ ...r, at: at(r) }));
     if (!rows.length) continue;
-    const y = (field) => axis(field, null, { scale: type === "log" ? { type } : { type, zero: false } });
+    const kinds = KINDS.filter((kind) => rows.some((r) => r.kind === kind));
+    const drawn = (list) => ranged(list, KINDS, kinds);
+    // An axis ends where the data do.
+    const y = (field) => axis(field, null, { scale: type === "log" ? { type, nice: false } : { zero: false } });
     figure(place, title, `${note} Median, middle half, and 5 to 95 % of the answers.`, rows,
       { at: "round", kind: "", rows: "rows", low: "5 %", lower: "25 %", middle: "median", upper: "75 %", high: "95 %" },
       () => ({
-        encoding: { x: ROUND, xOffset: { field: "kind", sort: KINDS }, color: { field: "kind", type: "nominal", scale: { domain: KINDS, range: range() } } },
+        encoding: { x: ROUND, xOffset: { field: "kind", sort: KINDS }, color: { field: "kind", type: "nominal", scale: { domain: kinds, range: drawn(range()) } } },
         layer: [
           { mark: { type: "rule", strokeWidth: 1.5 }, encoding: { y: y("low"), y2: { field: "high" } } },
           { mark: { type: "bar", size: 9 }, encoding: { y: y("lower"), y2: { field: "upper" } } },
           { mark: { type: "point", filled: true, size: 60, opacity: 1, stroke: css("--paper"), strokeWidth: 1.5 },
-            encoding: { y: y("middle"), shape: { field: "kind", type: "nominal", scale: { domain: KINDS, range: SHAPES.slice(0, 3) } }, tooltip: [
+            encoding: { y: y("middle"), shape: { field: "kind", type: "nominal", scale: { domain: kinds, range: drawn(SHAPES.slice(0, 3)) } }, tooltip: [
               { field: "kind" }, { field: "at", title: "round" }, { field: "middle", title: "median" },
               { field: "low", title: "5 %" }, { field: "high", title: "95 %" }, { field: "rows" }] } },
         ],
@@ -290,21 +363,22 @@ function data(recipe) {
 }
 
 function losses(place, recipe) {
-  const rows = recipe.losses.map((r) => ({ ...r, at: r.round ?? "source" }));
+  const rows = recipe.losses.map((r) => ({ ...r, at: r.round ?? "source", reason: inWords(r.reason) }));
   if (!rows.length) {
-    place.append(make("figure", {}, make("h3", {}, "Losses"), make("p", {}, "No filter caught a row.")));
+    place.append(make("figure", {}, make("h3", {}, "Rows left out"), make("p", {}, "No filter caught a row.")));
     return;
   }
   const kinds = unique(rows.map((r) => r.what));
   const tooltip = ["reason", "what"].map((field) => ({ field })).concat({ field: "rows", aggregate: "sum" });
-  figure(place, "Losses", "Rows that a filter dropped or noted, or a source could not use; all learners and rounds.", rows,
+  const shades = { dropped: "--ink", noted: "--quiet", unusable: "--c5" };
+  figure(place, "Rows left out", "Rows that a filter dropped or noted, or a source could not use; all learners and rounds.", rows,
     { at: "round", learner: "learner", what: "", reason: "reason", rows: "rows", share: "share" }, () => ({
       height: 30 * unique(rows.map((r) => r.reason)).length,
       mark: { type: "bar", height: 14 },
       encoding: {
-        y: { field: "reason", type: "nominal", title: null, sort: "-x", axis: { labelLimit: 220 } },
+        y: { field: "reason", type: "nominal", title: null, sort: "-x", axis: { labelLimit: 260 } },
         x: axis("rows", null, { aggregate: "sum", stack: "zero", axis: { tickMinStep: 1, tickCount: 5 } }),
-        color: colour("what", kinds), tooltip,
+        color: { field: "what", type: "nominal", scale: { domain: kinds, range: kinds.map((kind) => css(shades[kind])) } }, tooltip,
       },
     }));
 }
@@ -318,21 +392,23 @@ function curves(recipe) {
   const own = recipe.curves.filter((c) => c.learner === byId("curve-learner").value);
   const name = (c) => `round ${c.round}${c.behavior === "positive" ? "" : `, ${c.behavior}`}`;
   const dash = { positive: [1, 0], negative: [4, 3], ceiling: [1, 2] };
-  const names = own.map(name);
+  const last = Math.max(...own.map((c) => c.round));
   for (const [metric, title] of Object.entries(CURVES)) {
     const rows = own.flatMap((c) => (c.columns[metric] ?? []).map((value, i) => (
       { step: c.columns.step[i], value, series: name(c) }))).filter((row) => row.value != null);
     if (!rows.length) continue;
-    figure(place, title, "By optimiser step.", rows, { series: "round", step: "step", value: title }, () => ({
+    const drawn = own.filter((c) => rows.some((row) => row.series === name(c)));
+    const names = drawn.map(name);
+    figure(place, title, "By optimiser step; the later the round, the stronger the colour.", rows, { series: "round", step: "step", value: title }, () => ({
       height: 150,
       mark: { type: "line", strokeWidth: 1.75 },
       encoding: {
         x: axis("step", "step", { axis: { tickMinStep: 1, tickCount: 5 } }),
         y: axis("value", null, { scale: { zero: false }, axis: { tickCount: 5 } }),
         color: { field: "series", type: "nominal",
-          scale: { domain: names, range: own.map((c) => colours()[c.round % 6]) } },
+          scale: { domain: names, range: drawn.map((c) => ramp(c.round, last)) } },
         strokeDash: { field: "series", type: "nominal",
-          scale: { domain: names, range: own.map((c) => dash[c.behavior]) } },
+          scale: { domain: names, range: drawn.map((c) => dash[c.behavior]) } },
       },
     }));
   }
@@ -349,10 +425,24 @@ function conversation(prompt) {
     [make("span", { class: "role" }, role), written(text(number))]));
 }
 
+const CHANGES = { "all prompts": null, "better than in the first round": 1, "worse than in the first round": -1, "as good as in the first round": 0 };
+
+/** Whether an agent's last answer is scored above (1), below (-1) or like (0) its first; null where nobody scored. */
+function changed(found, agent) {
+  const own = found.answers.filter((a) => a.agent === agent && a.behavior === "positive" && a.round != null);
+  own.sort((a, b) => a.round - b.round);
+  const [before, after] = [own[0], own.at(-1)];
+  const measure = before && Object.keys(before.scores).find((k) => before.scores[k] != null && after.scores[k] != null);
+  return before === after || !measure ? null : Math.sign(after.scores[measure] - before.scores[measure]);
+}
+
+window.macpoChanged = changed;
+
 function answers(recipe) {
   const asked = byId("answer-search").value.toLowerCase();
   const agent = byId("answer-agent").value;
-  const found = recipe.answers.filter((a) => !asked
+  const way = CHANGES[byId("answer-change").value];
+  const found = recipe.answers.filter((a) => way == null || changed(a, agent) === way).filter((a) => !asked
     || [...a.prompt.map((m) => m[1]), ...a.answers.map((x) => x.text)].some((n) => text(n).toLowerCase().includes(asked)));
   state.answer = Math.max(0, Math.min(state.answer, found.length - 1));
   byId("answer-back").disabled = state.answer <= 0;
@@ -370,7 +460,7 @@ function answers(recipe) {
       make("h3", {}, a.round == null ? "base" : `round ${a.round}${a.behavior === "positive" ? "" : ` (${a.behavior})`}`),
       written(text(a.text)),
       make("p", { class: "meta" }, [...Object.entries(a.scores).filter(([, v]) => v != null).map(([k, v]) => `${k} ${shown(v)}`),
-        a.finish_reason === "stop" ? null : a.finish_reason].filter(Boolean).join(" · ")))))));
+        `${[...(text(a.text) ?? "")].length} characters`, a.finish_reason === "stop" ? null : a.finish_reason === "length" ? "cut by the token limit" : a.finish_reason].filter(Boolean).join(" · ")))))));
 }
 
 const place = Object.fromEntries(report.pair_columns.map((name, i) => [name, i]));
@@ -393,7 +483,7 @@ function others(pair) {
   return make("details", {}, make("summary", {}, `${rows.length} not chosen`),
     make("div", { class: "sides" }, ...rows.map(([agent, number, perplexity, rank, reason]) =>
       make("div", { class: "side" }, make("h3", {}, agent), written(text(number)), make("p", { class: "meta" },
-        [rank && `rank ${rank}`, perplexity != null && `perplexity ${shown(perplexity)}`, reason && `caught: ${reason}`].filter(Boolean).join(" · "))))));
+        [rank && `rank ${rank}`, perplexity != null && `perplexity ${shown(perplexity)}`, reason && `left out: ${inWords(reason)}`].filter(Boolean).join(" · "))))));
 }
 
 function card(pair) {
@@ -472,6 +562,7 @@ function show() {
     options(byId(id), [ALL, ...of(name)]);
   }
   options(byId("pair-order"), Object.keys(ORDERS));
+  options(byId("answer-change"), Object.keys(CHANGES));
   if (of("learner").includes(one.student)) byId("pair-learner").value = one.student;
   const learners = one.agents.filter((a) => one.steps.some((s) => s.learner === a));
   for (const id of ["data-learner", "curve-learner", "answer-agent"]) options(byId(id), learners);
@@ -492,12 +583,21 @@ on("change", ["recipe"], () => { state.recipe = Number(byId("recipe").value); st
 on("change", ["data-learner"], () => data(recipe()));
 on("change", ["curve-learner"], () => curves(recipe()));
 on("change", ["answer-agent"], () => answers(recipe()));
+on("change", ["answer-change"], () => { state.answer = 0; answers(recipe()); });
 on("input", ["answer-search"], () => { state.answer = 0; answers(recipe()); });
 on("click", ["answer-back"], () => { state.answer -= 1; answers(recipe()); });
 on("click", ["answer-on"], () => { state.answer += 1; answers(recipe()); });
 on("change", ["pair-round", "pair-learner", "pair-agent", "pair-order"], pairs);
 on("input", ["pair-search"], pairs);
 on("click", ["pair-more"], more);
+// What a link of the top leads to is unfolded.
+for (const link of document.querySelectorAll("nav a")) {
+  link.addEventListener("click", () => {
+    const fold = document.querySelector(`${link.getAttribute("href")} > details.fold`);
+    if (fold) fold.open = true;
+  });
+}
+glossary();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change",
   () => charts.filter((chart) => chart.made).forEach(draw));
 show();
