@@ -200,7 +200,7 @@ def train(case: Case, base: Base, folder: Path) -> None:
         {
             "prompt": prompt(case, n),
             "chosen": text(case.length, n),
-            "rejected": text(case.length, -n),
+            "rejected": text(case.length, n + case.rows),
         }
         for n in range(case.rows)
     ]
@@ -249,7 +249,7 @@ def run_engine(case: Case, base: Base) -> None:
         # Words of the text are several tokens each: cut to the answer's length.
         fast = tokenizer()
         answers = [
-            fast.decode(fast(text(answer, -n))["input_ids"][:answer]) for n in range(case.rows)
+            fast.decode(fast(text(answer, n))["input_ids"][:answer]) for n in range(case.rows)
         ]
         requests = [
             ScoreRequest(voice, prompt(case, n // 2), answers[n], False, "a")

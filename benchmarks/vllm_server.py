@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -58,6 +59,14 @@ class VLLMServer:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+    def load(self, name: str, adapter: Path) -> None:
+        """Serve an adapter under a name of its own."""
+        body = json.dumps({"lora_name": name, "lora_path": str(adapter)}).encode()
+        header = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(f"{self.url}/load_lora_adapter", body, header)
+        with urllib.request.urlopen(asked, timeout=60):
+            pass
 
     def _answers(self) -> bool:
         try:

@@ -26,11 +26,13 @@ from macpo_data.engines import openai
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.engines.transformers import TransformersEngine
 from macpo_data.errors import ModelError
+from macpo_data.generation import mixture as mixtures
 from macpo_data.loading.load import load_recipe
 from macpo_data.models.base import Base
 from macpo_data.recipe.agents import Endpoint
 from macpo_data.recipe.engine import Engine
-from macpo_data.recipe.generation import Sampling
+from macpo_data.recipe.generation import Mixture, Sampling
+from macpo_data.schema import Message
 from macpo_run.rounds import Run
 
 if find_spec("vllm") is None:
@@ -152,6 +154,52 @@ def test_rounds_0_and_1(copy: Path, base: Base) -> None:
     assert start(copy, "run", "--until", "1", "-r", "recipe.yaml").wait(timeout=300) == 0
     manifests = check(copy, base, {"d2": 6, "test": 9})
     assert {m["engine"] for m in manifests.values()} == {"openai"}
+
+
+def test_a_mixture_behind_one_server(
+    trained: Path, server: VLLMServer, base: Base, tmp_path: Path
+) -> None:
+    """MoAA's SFT data: the aggregator reads what two adapters of the same server propose.
+
+    As in `check`, a last character that is cut is left out by vLLM.
+    """
+    adapters = sorted((trained / "runs/test/adapters").iterdir())
+    proposers = {"one": adapters[0], "two": adapters[1]}
+    for name, adapter in proposers.items():
+        server.load(name, adapter)
+    (tmp_path / "merge.txt").write_text("Merge these: $answers")
+    at = {"base_url": server.url, "max_failed": 0}
+    agents: dict[str, dict[str, Any]] = {
+        name: {"role": "proposer", "endpoint": at | {"model": name}} for name in proposers
+    }
+    agents["sum"] = {"role": "aggregator", "endpoint": at | {"model": "base"}}
+    agents["student"] = {"role": "student", "base": base.id}
+    mixture = Mixture(
+        layers=[["one", "two"], ["sum"]], prompt=str(tmp_path / "merge.txt"), sampling=GREEDY
+    )
+    values = yaml.safe_load(RECIPE) | {"method": "moaa", "agents": agents}
+    values |= {"mixture": mixture.model_dump(), "judge": {"kind": "gold"}}
+    values["sampling"] |= {"n": 2}
+    (tmp_path / "moaa.yaml").write_text(yaml.safe_dump(values))
+    recipe = load_recipe(str(tmp_path / "moaa.yaml"))
+    with Run(recipe, tmp_path / "runs", no_progress, print) as run:
+        run.make("gen", 0)
+        dataset = run.store.path(run.plan.name(run.plan.steps[0]))
+    rows = pl.read_parquet(dataset / "pairs.parquet").select("prompt", "chosen")
+
+    def exact(adapter: Path | None, prompts: list[list[Message]]) -> list[str]:
+        voice = Voice(str(adapter) if adapter else None, "tokenizer", str(adapter))
+        asked = [Request(voice, prompt, GREEDY, 0, "a") for prompt in prompts]
+        answers = dict(TransformersEngine(base, Engine()).generate(asked))
+        return [str(answers[i].text).rstrip("\ufffd") for i in range(len(asked))]
+
+    proposals = [exact(adapter, rows["prompt"].to_list()) for adapter in adapters[:2]]
+    merged = [
+        mixtures.aggregation(mixture, prompt, list(answers))
+        for prompt, *answers in zip(rows["prompt"], *proposals, strict=True)
+    ]
+    written = [text.rstrip("\ufffd") for text in rows["chosen"]]
+    assert written == exact(None, merged) != exact(None, rows["prompt"].to_list())
 
 
 @pytest.mark.parametrize(

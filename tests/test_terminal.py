@@ -18,6 +18,7 @@ from macpo_data.generation.cost import Ask
 from macpo_data.plan import Step
 from macpo_data.store.store import State
 from macpo_run import live_status
+from macpo_run.commands import following
 from macpo_run.commands.run_options import RunOptions, spelt
 from macpo_run.terminal import progress
 from macpo_run.terminal.lines import program, say, say_next
@@ -190,6 +191,30 @@ def test_a_run_says_what_is_left_of_the_whole(macpo: Macpo, recipe_file: Path) -
     assert lines[-1] == "[12/12] train round 0 student negative; all made" and len(lines) == 12
     again = macpo("run", "--until", "0", "-r", recipe_file, fake=True)
     assert "steps to make" not in again.stderr
+
+
+def test_what_was_never_timed_is_told_by_the_plan_at_the_pace_so_far(
+    open_run: OpenRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four steps of 114 s each, and the first takes 288: (288 + 60) / (114 + 60) is twice."""
+    run, now = open_run(), 0.0
+    steps = [step for step in run.plan.steps if step.round == 0][:4]
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(following, "_planned", lambda run, steps: dict.fromkeys(steps, 114.0))
+    following.follow(run, steps)
+    now = 288.0
+    run.on_step(steps[0])
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("4 steps to make; about 8 min left, by the plan")
+    assert second.endswith("[1/4] gen round 0 teacher1; about 11 min left")
+
+
+def test_a_plan_of_real_models_has_seconds_for_every_step(open_run: OpenRun) -> None:
+    run = open_run("engine.name=transformers")
+    planned = following._planned(run, run.plan.steps)
+    assert planned.keys() == set(run.plan.steps)
+    assert min(planned.values()) >= following.OVERHEAD < max(planned.values())
+    assert following._planned(open_run(), run.plan.steps) == {}
 
 
 def test_a_watched_run_fits_its_terminal(open_run: OpenRun) -> None:

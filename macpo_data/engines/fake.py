@@ -26,7 +26,7 @@ class FakeEngine(Engine):
             length = rng.randint(3, 24)
             cut = length > request.sampling.max_new_tokens
             length = min(length, request.sampling.max_new_tokens)
-            text = " ".join(rng.choice(_WORDS) for _ in range(length))
+            text = " ".join(rng.choices(_WORDS, k=length))
             if "[[A]]" in request.prompt[-1]["content"]:  # a judge's
                 text = rng.choice(("[[A]]", "[[B]]"))
             elif "Score: N" in request.prompt[-1]["content"]:  # one that gives points
@@ -44,7 +44,7 @@ class FakeEngine(Engine):
                 f"{request.voice.fingerprint} {request.prompt[-1]['content']} {request.response}"
             )
             words = len(request.response.split())
-            total = -sum(3 * rng.random() for _ in range(words))
+            total = -3 * sum(rng.random() for _ in range(words))
             yield i, Score(total, words, -rng.random() if request.finished else 0.0)
 
     def scored_under(self, voice: Voice) -> dict[str, Any]:

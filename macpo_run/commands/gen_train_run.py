@@ -11,6 +11,7 @@ import typer
 
 from macpo_data.errors import MacpoError
 from macpo_run.commands.before import needs_of, stop_unless_ready
+from macpo_run.commands.following import follow
 from macpo_run.commands.print_steps import (
     finish,
     next_command,
@@ -18,13 +19,11 @@ from macpo_run.commands.print_steps import (
     print_outcome,
     print_reward_plan,
     print_signs,
-    title,
 )
 from macpo_run.commands.run_options import DatasetOptions, RunOptions, open_run, open_to_make
 from macpo_run.terminal.lines import program, say, say_aside, say_next
 
 if TYPE_CHECKING:
-    from macpo_data.plan import Step
     from macpo_run.rounds import Outcome, Run
 
 
@@ -139,7 +138,7 @@ def run_rounds(
         evaluates = run.recipe.data.source == "world"
         stop_unless_ready(needs_of(run, steps, evaluates=evaluates))
         with run.store.in_use():
-            _follow(run, steps)
+            follow(run, steps)
             reached, outcome = _make_rounds(run, rounds)
             print_outcome(outcome)
             if outcome.waiting:
@@ -148,30 +147,6 @@ def run_rounds(
                 raise typer.Exit(1)
             _print_results(run, reached)
             say_next(next_command(run, run.states()))
-
-
-def _follow(run: Run, steps: Sequence[Step]) -> None:
-    """Say what there is to make, and after each step what is left of the whole, on stderr."""
-    from macpo_run.sweep.time_left import in_words, seconds_left, task_of
-
-    states = run.states()
-    todo = {step: task_of(run.recipe, run.plan.name(step), step) for step in steps
-            if states[step] != "done"}  # fmt: skip
-    count = len(todo)
-    if not count:
-        return
-
-    def left() -> str:
-        return in_words(*seconds_left(list(todo.values()), run.store.root))
-
-    steps_to_make = f"{count} {'step' if count == 1 else 'steps'} to make"
-    say_aside(f"{title(run)}: {steps_to_make}; {left()}")
-
-    def tell(step: Step) -> None:
-        todo.pop(step, None)
-        say_aside(f"[{count - len(todo)}/{count}] {step}; {left() if todo else 'all made'}")
-
-    run.on_step = tell
 
 
 def _make_rounds(run: Run, rounds: Sequence[int]) -> tuple[int, Outcome]:

@@ -103,6 +103,12 @@ def seconds_left(todo: Sequence[Task], root: Path) -> tuple[float, int]:
         todo: what is still to be made.
         root: the run's folder, whose timings count before those of other runs beside it.
     """
+    known = [seconds for seconds in seconds_of(todo, root) if seconds is not None]
+    return sum(known), len(todo) - len(known)
+
+
+def seconds_of(todo: Sequence[Task], root: Path) -> list[float | None]:
+    """What each task takes by what was timed before; None for a kind that never was."""
     rates = timed([root])
     if not rates.keys() >= {task.key for task in todo}:
         rates = timed(p for p in root.parent.glob("*") if p != root) | rates
@@ -110,8 +116,7 @@ def seconds_left(todo: Sequence[Task], root: Path) -> tuple[float, int]:
     timings = [(rates.get(task.key) or rates.get(task.key[1:]), task.size) for task in todo]
     # Nor does a count tell about all that there are (size 1), or the reverse.
     alike = [([t for t in ts or () if (t[0] > 1) == (size > 1)], size) for ts, size in timings]
-    estimates = [about(timed, size) for timed, size in alike if timed]
-    return sum(estimates), len(todo) - len(estimates)
+    return [about(timed, size) if timed else None for timed, size in alike]
 
 
 def task_of(recipe: Recipe, name: str, step: Step) -> Task:
