@@ -11,6 +11,7 @@ import macpo_data.report.page as folder
 
 CSS = Path(str(folder.__file__)).with_name("page.css").read_text("utf-8")
 AGENTS = [f"--c{n}" for n in range(6)]
+RECIPES = [f"--r{n}" for n in range(4)]
 TEXT = ["--ink", "--quiet", "--good", "--bad", "--c0"]  # links are c0
 
 
@@ -50,15 +51,15 @@ def test_text_and_marks_stand_out(name: str) -> None:
         assert contrast(colours[each], colours["--paper"]) >= 4.5, each
     for each in ("--ink", "--quiet"):
         assert contrast(colours[each], colours["--wash"]) >= 4.5, each
-    for each in [*AGENTS, "--early", "--late"]:
+    for each in [*AGENTS, *RECIPES, "--early", "--late"]:
         assert contrast(colours[each], colours["--paper"]) >= 3, each
 
 
 @pytest.mark.parametrize("name", ["light", "dark"])
 def test_a_colour_means_one_thing(name: str) -> None:
-    """Agents, the two ends of the ramp for rounds, good and bad: all of them differ."""
+    """Agents, recipes, the two ends of the ramp for rounds, good and bad: all of them differ."""
     colours = palettes()[name]
-    used = [colours[each] for each in [*AGENTS, "--early", "--late", "--good", "--bad"]]
+    used = [colours[each] for each in [*AGENTS, *RECIPES, "--early", "--late", "--good", "--bad"]]
     assert len(used) == len({*used})
     # Later rounds are further from paper.
     late, early = (contrast(colours[f"--{end}"], colours["--paper"]) for end in ("late", "early"))

@@ -40,6 +40,7 @@ function table(rows, columns) {
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const colours = () => [0, 1, 2, 3, 4, 5].map((n) => css(`--c${n}`));
+const recipeColours = () => [0, 1, 2, 3].map((n) => css(`--r${n}`));
 const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"];
 const cycle = (list, count) => Array.from({ length: count }, (_, i) => list[i % list.length]);
 
@@ -113,14 +114,14 @@ const ranged = (list, all, names) => names.map((name) => list[all.indexOf(name) 
 const MEASURES = { gold: "Score from 0 to 1", reward: "Reward", win: "Win rate", win_lc: "Length-controlled win rate" };
 const at = (row) => (row.round == null ? "base" : String(row.round));
 
-function scoreSpec(series, rows, all, floor) {
+function scoreSpec(series, rows, all, floor, palette) {
   const y = (field) => axis(field, null, { scale: { zero: false } });
   const student = { condition: { test: { field: "series", equal: series[0] }, value: 2.5 }, value: 1.25 };
   const tooltip = Object.entries(SCORE_COLUMNS).map(([field, title]) => ({ field, title }));
   const scale = (list) => ({ field: "series", type: "nominal", scale: { domain: series, range: ranged(list, all, series) } });
   return () => ({
     height: 260,
-    encoding: { x: ROUND, xOffset: { field: "series", sort: series }, color: scale(colours()) },
+    encoding: { x: ROUND, xOffset: { field: "series", sort: series }, color: scale(palette()) },
     layer: [
       { transform: [{ filter: "datum.behavior !== 'ceiling'" }], mark: { type: "line", opacity: 0.7 },
         encoding: { y: y("mean"), strokeWidth: student } },
@@ -174,7 +175,7 @@ function scores(recipe) {
       const dotted = level ? `; dotted line: floor, ${level.policy}` : "";
       figure(place, title + (twins ? ": the negative twins" : ""),
         `Held-out prompts, ${part[0].sampling}, by ${part[0].by}; mean and 95 % interval${dashed}${dotted}.`, part,
-        SCORE_COLUMNS, scoreSpec(series, part, names, level));
+        SCORE_COLUMNS, scoreSpec(series, part, names, level, rows === own ? colours : recipeColours));
       }
     }
   }
