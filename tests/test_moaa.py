@@ -73,6 +73,13 @@ def test_both_rounds(open_run: OpenRun, moaa_file: Path) -> None:
     assert not any(name.startswith("answers/") for name in other)  # who was asked is the same
 
 
+def test_the_shipped_recipe_can_be_tried_on_the_fake_engine(macpo: Macpo) -> None:
+    """Its gold judge tells apart what the fake engine writes."""
+    small = [f"--set=data.{part}.count=40" for part in ("d1", "d2", "test")]
+    done = macpo("run", "--until", "1", "-r", "moaa_quickstart", *small, fake=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_best_and_the_worst_by_wins(open_run: OpenRun, moaa_file: Path) -> None:
     """Wins counted here from the judgements: no candidate has more than the chosen one."""
     run = finish(open_run(file=moaa_file))

@@ -20,16 +20,21 @@ class FakeEngine(Engine):
         self.base = base
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """A few words drawn by the request's seed."""
+        """A few words, some of them the prompt's, drawn by the request's seed.
+
+        A judge that looks for the prompt's topic thus finds better and worse answers.
+        """
         for i, request in enumerate(requests):
             rng = random.Random(f"{request.seed} {request.voice.fingerprint}")
             length = rng.randint(3, 24)
             cut = length > request.sampling.max_new_tokens
             length = min(length, request.sampling.max_new_tokens)
-            text = " ".join(rng.choices(_WORDS, k=length))
-            if "[[A]]" in request.prompt[-1]["content"]:  # a judge's
+            asked = request.prompt[-1]["content"]
+            words = [*_WORDS, *(word for word in asked.split()[:32] if word.isalpha())]
+            text = " ".join(rng.choices(words, k=length)) + ("" if cut else ".")
+            if "[[A]]" in asked:  # a judge's
                 text = rng.choice(("[[A]]", "[[B]]"))
-            elif "Score: N" in request.prompt[-1]["content"]:  # one that gives points
+            elif "Score: N" in asked:  # one that gives points
                 text = f"Score: {rng.randint(0, 5)}"
             yield i, Completion(text, "length" if cut else "stop", length)
 
