@@ -1,13 +1,14 @@
 """A judge that nobody trained on: a head on SmolLM2's frozen states, on human pairs.
 
 The pairs are those of HH-RLHF of several turns and of PKU-SafeRLHF. One whose last user turn occurs
-in a D1, D2 or test of the recipes is left out. The frozen base reads each answer once; what a layer
-gives, as the mean over the answer's tokens and at its end, is kept on disk. A logistic regression
-on the differences is the reward. Beside it stand the rules of length and a linear model of words.
+in a D1, D2 or test of the recipes is left out. The frozen base reads each answer once, up to one of
+its layers; its normalised state at the answer's end is kept on disk. A logistic regression on the
+differences is the reward. Beside it stand the rules of length and a linear model of words.
 
-    python -m benchmarks.judge --base packaged:smollm2-135m --rows 600 --layer 12 --cache DIR
+    python -m benchmarks.judge --base packaged:smollm2-135m --rows 600 --layer 12 --out DIR
 
-Frozen states in place of fine-tuning: one pass, and none backwards, is what two cores bear.
+Frozen states in place of fine-tuning: one pass, and none backwards, is what two cores bear. Layers
+and head are written as a sequence classifier: `macpo eval --set eval.reward=DIR/judge`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.models import DATA
 from benchmarks.reward_model import by_words
 from macpo_data import stats
 from macpo_data.generation.reward_model import accuracy
-from macpo_data.models.base import Base, load_model, load_tokenizer
+from macpo_data.models.base import Base, load_chat, load_model, load_tokenizer
 from macpo_data.schema import Message
 from macpo_run.terminal.progress import progress
 from macpo_run.training import make_bases
@@ -40,6 +41,7 @@ SETS = {
 USED = ("hh_harmless_d1", "hh_harmless_d2", "hh_harmless_test")
 SIDES = ("chosen", "rejected")
 
+BATCH = 8  # answers that are read at once
 STRENGTHS = (1e-4, 1e-3, 1e-2)  # of the regression, chosen within the learned pairs
 
 
@@ -50,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=600, help="pairs of each set")
     parser.add_argument("--layer", type=int, default=12, help="after which the states are taken")
     parser.add_argument("--tokens", type=int, default=320, help="of a row; the start is cut off")
-    parser.add_argument("--cache", type=Path, required=True, help="folder of the states")
+    parser.add_argument("--out", type=Path, required=True, help="folder of states and judge")
     asked = parser.parse_args()
     make_bases([asked.base], progress)
     used = {last_turn(prompt) for file in USED for prompt in read(file)["prompt"]}
@@ -60,7 +62,7 @@ def main() -> None:
             lambda prompt: last_turn(prompt) in used, return_dtype=pl.Boolean))  # fmt: skip
         rows = rows.unique("prompt", keep="first", maintain_order=True)
         rows = rows.sample(min(asked.rows, len(rows)), seed=0, shuffle=True)
-        states[name] = read_once(rows, asked.base, asked.layer, asked.tokens, asked.cache / file)
+        states[name] = read_once(rows, asked.base, asked.layer, asked.tokens, asked.out / file)
         third = len(rows) // 3
         held_out.append((name, rows[:third], states[name][:third]))
         learned.append((name, rows[third:], states[name][third:]))
@@ -69,15 +71,16 @@ def main() -> None:
     print(f"{len(words)} pairs learned, layer {asked.layer} of {asked.base}")
     for name, rows, each in held_out:
         print(f"{name}, {len(rows)} pairs held out")
-        ours = [list(each[:, side] @ head) for side in (0, 1)]
+        ours = [each[:, side] @ head for side in (0, 1)]
         longer = [rows[side].str.len_chars().cast(float).to_list() for side in SIDES]
         shorter = [[-length for length in lengths] for lengths in longer]
-        tell("head on frozen states", ours)
+        tell("head on frozen states", [list(side) for side in ours])
         tell("linear model of words", by_words(words, rows))
         tell("the longer answer wins", longer)
         tell("the shorter answer wins", shorter)
         agree = np.mean((ours[0] > ours[1]) == (np.array(longer[0]) > np.array(longer[1])))
         print(f"the head prefers the longer answer of {agree:.3f}")
+    save(asked.base, asked.layer, head, asked.out / "judge")
 
 
 def read(file: str) -> pl.DataFrame:
@@ -92,32 +95,52 @@ def last_turn(prompt: Sequence[Message]) -> str:
 
 @torch.no_grad()
 def read_once(rows: pl.DataFrame, base: str, layer: int, tokens: int, cache: Path) -> np.ndarray:
-    """States of both answers, pairs x 2 x (2 x width); read from disk where they are there."""
+    """States at the end of both answers, pairs x 2 x width; from disk where they are there."""
     file = cache.with_name(f"{cache.name}-{layer}-{tokens}-{len(rows)}.npy")
     if file.is_file():
         return np.asarray(np.load(file))
     begun, loaded = time.monotonic(), Base(base, None)
-    model, tokenizer = load_model(loaded, "float32").model, load_tokenizer(loaded)
+    model, chat = load_model(loaded, "float32").model, load_chat(loaded, "tokenizer")
     model.layers = model.layers[:layer]
-    model.norm = torch.nn.Identity()
-    found = []
-    for prompt, *answers in rows.iter_rows():
-        start = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        pair = []
-        for answer in answers:
-            before = tokenizer(start, add_special_tokens=False)["input_ids"]
-            after = tokenizer(f"{answer}{tokenizer.eos_token}", add_special_tokens=False)
-            after = after["input_ids"][: tokens - 1]
-            ids = torch.tensor([[*before, *after][-tokens:]])
-            given = model(ids, use_cache=False).last_hidden_state[0, -len(after) :]
-            pair.append(torch.cat([given.mean(0), given[-1]]).numpy())
-        found.append(np.stack(pair))
-        if len(found) % 100 == 0:
-            print(f"{cache.name}: {len(found)} of {len(rows)}, {time.monotonic() - begun:.0f} s",
-                  flush=True)  # fmt: skip
+    model.norm.weight.fill_(1)  # the head has weights of its own
+    finished = [[True] * len(rows)] * 2
+    prompts, sides = chat.row_ids(
+        rows["prompt"].to_list(), [rows[side].to_list() for side in SIDES], finished
+    )
+    ids = [[*prompt, *each][-tokens:] for side in sides
+           for prompt, each in zip(prompts, side, strict=True)]  # fmt: skip
+    ends = np.empty((len(ids), model.config.hidden_size), dtype=np.float32)
+    order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
+    for at in range(0, len(order), BATCH):
+        batch = order[at : at + BATCH]
+        width = max(len(ids[n]) for n in batch)
+        padded = torch.tensor([[*ids[n], *[0] * (width - len(ids[n]))] for n in batch])
+        mask = torch.tensor([[1] * len(ids[n]) + [0] * (width - len(ids[n])) for n in batch])
+        given = model(padded, attention_mask=mask, use_cache=False).last_hidden_state
+        ends[batch] = given[range(len(batch)), [len(ids[n]) - 1 for n in batch]].numpy()
+        if at % (20 * BATCH) == 0:
+            print(f"{cache.name}: {at} of {len(ids)}, {time.monotonic() - begun:.0f} s", flush=True)
+    states = ends.reshape(2, len(rows), -1).swapaxes(0, 1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, np.stack(found))
-    return np.stack(found)
+    np.save(file, states)
+    return states
+
+
+@torch.no_grad()
+def save(base: str, layer: int, head: np.ndarray, out: Path) -> None:
+    """The layers and the head as a sequence classifier of transformers, with the tokenizer."""
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = Base(base, None)
+    tokenizer = load_tokenizer(loaded)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        loaded.source, num_hidden_layers=layer, num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    model.model.norm.weight.fill_(1)
+    model.score.weight.copy_(torch.from_numpy(head)[None])
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    print(f"wrote {out}")
 
 
 def fit(states: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ from macpo_data.sources import registry
 from macpo_data.sources.files import is_local, is_plain_file
 from macpo_data.sources.ingest.detect import FORMS_WITH_SIDES, Form, detect
 from macpo_data.sources.ingest.door import Account, Rows, open_rows
-from macpo_data.sources.ingest.hints import Option, naming
 from macpo_data.sources.ingest.splits import TRAIN, Dataset, files_by_split, split_names
+from macpo_data.sources.usable import answers_named
 
 LEAST = 6  # prompts: one for the test, and for D1 and D2 more than one each
 TEST_SHARE, TEST_MOST = 0.1, 1000  # of the prompts, where no split is the test
@@ -102,9 +102,7 @@ def _prompts(dataset: Dataset, columns: Columns) -> tuple[dict[str | None, set[s
     rows = open_rows(dataset, columns)
     form = rows.layout.form
     if form not in FORMS_WITH_SIDES:
-        mend = _WANTED.get(form, "bring pairs")
-        if form is Form.PROMPTS and len(rows.layout.kinds) > 2:
-            mend = f"where its answers have columns, {naming(rows.layout.kinds, Option.COMMAND)}"
+        mend = answers_named(rows.layout) or _WANTED.get(form, "bring pairs")
         raise DataError(f"{dataset.place} is {form}; {mend}")
     rows.also_read = frozenset({"split"} if has_splits else ())
     for each in rows:

@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from macpo_data.errors import Interrupted
 from macpo_data.evaluation import evaluate
 from macpo_data.generation.run_context import RunContext
 from macpo_data.methods.registry import make_plan
 from macpo_data.models.base import Base
-from macpo_data.models.worker import Progress, Worker, Workers
+from macpo_data.models.worker import Closed, Progress, Worker, Workers
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe.agents import Agent
 from macpo_data.recipe.recipe import Recipe
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from macpo_train.job import Job
 
 
-class Session:
+class Session(Closed):
     """What the making of any step needs."""
 
     def __init__(
@@ -61,14 +60,6 @@ class Session:
         self._keep = recipe.engine.keep_loaded > 1
         self._writers = Workers(recipe.engine.keep_loaded)
         self._trainers = Workers(1)
-
-    def __enter__(self) -> Self:
-        """Close the processes at the end, whatever happens."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Give all memory back; after Ctrl-C, at once."""
-        self.close(kill=kind in (Interrupted, KeyboardInterrupt))
 
     def close(self, kill: bool = False) -> None:
         """End the processes; the next step starts new ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def train_on(
             logs=out.parent / "logs",
             name=out.name,
         )
-        with closing(Workers(1)) as workers:
+        with Workers(1) as workers:
             facts = fit(job, f"training {out.name} on {len(pairs)} pairs", progress, workers)
         if not is_first():
             return out

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.bases.named import WEAKENED, check_base, folder_of, gguf_file, weakened
 from macpo_data.bases.named import is_ready as is_made_ready
-from macpo_data.models.worker import Progress, Report, Worker, Workers
+from macpo_data.errors import Interrupted
+from macpo_data.models.worker import WAKES, Progress, Report, Worker, Workers
 from macpo_data.world.bases import base_spec, is_ready
 from macpo_data.world.named import WORLD
 
@@ -49,7 +49,7 @@ def make_bases(bases: list[str], progress: Progress) -> None:
             if (folder := folder_of(base)) is None or is_made_ready(folder):
                 continue
             title = f"{verb} {base} (once, then cached)"
-            with progress(title) as report, closing(Worker(f"base {base}")) as worker:
+            with progress(title) as report, Worker(f"base {base}") as worker:
                 worker.call(f"macpo_train.{call}", base, report=report)
 
 
@@ -70,6 +70,7 @@ def pretrain_bases(names: list[str], report: Report) -> None:
         MacpoError: a process ended, or the disk refused a write.
     """
     counts = {name: (0, base_spec(name).prompts) for name in names}
+    workers: list[Worker] = []
 
     def pretrain(name: str) -> None:
         def progress(done: int, total: int, note: str) -> None:
@@ -77,7 +78,8 @@ def pretrain_bases(names: list[str], report: Report) -> None:
             read, of = (sum(column) for column in zip(*counts.values(), strict=True))
             report(read, of, note)
 
-        with closing(Worker(f"base {name}")) as worker:
+        with Worker(f"base {name}") as worker:
+            workers.append(worker)
             worker.call("macpo_train.pretrain:pretrain", name, report=progress)
 
     def cost(name: str) -> int:
@@ -85,5 +87,16 @@ def pretrain_bases(names: list[str], report: Report) -> None:
         return -spec.layers * spec.width**2 * spec.prompts
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # The longest first, so that the short ones fill the gap.
-        list(pool.map(pretrain, sorted(names, key=cost)))
+        try:
+            # The longest first, so that the short ones fill the gap.
+            futures = [pool.submit(pretrain, name) for name in sorted(names, key=cost)]
+            while wait(futures, timeout=WAKES).not_done:
+                pass
+            for future in futures:
+                future.result()
+        except (Interrupted, KeyboardInterrupt):
+            # The pool would wait for its threads, and those for their processes.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.close(kill=True)
+            raise

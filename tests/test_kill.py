@@ -162,6 +162,24 @@ def test_a_worker_dies_with_its_parent(tiny_recipe: Path, tmp_path: Path) -> Non
     assert not any(alive(pid) for pid in children)
 
 
+@pytest.mark.slow
+def test_an_interrupt_of_the_parent_alone_ends_the_pretraining(tmp_path: Path) -> None:
+    """As `kill -INT` sends it: no process of the bases hears of it, and the parent only waits."""
+    out = (tmp_path / "out").open("wb")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "macpo", "run", "--round", "0", "-r", "quickstart"],
+        cwd=tmp_path, env={**os.environ, "MACPO_CACHE": str(tmp_path / "cache")},
+        stdout=out, stderr=out,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while b"prompts," not in (tmp_path / "out").read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+    assert (tmp_path / "out").read_text().splitlines()[-1].startswith("error: interrupted")
+
+
 def test_two_processes_on_one_step_wait_for_each_other(recipe_file: Path, tmp_path: Path) -> None:
     args = ["run", "--until", "1", "-r", str(recipe_file), "--set", "engine.name=fake"]
     both = [start(tmp_path, *args) for _ in range(2)]

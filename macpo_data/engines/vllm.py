@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -222,7 +221,7 @@ class VLLMEngine(Engine):
         return scores
 
     def _apart(self, function: str, *args: Any) -> Any:
-        with closing(Worker(self.base.id)) as worker:
+        with Worker(self.base.id) as worker:
             return worker.call(function, *args, report=lambda done, total, note: None)
 
     def _difference(self, score: Score, other: Score) -> float:

@@ -33,9 +33,10 @@ def _reads(shape: Shape) -> Answer:
         plain = shape.usual and shape.texts
         return (True, "type: passthrough") if plain else (False, RENDERED_AGAIN)
     messages = f"type: chat_template.default, field_messages: {shape.columns.prompt}"
+    messages += shape.keys("field_")
     if shape.apart and {shape.chosen, shape.rejected} <= {"text", "messages", "message"}:
         return True, messages
-    if shape.full:
+    if shape.full and not shape.keys(""):  # it has these names alone
         return True, "type: chat_template.argilla_chat"
     if shape.in_prompt and shape.prompt == shape.sides == "tagged":
         return True, f"{messages}, {_TAGS}"

@@ -31,7 +31,7 @@ from macpo_data.sources.ingest.canonical import BEYOND_TEXT, Reason
 from macpo_data.sources.ingest.detect import FORMS_WITH_SIDES, Form
 from macpo_data.sources.ingest.door import Judged, Rows
 from macpo_data.sources.ingest.json_text import Record
-from macpo_data.sources.usable import why_none
+from macpo_data.sources.usable import answers_named, why_none
 
 BATCH = 5_000  # rows that are looked at together
 _UNKNOWN = (False, "how it reads data for fine-tuning is not known here")
@@ -127,7 +127,8 @@ def _refused(rows: Rows) -> Iterator[Finding]:
         level: Level = "warning" if reason in _WARNINGS else "error"
         yield Finding(level, entry.words, entry.count, entry.first)
     if rows.layout.form is Form.PROMPTS:
-        yield Finding("error", "there are no answers", rows.account.used, 0)
+        mend = f"; {named}" if (named := answers_named(rows.layout)) else ""
+        yield Finding("error", f"there are no answers{mend}", rows.account.used, 0)
 
 
 def _unread(rows: Rows) -> Iterator[Finding]:

@@ -121,11 +121,14 @@ def _reads(shape: Shape) -> Answer:
 
 
 def _columns(shape: Shape) -> str:
-    """Which columns hold what, as dataset_info.json names them."""
+    """Which columns hold what, as dataset_info.json names them; no other is read."""
     names = {"input": "query"}
     prompt = "prompt" if shape.prompt == "text" else "messages"
-    columns = {prompt: shape.columns.prompt} | {
-        names.get(what, what): name for what, name in shape.beside.items()
+    columns = {
+        prompt: shape.columns.prompt,
+        **{names.get(what, what): name for what, name in shape.beside.items()},
+        "chosen": shape.columns.chosen,
+        "rejected": shape.columns.rejected,
     }
     listed = ", ".join(f"{what}: {name}" for what, name in columns.items())
     return f"ranking: true, columns: {{{listed}}}"

@@ -28,7 +28,8 @@ def _reads(shape: Shape) -> Answer:
     if shape.apart and len(texts) == 2:
         return True, f"chosen_key: {texts[0]}, rejected_key: {texts[1]}"
     if shape.apart and shape.alone and shape.sides == "text":
-        return True, "BinaryPreferenceDataset"
+        key = "" if shape.columns.prompt == "prompt" else f", prompt_key: {shape.columns.prompt}"
+        return True, f"BinaryPreferenceDataset{key}{shape.keys('', '_key')}"
     return False, "wants all of the prompt in one column, and both sides as text"
 
 

@@ -25,13 +25,20 @@ def _reads(shape: Shape) -> Answer:
     """A side that is a whole conversation ends in one message: what is before it is the prompt."""
     if lost := shape.loses(*TEMPLATED, *([Reason.SEVERAL_MESSAGES] if shape.explicit else [])):
         return False, lost
+    own = "" if shape.columns.prompt in (None, "prompt") else shape.columns.prompt
+    key = f", --data.prompt_key {own}" if own else ""
+    named = key + shape.keys("--data.", "_key", " ")
     if shape.texts:
-        how = "" if shape.rendered else ", --data.input_template"
-        return True, f"without --data.apply_chat_template{how}; {_DEFAULT}"
+        how = "" if shape.rendered else " and --data.input_template"
+        return True, f"without --data.apply_chat_template{how}{named}; {_DEFAULT}"
     if shape.rendered:
         return False, RENDERED_AGAIN
     if shape.sides == "messages" and (shape.explicit or shape.full):
-        key = "" if shape.explicit else ", no --data.prompt_key"
+        key = (
+            named
+            if shape.explicit
+            else f", no --data.prompt_key{shape.keys('--data.', '_key', ' ')}"
+        )
         return True, f"--data.apply_chat_template{key}; {_DEFAULT}"
     return False, "wants texts, or lists of messages, the prompt apart or inside both sides"
 

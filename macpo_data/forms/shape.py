@@ -65,6 +65,20 @@ class Shape:
         names = (self.columns.prompt, self.columns.chosen, self.columns.rejected)
         return names == ("prompt", "chosen", "rejected")
 
+    def keys(self, before: str, after: str = "", between: str = ": ") -> str:
+        """Settings that name both columns of answers, where those have names of their own.
+
+        >>> from macpo_data.recipe.data import Columns
+        >>> Shape(Columns(chosen="better", rejected="worse"), {}).keys("field_")
+        ', field_chosen: better, field_rejected: worse'
+        """
+        columns = {"chosen": self.columns.chosen, "rejected": self.columns.rejected}
+        if all(side == column for side, column in columns.items()):
+            return ""
+        return "".join(
+            f", {before}{side}{after}{between}{column}" for side, column in columns.items()
+        )
+
     @property
     def apart(self) -> bool:
         """Whether all of the prompt stands in a column of its own, as text or as messages."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def _whole(
             shutil.rmtree(out, ignore_errors=True)
             base = Lock(store.root).base(agent)
             work = (base, policy, out, agent.chat_template)
-            with closing(Workers(1)) as workers, progress(f"merging {step.makes}") as report:
+            with Workers(1) as workers, progress(f"merging {step.makes}") as report:
                 worker = workers.get(base.id)
                 facts |= worker.call("macpo_data.models.merge:merge", *work, report=report)
         files: dict[str, Path | bytes] = {

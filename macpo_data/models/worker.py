@@ -15,9 +15,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from macpo_data.errors import MacpoError, ModelError, hidden_os_error
+from macpo_data.errors import Interrupted, MacpoError, ModelError, hidden_os_error
 
 # The libraries' own bars and notices, which would run across ours.
 QUIET = {
@@ -25,11 +25,30 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+# Seconds. Once polars has worked, a system call that SIGINT breaks off begins again before Python
+# may look: whoever waits wakes now and then.
+WAKES = 0.5
 Report = Callable[[int, int, str], None]  # done, of how many, and a note for whoever waits
 Progress = Callable[[str], AbstractContextManager[Report]]  # of what, as a person reads it
 
 
-class Worker:
+class Closed:
+    """What holds processes, and gives their memory back at the end of a `with`."""
+
+    def __enter__(self) -> Self:
+        """Nothing is to be done."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End them; after Ctrl-C, in the middle of their work."""
+        self.close(kill=kind in (Interrupted, KeyboardInterrupt))
+
+    def close(self, kill: bool = False) -> None:
+        """End them; with `kill`, in the middle of their work."""
+        raise NotImplementedError
+
+
+class Worker(Closed):
     """One process that does one call after another."""
 
     def __init__(self, name: str) -> None:
@@ -52,6 +71,8 @@ class Worker:
         """
         self._exchange(lambda: self._pipe.send((function, args)))
         while True:
+            while not self._exchange(lambda: self._pipe.poll(WAKES)):
+                pass
             kind, value = self._exchange(self._pipe.recv)
             if kind == "progress":
                 report(*value)
@@ -92,7 +113,7 @@ class Key(NamedTuple):
     engine: str | None
 
 
-class Workers:
+class Workers(Closed):
     """At most `limit` workers; the one used longest ago is closed for a new one."""
 
     def __init__(self, limit: int) -> None:

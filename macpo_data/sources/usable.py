@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 
 from macpo_data.schema import Part
-from macpo_data.sources.ingest.detect import FORMS_WITH_SIDES, Layout
+from macpo_data.sources.ingest.detect import FORMS_WITH_SIDES, Form, Layout
 from macpo_data.sources.ingest.door import Rows
+from macpo_data.sources.ingest.hints import Option, naming
 
 
 def other_kind(layout: Layout, objective: str) -> str | None:
@@ -14,7 +15,16 @@ def other_kind(layout: Layout, objective: str) -> str | None:
     if objective != "dpo" or layout.form in FORMS_WITH_SIDES:
         return None
     also = "; --set objective=sft trains on its answers" if layout.chosen else ""
+    if named := answers_named(layout):
+        also = f"; {named}"
     return f"is {layout.form}; DPO wants a chosen and a rejected answer{also}"
+
+
+def answers_named(layout: Layout) -> str | None:
+    """What to say where prompts stand alone, but beside columns that may hold their answers."""
+    if layout.form is not Form.PROMPTS or len(layout.kinds) < 3:
+        return None
+    return f"where its answers have columns, {naming(layout.kinds, Option.COMMAND)}"
 
 
 def why_none(rows: Rows) -> str | None:

@@ -369,8 +369,6 @@ def _scores(
     progress: Progress,
 ) -> pl.DataFrame:
     """SCORES of the rows, by a process of its own where a model is loaded."""
-    from contextlib import closing
-
     from macpo_data.engines.choose import pick
     from macpo_data.engines.protocol import Voice
     from macpo_data.generation import scoring
@@ -392,7 +390,7 @@ def _scores(
     pinned = bases.Base(base, bases.resolve(agent), agent.trust_remote_code)
     make_bases([base], progress)
     engine = pick(settings.engine, "forward")
-    with progress(f"scoring under {base}") as report, closing(Worker(base)) as worker:
+    with progress(f"scoring under {base}") as report, Worker(base) as worker:
         scored: pl.DataFrame = worker.call(
             "macpo_data.generation.scoring:score", engine, pinned, voice, rows, report=report
         )

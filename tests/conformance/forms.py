@@ -29,6 +29,7 @@ from macpo_data.sources.ingest.json_text import Record
 from macpo_data.sources.ingest.splits import Source
 
 ROWS = 20  # of a file, at most
+NAMES = {"prompt": "question", "chosen": "better", "rejected": "worse"}  # where a file has others
 
 
 def right(case: Case, triples: list[Triple], known: Any) -> bool:
@@ -89,7 +90,7 @@ def main() -> None:
         try:
             head = source.peek()[:ROWS]
             # What the trainer may say is its matter: the door takes all there is.
-            columns = Columns(prompt="question") if "question" in head[0] else Columns()
+            columns = Columns(**{what: name for what, name in NAMES.items() if name in head[0]})
             rows = open_rows(Source(title, iter([head])), columns, takes=BEYOND_TEXT)
             judged = list(rows)
             verdict = next(each for each in readings(rows) if each.trainer == trainer)
