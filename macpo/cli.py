@@ -14,6 +14,7 @@ from macpo.failing import one_line_errors
 from macpo.teaching import Command, Commands, completing
 from macpo_data.errors import MacpoError
 from macpo_run import names as known
+from macpo_run.commands import ask as asking
 from macpo_run.commands import check_diff_doctor as checking
 from macpo_run.commands import clean as cleaning
 from macpo_run.commands import convert as converting
@@ -249,6 +250,17 @@ def eval_(
     if unread := _given(files):
         raise MacpoError(f"only --export writes a file; leave {unread} out")
     measuring.measure(options, round_, names, against, redo=redo)
+
+
+@app.command(cls=Command, rich_help_panel=LOOK)
+def ask(
+    model: opt.ModelArgument,
+    questions: opt.QuestionsArgument,
+    tokens: opt.TokensOption = 128,
+    sets: opt.SetOption = None,
+) -> None:
+    """Say what a model answers, greedily: an adapter on its base, a checkpoint, or a base."""
+    asking.ask(model, questions, tokens, sets)
 
 
 @app.command(cls=Command, rich_help_panel=LOOK)

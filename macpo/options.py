@@ -121,6 +121,14 @@ OutOption = Annotated[
     Path | None, typer.Option(help="Folder of the new adapter.", rich_help_panel=ALONE)
 ]
 
+# `ask`.
+ModelArgument = Annotated[
+    str,
+    typer.Argument(help="An adapter's or a model's folder, world:strong, or org/name on the Hub."),
+]
+QuestionsArgument = Annotated[list[str], typer.Argument(help="Each one is answered by itself.")]
+TokensOption = Annotated[int, typer.Option(min=1, help="Of an answer, at most.")]
+
 # `sweep`.
 StudyArgument = Annotated[
     str | None,

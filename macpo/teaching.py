@@ -55,6 +55,10 @@ EXAMPLES = {
         "macpo eval --export human --against chosen --agents student --round 2 --to sheet.csv":
             "a blind sheet for people",
     },
+    "ask": {
+        "macpo ask adapter 'What is the capital of France?'": "what `train --dataset` made",
+        "macpo ask world:strong 'Good morning! What do you like about chess?'": "a bare base",
+    },
     "show": {
         "macpo show --round 1": "three pairs",
         "macpo show --round 1 --where 'chosen_ppl > 20' --sort '-chosen_ppl'": "the odd ones",

@@ -86,7 +86,7 @@ def train_on(
     pairs = usable_pairs(rows, settings)
     for line in rows.account.lines():
         say(line)
-    pinned = _pinned(agent, settings, progress)
+    pinned = pin(agent, settings, progress)
     start, held_to = _adapter(init), _adapter(reference)
     scored_under = scores_depend_on(dataset.place, dataset.config) or {}
     held_to_name = _reference_name(settings, base, init, reference)
@@ -200,7 +200,7 @@ def check_free(out: Path) -> None:
         raise MacpoError(f"{out} exists already; choose another folder with --out")
 
 
-def _pinned(agent: Agent, settings: TrainSettings, progress: Progress) -> models.Base:
+def pin(agent: Agent, settings: TrainSettings, progress: Progress) -> models.Base:
     """The base at its revision of now; one of the embedded world is made if it is not there."""
     if settings.engine.name == "fake":
         return models.Base(agent.base, None, agent.trust_remote_code)
