@@ -29,10 +29,10 @@ def resolve(path: str, revision: str) -> str:
     """
     if is_local(path):
         return f"sha256:{_sha256(path)}"
-    from huggingface_hub import HfApi
+    from macpo_data.hub_client import connect
 
     try:
-        return str(HfApi().dataset_info(path, revision=revision).sha)
+        return str(connect().dataset_info(path, revision=revision).sha)
     except Exception as error:  # every way of not reaching the Hub has its own class
         raise DataError(unreachable("dataset", path, error)) from None
 
