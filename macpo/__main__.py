@@ -11,7 +11,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     from macpo.cli import main as run
 
-    run()
+    try:
+        run()
+    finally:  # all is done and said: Python's own end, half a second, may be broken off anywhere
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _interrupt(*_: object) -> None:

@@ -5,7 +5,6 @@ Whatever publishes or fetches a round goes through `ask`.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -29,7 +28,7 @@ Say = Callable[[str], None]
 RepoType = Literal["dataset", "model"]
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries of one call, times MACPO_HUB_PAUSE
 TRIES = 5  # at a branch that others push to
-TIMEOUT = 60.0  # seconds without an answer
+LONGEST_WAIT = 60.0  # seconds that a Hub may ask for
 _REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _PASSING = (408, 429, 500, 502, 503, 504)
 _BROKEN = {"TimeoutException", "NetworkError", "RemoteProtocolError"}
@@ -55,31 +54,10 @@ def check_repo(repo: str, *, or_path: bool = False) -> str:
 
 
 def connect() -> HfApi:
-    """The Hub, with a bound on how long it may stay silent."""
-    from huggingface_hub import HfApi, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    """The Hub, with bounds on how long it may stay silent, and on what it sends."""
+    from macpo_data import hub_session
 
-    def client() -> Any:
-        patient = default_client_factory()
-        patient.timeout = float(os.environ.get("MACPO_HUB_TIMEOUT", TIMEOUT))
-        patient.event_hooks["request"].append(_keep_token_home)
-        return patient
-
-    set_client_factory(client)
-    disable_progress_bars()
-    # That a commit would change nothing is no warning here: a push may be repeated.
-    logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)
-    return HfApi()
-
-
-def _keep_token_home(request: Any) -> None:
-    """Send the token to the Hub alone: a page or an upload that it names may be anywhere."""
-    from huggingface_hub import constants
-
-    home, to = urlsplit(constants.ENDPOINT), urlsplit(str(request.url))
-    if (to.scheme, to.netloc) != (home.scheme, home.netloc):
-        request.headers.pop("authorization", None)
+    return hub_session.connect()
 
 
 def status_of(error: BaseException) -> int | None:
@@ -104,7 +82,7 @@ def ask(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
                 raise
             response = _response(error)
             delay = retry_after(response.headers) if response is not None else 0.0
-            if delay > TIMEOUT:
+            if delay > LONGEST_WAIT:
                 long = "for ever" if math.isinf(delay) else f"{delay:,.0f} s"
                 raise HubError(
                     f"the Hub at {response.url.host} asks to wait {long} before the next request; "
@@ -178,7 +156,17 @@ def one_line(what: str, repo: str) -> Iterator[None]:
         silent = {"HTTPError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
         if not (refused or status or kinds & (_BROKEN | silent)):
             raise
-        raise HubError(f"cannot {what} {repo}: {_hint(kind, status, kinds)}") from None
+        raise HubError(
+            f"cannot {what} {repo}: {_silence(error) or _hint(kind, status, kinds)}"
+        ) from None
+
+
+def _silence(error: BaseException) -> str | None:
+    """What to do where nobody answers; None where somebody does."""
+    silent = (each for each in _chain(error) if type(each).__name__ == "NobodyAnswers")
+    if (found := next(silent, None)) is None:
+        return None
+    return f"{found}; check the network and HF_ENDPOINT, and run the same command again"
 
 
 # By the class of the error, or of what it was raised from.

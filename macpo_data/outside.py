@@ -7,8 +7,9 @@ what it can grow to are bounded before anything is made of it. Every mistake is 
 from __future__ import annotations
 
 import os
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import yaml
 from pydantic_core import from_json
@@ -30,7 +31,7 @@ class OutsideError(MacpoError, ValueError):
     """What was read is no JSON or YAML, or it is beyond the bounds. The message names no file."""
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> BufferedReader:
     """Open what may be anything. A pipe that nobody writes into is empty, and not waited for.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Literal
 import psutil
 from packaging.requirements import Requirement
 
+from macpo_data import hub_client
 from macpo_data.errors import MacpoError, of_run
 from macpo_data.methods.registry import make_plan
 from macpo_data.models.base import gpus
@@ -147,6 +148,7 @@ def _hub(needed: bool) -> Health:
     bad: Literal["warning", "problem"] = "problem" if needed else "warning"
     if constants.HF_HUB_OFFLINE:
         return Health(bad, "hub", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE")
+    hub_client.connect()
     try:
         status = (
             get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=10).status_code

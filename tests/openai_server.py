@@ -4,13 +4,15 @@
 
 Faults are drawn for each attempt at a request from its content, so that a run repeats itself:
 a status such as 429 or 500, hang (no answer at all), drop (the connection is closed), garbage (not
-JSON), empty (no text), length (half the text, cut by the token limit).
+JSON), endless (content that never ends), bomb (17 MiB that are packed into some kB), empty (no
+text), length (half the text, cut by the token limit).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import random
 import threading
@@ -23,6 +25,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+HEAD = b"HTTP/1.1 200 Scripted\r\nContent-Type: application/json\r\n"
+PACKED = gzip.compress(b" " * 17 * 1024 * 1024)
+# What is sent once, and then again and again.
+BODIES = {
+    "endless": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"8000\r\n%b\r\n" % (b" " * 0x8000)),
+    "bomb": (HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b"
+             % (len(PACKED), PACKED), b""),
+}  # fmt: skip
 Messages = list[dict[str, str]]
 Answer = Callable[[str, Messages], str]
 
@@ -115,6 +125,12 @@ class Scripted:
                     status, body = 200, json.dumps(shares)
                 if status == 0:
                     break
+                if body in BODIES:
+                    writer.write(BODIES[body][0])
+                    while BODIES[body][1]:
+                        writer.write(BODIES[body][1])
+                        await writer.drain()
+                    continue
                 extra = f"Retry-After: {self.retry_after}\r\n" if self.retry_after else ""
                 payload = body.encode()
                 writer.write(
@@ -181,6 +197,8 @@ class Scripted:
     def _reply(self, model: str, messages: Messages, fault: str | None) -> tuple[int, str]:
         if fault == "drop":
             return 0, ""
+        if fault in BODIES:
+            return 200, fault
         if fault == "garbage":
             return 200, "<html>it works!</html>"
         if fault and fault.isdigit():

@@ -413,3 +413,20 @@ def test_a_damage_names_the_command_that_mends_it(
     mended = macpo(*whole.split()[1:])
     assert mended.returncode == 0, mended
     assert macpo("run", *sets, fake=True).returncode == 0
+
+
+def test_ctrl_c_in_pythons_own_end_shows_nothing() -> None:
+    """The command has said all: whoever ends it then ends it as any program."""
+    code = (
+        "import atexit, sys, time; atexit.register(time.sleep, 20); "
+        "atexit.register(print, 'over', flush=True); sys.argv = ['macpo', '--version']; "
+        "from macpo.__main__ import main; main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline().startswith("macpo")
+        assert process.stdout.readline() == "over\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "" and process.wait(10) == -signal.SIGINT

@@ -122,6 +122,17 @@ def test_a_fault_that_passes_loses_nothing(open_run: OpenRun, fault: str) -> Non
     assert repeated == failed or (fault == "hang" and repeated > failed)
 
 
+@pytest.mark.parametrize("fault", ["endless", "bomb"])
+def test_an_answer_is_read_within_a_bound(open_run: OpenRun, fault: str) -> None:
+    """It is not waited for, nor kept; the next one counts."""
+    with serve(storm=[fault]) as server:
+        ctx = context(open_run, server, timeout=60.0, retries=2, concurrency=1)
+        (frame,) = ask(ctx, questions(2))
+    assert frame["response"].to_list() == ["m0 says: Question 0?", "m0 says: Question 1?"]
+    (facts,) = manifests(ctx)[0]["endpoints_with_others"].values()
+    assert facts["repeated"] == {"an answer without an end": 1} and facts["seconds"] < 50
+
+
 @pytest.mark.parametrize(
     ("said", "seconds"),
     [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 1e9),

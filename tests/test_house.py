@@ -21,34 +21,36 @@ ARROWS = {
     "retry_after": "",
     "world": "",
     "bases": "world",
-    "hub_client": "retry_after",
+    "answers": "",
+    "hub_session": "answers",
+    "hub_client": "hub_session retry_after",
     "schema": "",
     "prompts": "schema",
     "shipped_recipes": "",
     "signs": "text",
     "recipe": "prompts schema shipped_recipes world",
-    "models": "bases recipe schema world",
-    "engines": "bases models recipe schema retry_after",
+    "models": "bases hub_session recipe schema world",
+    "engines": "answers bases models recipe schema retry_after",
     "sources": "hub_client models recipe schema text world",
     "plan": "recipe",
     "store": "bases models plan recipe sources",
     "generation": "bases engines models plan prompts recipe schema sources stats store text "
     "versions world",
     "methods": "generation plan recipe schema store",
-    "planning": "bases generation methods models plan recipe store world",
+    "planning": "bases generation hub_session methods models plan recipe store world",
     "loading": "bases methods prompts recipe schema shipped_recipes world",
     "evaluation": "generation plan recipe schema signs sources stats store text world",
     "forms": "hub_client models recipe schema sources text",
     "report": "evaluation hub_client methods plan recipe schema sources store text versions",
     "hub": "bases forms generation hub_client loading methods models plan prompts recipe schema "
     "sources store versions world",
-    "macpo_train": "bases models recipe schema signs world",
+    "macpo_train": "answers bases hub_session models recipe schema signs world",
     "macpo_run": "bases engines evaluation forms generation hub_client hub loading macpo_train "
     "methods models plan planning recipe report schema shipped_recipes signs sources stats store "
     "text versions world",
     "macpo": "macpo_run",
 }
-TRAINER = 26  # modules of macpo_data in the trainer's closure, at most
+TRAINER = 28  # modules of macpo_data in the trainer's closure, at most
 
 
 def modules() -> dict[str, Path]:

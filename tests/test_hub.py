@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -510,7 +512,7 @@ def test_a_file_out_of_reach_is_not_one_that_is_missing(
 def test_a_hub_that_stays_broken_is_one_line(spawn: Macpo, macpo: Macpo, hub: Hub) -> None:
     nobody = "http://127.0.0.1:9"
     done = spawn("push", "--round", "1", "--repo", REPO, HF_ENDPOINT=nobody)
-    assert "does not answer" in error(done)
+    assert "cannot be reached" in error(done)
     hub.fail("POST .*/commit/main", 500, times=99)
     said = error(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
     assert "out of order (status 500)" in said
@@ -561,6 +563,40 @@ def test_two_pushes_at_once(
     assert whole(repo) and whole(repo, "round-0") and whole(repo, "round-1")
     index = json.loads(repo.tree("main")["macpo/index.json"].content)
     assert {entry["round"] for entry in index.values()} == {0, 1} and len(index) == 8
+
+
+def test_three_pushes_that_meet_at_the_hub(
+    spawn: Macpo, macpo: Macpo, hub: Hub, made: Path, tmp_path: Path
+) -> None:
+    """Each has read the repository before any of them commits, so two of the commits are late."""
+    ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
+    pushes = [["0", "--learner", "teacher1"], ["0", "--learner", "teacher2"], ["1"]]
+    together, arrived = threading.Barrier(len(pushes)), itertools.count()
+
+    def meet(line: str, headers: Any) -> None:
+        if line.endswith("/preupload/main") and next(arrived) < len(pushes):
+            together.wait(60)
+
+    hub.bend = meet
+    with ThreadPoolExecutor(len(pushes)) as pool:
+        runs = [tmp_path / f"machine-{n}" for n in range(len(pushes))]
+        for run in runs:
+            shutil.copytree(made, run)
+        at_once = [
+            pool.submit(spawn, "push", "--repo", REPO, "--round", *words, cwd=run)
+            for words, run in zip(pushes, runs, strict=True)
+        ]
+        said = [done.result() for done in at_once]
+    assert all("pushed" in ok(done) for done in said) and not together.broken
+    assert sum("looking again" in done.stderr for done in said) >= 2
+    repo = hub.dataset(REPO)
+    tags = {"round-1-student", "round-0-teacher1", "round-0-teacher2", "round-1"}
+    assert set(repo.tags) == tags and all(whole(repo, tag) for tag in tags)
+    assert whole(repo) and whole(repo, "full")
+    index = json.loads(repo.tree("main")["macpo/index.json"].content)
+    entries = {(entry["round"], entry["learner"]) for entry in index.values()}
+    of_round_1 = {(1, learner) for learner in ("student", "teacher1", "teacher2", "teacher3")}
+    assert entries == of_round_1 | {(0, "teacher1"), (0, "teacher2")}
 
 
 def test_a_commit_in_between_is_noticed(macpo: Macpo, hub: Hub) -> None:

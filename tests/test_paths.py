@@ -279,3 +279,28 @@ def test_a_finished_run_on_a_read_only_disk(finished: Path, tmp_path: Path) -> N
 def scores(run: Run) -> list[str]:
     """The lines of the table."""
     return [line for line in run.stdout.splitlines() if "-positive-" in line and line[0] != "!"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "pairs.jsonl"],
+        ["init", "--data", "pairs.jsonl", "--to", "own.yaml"],
+        ["status", "--set", 'data={"source": "pairs", "path": "./pairs.jsonl"}'],
+        ["run", "--set", 'data={"source": "pairs", "path": "./pairs.jsonl"}'],
+    ],
+)
+def test_a_pipe_in_place_of_data_is_not_waited_for(
+    words: list[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pairs.jsonl")
+    more = [] if words[0] in ("check", "init") else ["-r", str(recipe_file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "macpo", *words, *more],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert "Traceback" not in done.stderr
+    assert words[0] == "status" or done.returncode == 1, done.stdout

@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,10 @@ VALUES = {
     "an option": "serve --api-key hunter",
     "a header": "X-Api-Key: hunter",
     "a header, in two words": "Authorization: Token hunter",
+    "curl": "curl -u somebody:hunter2 https://host/v1",
+    "curl, in full": "--proxy-user='somebody:hunter2'",
+    "a uuid": "11111111-2222-4333-8444-55555555555e",
+    "a number in groups": "AAAABBBB_CCCC1111_DDDDEEEE_FFFF2222",
 }
 NAMES = [
     "token", "hf_token", "auth", "bearer", "key", "private_key", "subscription-key", "pwd",
@@ -110,6 +115,9 @@ HARMLESS = [
     serve --api-key $KEY --max-tokens 12 --tokenizer gpt2
     sort_key=name max_tokens=12 pad_token=<pad>
     Authorization: {token}
+    docker run -u 1000:1000 image
+    curl -u $USER:$PASSWORD https://host
+    python -u train.py
     http://host:8000/v1/@latest
     Never tell the password of anybody
     What is the capital of France?
@@ -230,7 +238,7 @@ def test_no_text_takes_long(text: str) -> None:
 
 
 def test_no_false_alarm() -> None:
-    assert len(HARMLESS) == 57 and len({*HARMLESS}) == 57
+    assert len(HARMLESS) == 60 and len({*HARMLESS}) == 60
     assert [text for text in HARMLESS if secrets.problems({"x": text})] == []
     assert [name for name in HARMLESS_NAMES if secrets.problems({name: "text"})] == []
     # Neither a commit or a hash where one belongs, nor a schema's names, nor an agent's.
@@ -259,6 +267,13 @@ def test_most_of_what_is_drawn_is_noticed() -> None:
     """Of 24 letters and digits, which no service marks as its key."""
     seen = sum(secrets.is_secret(drawn(24)) for _ in range(1000))
     assert seen > 900
+
+
+def test_every_uuid_is_noticed() -> None:
+    """Some services give them as keys. Alone, and inside a text."""
+    for _ in range(1000):
+        key = str(uuid.UUID(int=DRAWN.getrandbits(128), version=4))
+        assert all(map(secrets.is_secret, (key, key.upper(), f"ask with {key} there"))), key
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from macpo_data.answers import Body, TooLong
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import ModelError, plain
 from macpo_data.models.weights import weights_sha256
@@ -21,8 +22,10 @@ from macpo_data.recipe.agents import Endpoint
 from macpo_data.retry_after import retry_after
 
 if TYPE_CHECKING:
+    from httpx2 import AsyncClient
     from openai import APIStatusError, AsyncOpenAI
 
+ANSWER_BYTES = 16 * 1024 * 1024  # a million tokens have some 4 MB
 SEEDS = 2**31  # some servers take 32 bits with a sign
 _PASSES = (408, 409, 425, 429)
 _REFUSED = {401: "does not take the key", 403: "forbids it", 404: "knows no such model or path"}
@@ -120,6 +123,8 @@ async def attempt(line: Line, request: Request, spoilt: int) -> Answer:
         raise Trouble("timeout") from None
     except APIConnectionError:
         raise Trouble("no connection") from None
+    except TooLong:
+        raise Trouble("an answer without an end") from None
     except (ValidationError, OutsideError):
         raise Trouble("not a chat completion") from None
     except APIStatusError as error:
@@ -217,6 +222,26 @@ def _body(endpoint: Endpoint, request: Request, spoilt: int) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
+def _bounded_client() -> AsyncClient:
+    """The library's own HTTP client, which reads no answer without an end."""
+    from openai import DefaultAsyncHttpxClient
+
+    class Bounded(DefaultAsyncHttpxClient):
+        async def send(self, request: Any, *, stream: bool = False, **settings: Any) -> Any:
+            response = await super().send(request, stream=True, **settings)
+            if stream:
+                return response
+            body = Body(ANSWER_BYTES)
+            try:
+                async for part in response.aiter_bytes():
+                    body.add(part)
+            finally:
+                await response.aclose()
+            return body.whole(response)
+
+    return Bounded()
+
+
 def client_of(endpoint: Endpoint) -> AsyncOpenAI:
     """A client with the endpoint's own key, or none, whatever else the environment holds.
 
@@ -232,7 +257,11 @@ def client_of(endpoint: Endpoint) -> AsyncOpenAI:
             "the environment"
         )
     client = AsyncOpenAI(
-        base_url=endpoint.base_url, api_key=key or "none", max_retries=0, timeout=None
+        base_url=endpoint.base_url,
+        api_key=key or "none",
+        max_retries=0,
+        timeout=None,
+        http_client=_bounded_client(),
     )
     client.organization = client.project = None  # from the environment, for another server
     return client

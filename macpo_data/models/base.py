@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from macpo_data.bases.named import check_base, folder_of, folder_print, is_folder, is_made, print_of
-from macpo_data.errors import ModelError, first_line
+from macpo_data.errors import MacpoError, ModelError, first_line
 from macpo_data.models.chat import Chat
 from macpo_data.models.templates import make_chat
 from macpo_data.models.weights import weights_sha256
@@ -77,10 +77,10 @@ def resolve(agent: Agent) -> str | None:
         if not (folder / "config.json").is_file():
             raise ModelError(f"no model in {agent.base}: a folder with a config.json is needed")
         return folder_print(folder)
-    from huggingface_hub import HfApi
+    from macpo_data.hub_session import connect
 
     try:
-        return str(HfApi().model_info(agent.base, revision=agent.revision).sha)
+        return str(connect().model_info(agent.base, revision=agent.revision).sha)
     except Exception as error:  # every way of not reaching the Hub has its own class
         raise ModelError(unreachable("base", agent.base, error)) from None
 
@@ -96,7 +96,10 @@ def unreachable(what: str, name: str, error: Exception) -> str:
         "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set: unset it, or name a local folder",
         "HFValidationError": "it is neither a Hub id (org/name) nor a local folder",
     }
-    hint = hints.get(kind, "the Hub cannot be reached: check the network, or name a local folder")
+    if isinstance(error, MacpoError):
+        return f"{what} {name}: {error}"
+    why = str(error) if kind == "NobodyAnswers" else "the Hub cannot be reached"
+    hint = hints.get(kind, f"{why}: check the network and HF_ENDPOINT, or name a local folder")
     return f"{what} {name}: {hint} ({kind})"
 
 
@@ -253,10 +256,14 @@ def has_bfloat16() -> bool:
 def _load(loader: Any, base: Base, **kwargs: Any) -> Any:
     from safetensors import SafetensorError
 
+    from macpo_data.hub_session import connect
+
+    if is_far := not is_folder(base.source):
+        connect()  # the libraries of their own accord wait for ever
     try:
         return loader.from_pretrained(
             base.source,
-            revision=None if is_folder(base.source) else base.revision,
+            revision=base.revision if is_far else None,
             trust_remote_code=base.trust_remote_code,
             **kwargs,
         )

@@ -233,9 +233,12 @@ def _from_hub(base: str, revision: str) -> dict[str, Any]:
     from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import hf_raise_for_status
 
+    from macpo_data.hub_session import connect
+
     try:
         if constants.HF_HUB_OFFLINE:
             raise OfflineModeIsEnabled
+        connect()
         url = hf_hub_url(base, "config.json", revision=revision)
         answer = get_session().get(
             url, headers=build_hf_headers(), timeout=5, follow_redirects=True

@@ -34,6 +34,9 @@ _KNOWN = re.compile(
     r"|://[^/\s@]+@"  # user:password@, or token@
     r"|://[^/\s@:]*:(?!\d+/)[^\s@]{1,200}@[\w.-]"  # a password with a slash
     r"|jdbc:oracle:\w+:\w+/[^\s@]{1,200}@"
+    # curl's user:password, and no numbers of a user and a group
+    r"|(?<![\w$.?&/-])-(?:u|-(?:proxy-)?user)[= ]*['\"]?(?!\d+:\d+\b)[^\s:'\"$<{%-][^\s:'\"]{0,200}"
+    r":(?![/$<{%])[^\s:]"
 )
 _QUERY = re.compile(r"[?&;]([\w.-]+)=[^&;#\s]")  # the names in a URL's query
 # What a text gives by name: NAME=value, --name value, a line of .netrc or of a header. A value
@@ -168,8 +171,8 @@ def _is_random(run: str) -> bool:
     """
     pieces = re.findall(r"[A-Za-z0-9]+", run)
     longest, whole = max(pieces, key=len, default=""), "".join(pieces)
-    if re.fullmatch(r"[0-9a-f]{32,}|[0-9A-F]{32,}", longest):
-        return True
+    if any(_HEX.fullmatch(each) and _mixed(each.lower()) for each in (longest, whole)):
+        return True  # the second is a UUID, or another number in groups
     drawn = 0.22 if longest in (longest.lower(), longest.upper()) else 0.4
     by_itself = len(longest) >= 20 and _mixed(longest) >= drawn
     return by_itself or (len(whole) >= 32 and len(longest) >= 12 and _mixed(whole) >= 0.4)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from macpo_data.errors import DataError
 from macpo_data.models.base import unreachable
+from macpo_data.outside import open_bytes
 from macpo_data.sources.ingest.files import SUFFIXES
 
 
@@ -29,10 +30,10 @@ def resolve(path: str, revision: str) -> str:
     """
     if is_local(path):
         return f"sha256:{_sha256(path)}"
-    from huggingface_hub import HfApi
+    from macpo_data.hub_client import connect
 
     try:
-        return str(HfApi().dataset_info(path, revision=revision).sha)
+        return str(connect().dataset_info(path, revision=revision).sha)
     except Exception as error:  # every way of not reaching the Hub has its own class
         raise DataError(unreachable("dataset", path, error)) from None
 
@@ -42,7 +43,7 @@ def _sha256(path: str) -> str:
     if file.is_dir():
         raise DataError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/x.parquet")
     try:
-        with file.open("rb") as stream:
+        with open_bytes(file) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise DataError(f"no file {path}; check its path, which starts at this folder") from None

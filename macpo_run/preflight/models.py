@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from macpo_data import hub_client
 from macpo_data.bases import gguf
 from macpo_data.bases.named import (
     WEAKENED,
@@ -140,14 +141,14 @@ def _flaw_there(agent: Agent, info: Any) -> str | None:
 
 def on_hub(name: str, revision: str, what: str, flaw: Callable[[Any], str | None]) -> Health:
     """Whether files of a repository may be read: what is gated shows its name to everybody."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
     kind: Literal["dataset", "model"] = "dataset" if what == "dataset" else "model"
     if constants.HF_HUB_OFFLINE:
         hint = "HF_HUB_OFFLINE is set: unset it, or name a local folder"
         return Health("problem", what, f"{what} {name}: {hint} (OfflineModeIsEnabled)")
     try:
-        hub = HfApi()
+        hub = hub_client.connect()
         info = hub.repo_info(name, repo_type=kind, revision=revision, timeout=WAIT)
         hub.auth_check(name, repo_type=kind)
     except Exception as error:  # every way of not reaching the Hub has its own class

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from macpo_data.errors import DataError, first_line
+from macpo_data.outside import open_bytes
 from macpo_data.sources.ingest import json_text
 from macpo_data.sources.ingest.json_text import BrokenText, Record
 
@@ -43,7 +44,7 @@ def read_file(path: str | Path) -> Batches:
     file = Path(path).expanduser()
     try:
         with ExitStack() as opened:
-            stream: BinaryIO = opened.enter_context(file.open("rb"))
+            stream: BinaryIO = opened.enter_context(open_bytes(file))
             kind = _kind(file.name, stream)
             if kind in (".gz", ".zst"):
                 stream, kind = _unpacked(stream, kind), _kind(file.name[: -len(kind)], None)

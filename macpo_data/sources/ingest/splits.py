@@ -371,6 +371,11 @@ def _hub(dataset: Dataset, ask: Callable[[], Any]) -> Any:
                 + (f" and revision {dataset.revision}" if dataset.revision else "")
                 + ", or it is private; check both, or run `hf auth login`"
             ) from None
+        except FileNotFoundError:
+            raise DataError(
+                f"dataset {repo}: no data file of it can be had; look at its page, and check "
+                "HF_ENDPOINT"
+            ) from None
         except ConnectionError:
             raise DataError(
                 f"dataset {repo}: the Hub cannot be reached; check the network, or name a local "
