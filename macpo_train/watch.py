@@ -53,6 +53,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.signs = signs
         self.reported: set[str] = set()  # signs of failure
         self.begun = self.saved = time.monotonic()
+        self.asked = self.saving = 0.0  # when the last checkpoint was asked for; how long it took
         self.first_step: int | None = None
 
     def history(self, state: Any) -> History:
@@ -104,19 +105,23 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a checkpoint where it is time."""
-        due = time.monotonic() - self.saved > SECONDS
+        now = time.monotonic()
+        due = now - self.saved > max(SECONDS, SHARE * self.saving)
         if self.save_steps is None and due and args.world_size == 1:
-            control.should_save = True
+            control.should_save, self.asked = True, now
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark a checkpoint as whole: it is the last thing that is written to it."""
         self.saved = time.monotonic()
+        self.saving = self.saved - self.asked if self.asked else 0.0
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero:
             (folder / MARK).write_text(json.dumps({"identity": self.identity}), "utf-8")
 
 
-SECONDS = 300.0  # between two checkpoints where the recipe names no steps
+# Between two checkpoints where the recipe names no steps: at least so many seconds, and so many
+# times as long as the last one took to write.
+SECONDS, SHARE = 30.0, 100.0
 
 
 def last_checkpoint(folder: Path, identity: str) -> Path | None:

@@ -112,6 +112,7 @@ def test_nan_keeps_the_last_good_checkpoint(
 ) -> None:
     """Saved by steps, or by the clock, which has always struck here."""
     monkeypatch.setattr("macpo_train.watch.SECONDS", 0.0)
+    monkeypatch.setattr("macpo_train.watch.SHARE", 0.0)
     from macpo_train.loss import macpo_loss as usual
 
     steps = iter(range(100))

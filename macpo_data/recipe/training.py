@@ -173,8 +173,8 @@ class Train(Section):
     shared_prompt: Annotated[bool, KNOB] = True
     """Read a prompt once for chosen and rejected; where a model cannot, training says so."""
     save_steps: Annotated[Count | None, KNOB] = None
-    """Steps between checkpoints, from which a killed training goes on; null: every five minutes
-    (several processes: every 100 steps)."""
+    """Steps between checkpoints, from which a killed training goes on; null: every half
+    minute, or more rarely where writing one takes long (several processes: every 100 steps)."""
     report_to: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], KNOB] = "none"
     """Where the curves go besides the manifest."""
     launcher: Annotated[str | None, KNOB] = None
