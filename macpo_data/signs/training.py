@@ -7,6 +7,7 @@ from typing import Literal
 
 from macpo_data.signs.rules import ENOUGH, Sign, Signs, beside, sign
 
+HARDLY = 0.05  # of DPO's margin: with a beta of 0.1 half a nat apart, of answers of many nats
 WINDOW = 5  # steps of a training whose mean is looked at, so that one batch raises no alarm
 
 Reference = Literal["base", "previous", "initial"]  # of DPO; initial: the policy of round 0
@@ -51,3 +52,12 @@ def of_training(
     if len(history) >= ENOUGH:
         values["accuracy"] = mean("accuracy", ENOUGH)
     return signs | beside(values, {}, {})
+
+
+def hardly_moved(history: Sequence[Mapping[str, float]]) -> bool:
+    """Whether DPO ended with the two answers about as likely as the reference finds them.
+
+    >>> hardly_moved([{"margin": 0.0}, {"margin": 0.003}]), hardly_moved([{"loss": 2.0}])
+    (True, False)
+    """
+    return "margin" in history[-1] and abs(history[-1]["margin"]) < HARDLY

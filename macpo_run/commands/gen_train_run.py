@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from macpo_run.commands.print_steps import (
     print_signs,
 )
 from macpo_run.commands.run_options import DatasetOptions, RunOptions, open_run, open_to_make
-from macpo_run.terminal.lines import program, say, say_aside, say_next
+from macpo_run.terminal.lines import program, say, say_aside, say_next, say_sign
+from macpo_train.ranks import is_first
 
 if TYPE_CHECKING:
     from macpo_run.rounds import Outcome, Run
@@ -110,7 +112,33 @@ def train_dataset(training: DatasetTraining) -> None:
         say=say_aside,
         look=stop_unless_ready,
     )
+    if not is_first():
+        return
     say(f"wrote    {training.out}")
+    _print_learned(training.out)
+    say_next(f"macpo ask {shlex.quote(str(training.out))} 'a question of yours'")
+
+
+def _print_learned(out: Path) -> None:
+    """How far a training came, and a sign where it hardly moved the policy."""
+    from macpo_data.outside import parse_object, read_bytes
+    from macpo_data.signs.training import hardly_moved
+    from macpo_data.store.manifests import MANIFEST
+
+    manifest = parse_object(read_bytes(out / MANIFEST))
+    history: list[dict[str, float]] = manifest["history"]
+    if not history:  # the fake engine trains nothing
+        return
+    ends = ((name, history[0][name], history[-1][name]) for name in ("loss", "margin")
+            if name in history[0])  # fmt: skip
+    curves = ", ".join(f"{name} {first:.3f} to {last:.3f}" for name, first, last in ends)
+    say(f"learned  {len(history)} steps: {curves}")
+    if hardly_moved(history):
+        dpo = manifest["settings"]["dpo"]
+        say_sign(
+            f"the policy hardly moved in {len(history)} steps: raise dpo.learning_rate "
+            f"({dpo['learning_rate']:g} now; tiny bases of the world bear 1e-3) or dpo.epochs"
+        )
 
 
 def run_rounds(
