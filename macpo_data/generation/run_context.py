@@ -134,6 +134,7 @@ class RunContext(Context):
             prompts = pl.concat(
                 self.prompts(part).select("prompt_id", "prompt") for part in ("d2", "test")
             )
+            prompts = prompts.unique("prompt_id")  # a released prompt may be in both
             rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
         rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")

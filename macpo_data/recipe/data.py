@@ -153,6 +153,16 @@ class PKUData(FileData):
     """Which judgement decides what is chosen: better (the more helpful answer) or safer."""
 
 
+class ReleaseData(DataBase):
+    """MACPO's own data as its authors released them, in their order and with their duplicates."""
+
+    source: Literal["macpo_release"]
+    """The reader of a clone of the authors' repository: D1's human pairs, D2's prompts and the test
+    set as they are. Nothing is shuffled, and a prompt may occur twice or in two parts."""
+    path: Place
+    """Folder of one dataset in the clone, such as MACPO/data/HH-Helpful."""
+
+
 class UltraFeedbackData(FileData):
     """UltraFeedback with its best and a worse answer, as in ultrafeedback_binarized."""
 
@@ -181,6 +191,6 @@ class PairsData(FileData):
 
 
 Data = Annotated[
-    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData,
+    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData | ReleaseData,
     Field(discriminator="source"),
 ]
