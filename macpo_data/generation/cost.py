@@ -356,7 +356,7 @@ def made_up(chars: int, turns: int, answer: int = 0, rows: int = SAMPLE) -> pl.D
     ]
     ids = [prompt_id(prompt) for prompt in prompts]
     sides = {side: [f"{id_} {side} ".ljust(answer, ".") for id_ in ids] for side in SIDES}
-    frame = pl.DataFrame({"prompt_id": ids, "prompt": prompts, **sides})
+    frame = pl.DataFrame({"prompt_id": ids, "prompt": prompts, **sides, "right": None})
     return check(frame, PROMPTS, "made up prompts")
 
 

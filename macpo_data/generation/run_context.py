@@ -64,7 +64,10 @@ class RunContext(Context):
             self._results.mend(name)
             self._pins = self.lock.data(self.recipe.data)
         run_prompts.draw(self.plan, self.store, self._pins)
-        return check(self.store.read(name, f"{part}.parquet"), PROMPTS, name)
+        rows = self.store.read(name, f"{part}.parquet")
+        if "right" not in rows.columns:  # drawn before there was this column
+            rows = rows.with_columns(right=pl.lit(None, pl.String))
+        return check(rows, PROMPTS, name)
 
     def barred(self, part: Part, turns: pl.DataFrame | None = None) -> pl.DataFrame:
         """By the test sets and the likeness that `select` names."""

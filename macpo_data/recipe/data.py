@@ -103,6 +103,9 @@ class DataBase(Section):
     label_noise: Annotated[Share, LATER] = 0.0
     """Share of the student's weak labels whose chosen and rejected answers are swapped: in round 0,
     and in later rounds of the methods that read them again (weak_labels, spin)."""
+    rejected: Annotated[Literal["source", "mismatch"], LATER] = "source"
+    """Where D1's worse answers come from. source: it has them. mismatch: each is the better answer
+    to another prompt of D1, for data that have good answers alone."""
     overlap: Annotated[bool, LATER] = False
     """Whether D2 is drawn from the prompts of D1; else no prompt is in both."""
 
@@ -188,9 +191,12 @@ class PairsData(FileData):
     """The reader of any preference dataset, whose columns are named below."""
     columns: Columns = Columns()
     """Which columns of the dataset hold what."""
+    right: Annotated[str | None, LATER] = None
+    """Column of the right answer to each prompt, for eval.by=answer: a number, a formula, or text.
+    Of a worked answer that ends in #### 72, that is 72. null: there is none."""
 
 
 Data = Annotated[
-    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData | ReleaseData,
+    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | ReleaseData | PairsData,
     Field(discriminator="source"),
 ]

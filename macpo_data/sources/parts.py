@@ -83,6 +83,8 @@ def read_parts(
         pool = pools[key]
         # 2. The probe leaves D1 before anything is drawn for D2.
         if draw.key == "d2":
+            if data.rejected == "mismatch":
+                parts["d1"] = _mismatched(parts["d1"])
             parts["d1"], parts["probe"] = _without_probe(parts["d1"], data.probe)
             owners |= dict.fromkeys(parts["probe"]["prompt_id"], "probe")
         # 3. What an earlier part took from another place is not drawn again.
@@ -128,7 +130,7 @@ def _read(
     revisions: Revisions,
     accounts: registry.Accounts | None,
 ) -> pl.DataFrame:
-    """The rows of an origin as (row, prompt, chosen, rejected, reason, prompt_id, text)."""
+    """The rows of an origin as (row, prompt, chosen, rejected, right, reason, prompt_id, text)."""
     (path, split), settings = origin, draw.settings
     if isinstance(settings, WorldData):
         return world.generate(seed)
@@ -146,6 +148,25 @@ def _shuffle(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     order = list(range(len(rows)))
     random.Random(f"macpo prompts: {seed}").shuffle(order)
     return rows[order]
+
+
+def _mismatched(d1: pl.DataFrame) -> pl.DataFrame:
+    """D1 whose worse answers are the better ones to the next prompt that has another.
+
+    Raises:
+        DataError: there are no two different answers.
+    """
+    if d1["chosen"].n_unique() < 2:
+        raise DataError(
+            "data.rejected=mismatch: D1 has no two different good answers; raise data.d1.count, or "
+            "set data.rejected=source"
+        )
+    answers = d1["chosen"].to_list()
+    others = []
+    for n, answer in enumerate(answers):
+        after = answers[n + 1 :] + answers[:n]
+        others.append(next(other for other in after if other != answer))
+    return d1.with_columns(rejected=pl.Series(others, dtype=pl.String))
 
 
 def _without_probe(d1: pl.DataFrame, probe: Probe) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -11,6 +11,7 @@ from typing import cast
 
 import polars as pl
 
+from macpo_data.errors import DataError
 from macpo_data.recipe.data import Columns, FileData, More, PairsData, PKUData, ReleaseData
 from macpo_data.schema import Part
 from macpo_data.sources import macpo_release
@@ -21,7 +22,7 @@ from macpo_data.sources.ingest.files import read_file
 from macpo_data.sources.ingest.hints import Option
 from macpo_data.sources.ingest.splits import Dataset, Source, open_split
 
-COLUMNS = ("row", "prompt", "chosen", "rejected", "reason", "prompt_id", "text")
+COLUMNS = ("row", "prompt", "chosen", "rejected", "right", "reason", "prompt_id", "text")
 Accounts = dict[str, Account]  # by place
 BATCH = 5_000  # rows that are in memory as objects at once
 TEXT_CHARS = 300  # of a row put aside
@@ -34,7 +35,7 @@ def read(
     split_column: str | None = None,
     accounts: Accounts | None = None,
 ) -> pl.DataFrame:
-    """A dataset as (row, prompt, chosen, rejected, reason, prompt_id, text), by its source.
+    """A dataset as (row, prompt, chosen, rejected, right, reason, prompt_id, text).
 
     Args:
         dataset: which.
@@ -53,11 +54,16 @@ def read(
     form = Form.HH if source_name == "hh_rlhf" and "prompt" not in names else None
     columns = _columns(settings, names)
     rows = open_rows(source, columns, rendered=as_released, form=form, option=Option.RECIPE)
+    right = settings.right if isinstance(settings, PairsData) else None
+    if right and first and right not in names:
+        have = ", ".join(sorted(names))
+        raise DataError(f"{source.name}: data.right is {right}, and the columns are {have}")
+    rows.also_read = frozenset([right] if right else [])
     mine = (each for each in rows
             if split_column is None or each.record.get("split") == split_column)  # fmt: skip
-    frames = [_frame([], rows)]
+    frames = [_frame([], rows, right)]
     while batch := list(itertools.islice(mine, BATCH)):
-        frames.append(_frame(batch, rows))
+        frames.append(_frame(batch, rows, right))
     if accounts is not None:
         accounts[source.name] = rows.account
     return pl.concat(frames)
@@ -93,9 +99,12 @@ def _columns(settings: FileData | ReleaseData | More, names: Collection[str]) ->
             return Columns()
 
 
-def _frame(batch: list[Judged], rows: Rows) -> pl.DataFrame:
+def _frame(batch: list[Judged], rows: Rows, right: str | None) -> pl.DataFrame:
     texts = [_text(each, rows)[:TEXT_CHARS] for each in batch]
-    return frame(batch).with_columns(text=pl.Series(texts, dtype=pl.String)).select(COLUMNS)
+    values = [each.record.get(right) if right else None for each in batch]
+    answers = [None if value is None else str(value) for value in values]
+    more = {"text": pl.Series(texts, dtype=pl.String), "right": pl.Series(answers, dtype=pl.String)}
+    return frame(batch).with_columns(**more).select(COLUMNS)
 
 
 def _text(each: Judged, rows: Rows) -> str:
