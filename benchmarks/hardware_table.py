@@ -1,5 +1,7 @@
 """The table of docs/hardware.md: what every shipped recipe takes on three machines.
 
+Those for a smaller card stand there with that as well.
+
 `python -m benchmarks.hardware_table` writes it anew. Nothing is downloaded or run: the sizes of the
 data are those that a dry run takes where the data is not there yet.
 """
@@ -21,6 +23,7 @@ from macpo_run.terminal.outlook import hours, size
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "hardware.md"
 MACHINES = ("8xA100-80GB", "1xH100-80GB", "2xCPU-24GB")
+MORE = {"one_gpu_24gb": ("1xRTX4090",), "one_gpu_24gb_ultrafeedback": ("1xRTX4090",)}
 BEGIN, END = "<!-- table: python -m benchmarks.hardware_table -->", "<!-- end of table -->"
 WORLD_CHARS = 76  # of a prompt and of an answer of the embedded world
 
@@ -41,7 +44,7 @@ def plans() -> dict[tuple[str, str], Outlook]:
         recipe = load_recipe(name)
         plan, store, sizes = make_plan(recipe), Store(Path("nowhere")), sizes_of(recipe)
         now = states(plan, store)
-        for machine in MACHINES:
+        for machine in (*MORE.get(name, ()), *MACHINES):
             on = hardware.named(machine)
             found[name, machine] = outlook(plan, store, now, plan.steps, sizes, on)
     return found

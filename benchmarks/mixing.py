@@ -22,7 +22,7 @@ import polars as pl
 from sacrebleu.metrics.chrf import CHRF
 
 from benchmarks.pool import gold
-from benchmarks.premises import by_third, over_seeds, prompts_of, table, thirds_of
+from benchmarks.premises import asked_of, by_third, over_seeds, table, thirds_of
 from macpo_data import stats
 from macpo_data.errors import MacpoError
 from macpo_data.generation import mixture as mixtures
@@ -148,7 +148,7 @@ def second_stage(run: Run) -> Row:
     candidates = run.store.read(run.plan.name(step), "candidates.parquet")
     pairs = run.store.read(run.plan.name(step), "pairs.parquet")
     candidates = candidates.join(pairs, on="prompt_id", how="semi", maintain_order="left")
-    prompts = prompts_of(run, "d2")
+    prompts = asked_of(run, "d2")
     pool = judged(run.context(), written(graded(candidates, prompts)), pairs, student)
     best = graded(pairs.select("prompt_id", response="chosen"), prompts)
     worst = graded(pairs.select("prompt_id", response="rejected"), prompts)
@@ -173,7 +173,7 @@ def held_out(run: Run) -> Row:
     bare, *rounds = (Policy(student, round=round_) for round_ in (None, 0, 1))
     policies = [*map(Policy, mixture.layers[0]), bare, *rounds]
     responses = run.evaluate(policies).responses
-    responses = responses.with_columns(third=thirds_of(responses, prompts_of(run, "test")))
+    responses = responses.with_columns(third=thirds_of(responses, asked_of(run, "test")))
     names = {policy: policy.agent for policy in policies} | {bare: f"{student}, bare"}
     names |= {policy: f"{student}, round {policy.round}" for policy in rounds}
     answers = {

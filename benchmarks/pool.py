@@ -1,6 +1,7 @@
-"""What selection had to choose from, by the gold judge: `python -m benchmarks.pool runs/RUN ...`.
+"""What selection had to choose from, by gold: `python -m benchmarks.pool runs/RUN ...`.
 
-Per variant, seed and round of the student: mean gold of all candidates, of what became chosen, of
+Gold is what the embedded world's judge says, or with eval.by=answer whether an answer is right. Per
+variant, seed and round of the student: mean gold of all candidates, of what became chosen, of
 the best possible, of the rejected, and of what the student writes on the same prompts after, where
 it was asked; how many pairs there are, in how many the chosen answer is the better one, the worse
 one, and the better one by topic alone, and how the training ended. No step of a method sees this.
@@ -15,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from macpo_data.generation.gold import Prompt, worth
 from macpo_data.methods.registry import called
 from macpo_data.world import judge
 
@@ -34,16 +36,28 @@ KEYS = {
 }
 
 
-def gold(frame: pl.DataFrame, asked: dict[str, Any], column: str = "response") -> pl.Series:
+Asked = dict[str, tuple[Prompt, str | None]]  # prompt and right answer, by the prompt's id
+
+
+def asked_in(prompts: pl.DataFrame) -> Asked:
+    """What the prompts of a part ask; a right answer is there where its recipe names the column."""
+    right = pl.col("right") if "right" in prompts.columns else pl.lit(None, pl.String)
+    rows = prompts.select("prompt_id", "prompt", right.alias("right")).iter_rows()
+    return {prompt_id: (prompt, right) for prompt_id, prompt, right in rows}
+
+
+def gold(frame: pl.DataFrame, asked: Asked, column: str = "response") -> pl.Series:
     """The gold score of each row's response."""
     rows = frame.select("prompt_id", column).iter_rows()
-    return pl.Series([judge.gold(asked[i], text or "").score for i, text in rows])
+    return pl.Series([worth(*asked[i], text or "") for i, text in rows], dtype=pl.Float64)
 
 
-def on_topic(frame: pl.DataFrame, asked: dict[str, Any], column: str) -> pl.Series:
-    """How far each row's response answers what was asked, whatever its tone."""
-    rows = frame.select("prompt_id", column).iter_rows()
-    return pl.Series([judge.gold(asked[i], text or "").on_topic for i, text in rows])
+def on_topic(frame: pl.DataFrame, asked: Asked, column: str) -> pl.Series:
+    """How far each row's response answers what was asked, whatever its tone; null of no world's."""
+    rows = [(*asked[i], text) for i, text in frame.select("prompt_id", column).iter_rows()]
+    values = [None if right is not None else judge.gold(prompt, text or "").on_topic
+              for prompt, right, text in rows]  # fmt: skip
+    return pl.Series(values, dtype=pl.Float64)
 
 
 def variant(facts: dict[str, Any]) -> str:
@@ -65,7 +79,9 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
     for manifest in run.glob("samples/student-positive-*-d2-0-*/manifest.json"):
         wrote[json.loads(manifest.read_text("utf-8"))["adapter"]] = manifest.parent / "shards"
     rows = []
-    for manifest in sorted(run.glob("adapters/student-positive-*/manifest.json")):
+    for manifest in sorted(run.glob("*/student-positive-*/manifest.json")):
+        if manifest.parent.parent.name not in ("adapters", "checkpoints"):
+            continue
         facts = json.loads(manifest.read_text("utf-8"))
         if facts["objective"] != "dpo":
             continue
@@ -73,13 +89,13 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
         made = json.loads((prompts / "manifest.json").read_text("utf-8"))
         (source,) = (run / name for name in made["inputs"] if name.startswith("data/prompts"))
         d2 = pl.read_parquet(source / "d2.parquet")
-        asked = dict(zip(d2["prompt_id"], d2["prompt"].to_list(), strict=True))
+        asked = asked_in(d2)
         pool = pl.read_parquet(prompts / "candidates.parquet")
         pool = pool.with_columns(gold=gold(pool, asked))
         pairs = pl.read_parquet(prompts / "pairs.parquet")
         sides = {side: gold(pairs, asked, side) for side in ("chosen", "rejected")}
         topic = [on_topic(pairs, asked, side) for side in ("chosen", "rejected")]
-        after = wrote.get(f"adapters/{manifest.parent.name}")
+        after = wrote.get(f"{manifest.parent.parent.name}/{manifest.parent.name}")
         last = facts["history"][-1]
         rows.append(
             {

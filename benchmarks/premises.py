@@ -1,8 +1,8 @@
 """What holds before any round 1: `python -m benchmarks.premises RECIPE --seeds 0 1 2`.
 
 A row of Markdown per seed, and their mean. Gold is that of greedy answers to the held-out prompts,
-of all of them and, in brackets, of those about each third of the topics. An answer is right from .9
-on.
+of all of them and, in the embedded world, in brackets of those about each third of the topics. An
+answer is right from .9 on. With eval.by=answer gold is 1 of a right answer, and 0 of another.
 
 Round 0, the ceiling and the student's pairs of round 1 are made where they are missing, in the
 recipe's own run folder: what was killed goes on, and `macpo run` goes on from there.
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.pool import gold
+from benchmarks.pool import Asked, asked_in, gold
 from macpo_data import stats
 from macpo_data.errors import MacpoError
 from macpo_data.evaluation import gap
@@ -72,8 +72,8 @@ def premises(run: Run) -> dict[str, Any]:
     Raises:
         MacpoError: the recipe's method has no teachers who write for a student.
     """
-    if run.recipe.method != "macpo" or run.recipe.data.source != "world":
-        raise MacpoError("premises are those of method macpo on data.source world")
+    if run.recipe.method != "macpo" or not run.recipe.has_gold:
+        raise MacpoError("premises are those of method macpo in the world, or with eval.by=answer")
     (student,) = run.recipe.students
     run.finish_round(0)
     run.make("gen", 1, student)
@@ -81,14 +81,16 @@ def premises(run: Run) -> dict[str, Any]:
     assert ceiling is not None
     learner = Policy(student, "positive", 0)
     answers = run.evaluate([*weak, learner, ceiling]).responses
-    answers = answers.with_columns(third=thirds_of(answers, prompts_of(run, "test")))
+    in_world = run.recipe.data.source == "world"
+    thirds = thirds_of(answers, asked_of(run, "test")) if in_world else pl.lit("")
+    answers = answers.with_columns(third=thirds)
     written = {
         policy: answers.filter(agent=policy.agent, behavior=policy.behavior, round=policy.round)
         for policy in (*weak, learner, ceiling)
     }
     (step,) = run.select("gen", 1, student)
     candidates = pl.read_parquet(run.path(step) / "candidates.parquet")
-    candidates = candidates.with_columns(gold=gold(candidates, prompts_of(run, "d2")))
+    candidates = candidates.with_columns(gold=gold(candidates, asked_of(run, "d2")))
     signs = (run.store.manifest(run.plan.name(step)) or {})["signs"]
     best = best_of(pl.concat(written[teacher] for teacher in weak))
     return {
@@ -103,20 +105,20 @@ def premises(run: Run) -> dict[str, Any]:
     }
 
 
-def prompts_of(run: Run, part: Part) -> dict[str, Any]:
-    """The messages of each prompt of a part, by its id."""
-    rows = run.context().prompts(part)
-    return dict(zip(rows["prompt_id"], rows["prompt"].to_list(), strict=True))
+def asked_of(run: Run, part: Part) -> Asked:
+    """What each prompt of a part asks, by its id."""
+    return asked_in(run.context().prompts(part))
 
 
-def thirds_of(answers: pl.DataFrame, asked: dict[str, Any]) -> pl.Series:
+def thirds_of(answers: pl.DataFrame, asked: Asked) -> pl.Series:
     """Which third of the topics each answer's prompt is about."""
-    return pl.Series([str(third(ask_of(asked[i]).topic)) for i in answers["prompt_id"]])
+    return pl.Series([str(third(ask_of(asked[i][0]).topic)) for i in answers["prompt_id"]])
 
 
 def by_third(answers: pl.DataFrame) -> dict[str, float | None]:
     """The mean gold of all answers, and of those about each third of the topics."""
-    parts = {third: answers.filter(third=third) for third in THIRDS}
+    named = () if set(answers["third"]) == {""} else THIRDS  # outside the world there are none
+    parts = {third: answers.filter(third=third) for third in named}
     return {name: _mean(part["gold"].to_list()) for name, part in {ALL: answers, **parts}.items()}
 
 
@@ -170,7 +172,7 @@ def _cell(value: Any) -> str:
         return f"{mean} ({low} to {high})"
     if isinstance(value, dict):
         every, *thirds = (_cell(each) for each in value.values())
-        return f"{every} ({' '.join(thirds)})"
+        return f"{every} ({' '.join(thirds)})" if thirds else every
     if isinstance(value, str):
         return value
     return "-" if value is None else f"{value:.2f}".removeprefix("0")

@@ -49,6 +49,7 @@ PROMPTS: Table = {
     "prompt": MESSAGES,  # one or more turns, the last one the user's
     "chosen": pl.String(),  # the human's better answer; null where the source has none
     "rejected": pl.String(),  # the human's worse answer; null where the source has none
+    "right": pl.String(),  # what an answer is compared with; null where the source names none
 }
 
 # Rows that a source could not use, kept aside.

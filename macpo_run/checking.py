@@ -9,7 +9,7 @@ from macpo_data.errors import MacpoError
 from macpo_data.forms import check as checks
 from macpo_data.forms.row_findings import Finding
 from macpo_data.models.base import Base, load_chat
-from macpo_data.recipe.agents import RENDERED
+from macpo_data.recipe.agents import takes_text_as_it_is
 from macpo_data.recipe.recipe import TrainSettings
 from macpo_data.sources import overlap
 from macpo_data.sources.ingest.canonical import TRAINABLE
@@ -48,8 +48,8 @@ def check(
     Raises:
         MacpoError: it cannot be read, or a test set has no prompts.
     """
-    rendered = settings.chat_template == RENDERED
-    rows = open_rows(of, settings.columns, takes=TRAINABLE, rendered=rendered)
+    as_it_is = takes_text_as_it_is(settings.chat_template)
+    rows = open_rows(of, settings.columns, takes=TRAINABLE, rendered=as_it_is)
     kept_out = []
     for path in tests:
         prompts = overlap.texts(every_split(Dataset(path)))

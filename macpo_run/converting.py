@@ -11,7 +11,7 @@ from pathlib import Path
 from macpo_data.forms import convert as conversion
 from macpo_data.forms.trainer import DATA_FILE
 from macpo_data.hub.templates import fill_text
-from macpo_data.recipe.agents import RENDERED
+from macpo_data.recipe.agents import RENDERED, takes_text_as_it_is
 from macpo_data.recipe.recipe import TrainSettings
 from macpo_data.sources.ingest.door import open_rows
 from macpo_data.sources.ingest.splits import Dataset, Source
@@ -61,7 +61,7 @@ def convert(of: Dataset | Source, settings: TrainSettings, trainer: str, to: Pat
     target, place = conversion.target(trainer), to.resolve()
     check_new(to)
     rendered = settings.chat_template == RENDERED
-    rows = open_rows(of, settings.columns, rendered=rendered)
+    rows = open_rows(of, settings.columns, rendered=takes_text_as_it_is(settings.chat_template))
     use = (conversion.as_text if rendered else conversion.use_for)(rows, target)
     name = re.sub(r"[^\w-]+", "_", place.name)
     snippet = fill_text(

@@ -19,7 +19,7 @@ from macpo_data.models.weights import weights_sha256
 from macpo_data.models.worker import Progress, Workers
 from macpo_data.outside import parse_json, read_bytes
 from macpo_data.recipe import secrets
-from macpo_data.recipe.agents import RENDERED, Agent
+from macpo_data.recipe.agents import Agent, takes_text_as_it_is
 from macpo_data.recipe.recipe import TrainSettings
 from macpo_data.schema import SCORES, WHOLE
 from macpo_data.sources.ingest.canonical import TRAINABLE
@@ -82,7 +82,7 @@ def train_on(
     )
     look(needs(settings, dataset, agent, out, adapters))
     rows = open_rows(dataset, settings.columns, takes=TRAINABLE,
-                     rendered=settings.chat_template == RENDERED)  # fmt: skip
+                     rendered=takes_text_as_it_is(settings.chat_template))  # fmt: skip
     pairs = usable_pairs(rows, settings)
     for line in rows.account.lines():
         say(line)

@@ -54,6 +54,11 @@ PUBLISHED = {
     "Qwen/Qwen1.5-110B-Chat": 111_209_914_368,
     "alpindale/WizardLM-2-8x22B": 140_620_634_112,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+    "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
 }
 
 

@@ -94,7 +94,10 @@ def test_a_shipped_recipe_names_the_schema_and_how_to_see_all(name: str) -> None
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_full_recipe_is_the_same_one(name: str, tmp_path: Path) -> None:
+def test_a_full_recipe_is_the_same_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a shipped recipe's paths start, and those of the copy
     init(name, tmp_path / "full.yaml", full=True)
     assert load_recipe(str(tmp_path / "full.yaml")) == load_recipe(name)
     init(name, tmp_path / "short.yaml", full=False)

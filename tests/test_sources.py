@@ -288,7 +288,7 @@ def test_raw_hh_text(tmp_path: Path) -> None:
     parts, unusable = read(source="hh_rlhf", path=path, d1=one, d2=one, test=one)
     assert_contract(parts, unusable)
     long = [f for f in parts.values() if len(f["prompt"][0]) == 3]
-    assert long[0].row(0)[1:] == (
+    assert long[0].row(0)[1:4] == (
         [user("Hi"), assistant("Yes?"), user("A\n\nB Human: C")],
         "good0",
         "bad",
@@ -336,7 +336,7 @@ def test_pairs_in_every_form_and_file(form: str, suffix: str, tmp_path: Path) ->
     one = {"count": 1}
     parts, unusable = read(source="pairs", path=str(path), d1=one, d2=one, test=one)
     assert_contract(parts, unusable)
-    found = {f["prompt"][0][0]["content"]: f.row(0)[1:] for f in parts.values()}
+    found = {f["prompt"][0][0]["content"]: f.row(0)[1:4] for f in parts.values()}
     assert set(found) == {"p", "p0", "p1"}
     assert found["p"] == ([user("p")], "c", "r")
     assert unusable.is_empty()

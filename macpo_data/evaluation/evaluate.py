@@ -10,7 +10,7 @@ import polars as pl
 from macpo_data.errors import DataError, MacpoError, of_run
 from macpo_data.evaluation.policies import CHOSEN, find_policy, is_of_policy, warn_of_stale
 from macpo_data.evaluation.results import Evaluation, Judges, write
-from macpo_data.generation import judge
+from macpo_data.generation import answers, gold, judge
 from macpo_data.generation import reward_model as reward
 from macpo_data.generation.run_context import RunContext
 from macpo_data.plan import Policy
@@ -18,8 +18,6 @@ from macpo_data.recipe.evaluation import Judge, RewardModel
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.recipe.section import digest
 from macpo_data.schema import JUDGEMENTS, RESPONSES, check, empty
-from macpo_data.world.bases import VERSION
-from macpo_data.world.judge import gold
 
 
 def evaluate(ctx: RunContext, policies: Sequence[Policy], against: str | None = None) -> Evaluation:
@@ -38,6 +36,8 @@ def evaluate(ctx: RunContext, policies: Sequence[Policy], against: str | None = 
         raise MacpoError(
             f"nothing to evaluate: no policy is trained yet; run `{of_run('run --round 0')}`"
         )
+    if ctx.recipe.eval.by == "answer":
+        answers.check(ctx.prompts("test")["right"])
     baseline = _baseline(ctx, against or ctx.recipe.eval.against)
     wanted = list(dict.fromkeys([*policies, *([baseline] if isinstance(baseline, Policy) else [])]))
     by = _judges(ctx, baseline)
@@ -89,15 +89,15 @@ def find_baseline(ctx: RunContext, name: str) -> Policy | str:
 
 def _judge_of(recipe: Recipe) -> Judge | None:
     """Who compares answers: the evaluation's own judge, that of the data, or the world's."""
-    gold = Judge(kind="gold") if recipe.data.source == "world" else None
-    return recipe.eval.judge or recipe.judge or gold
+    of_world = Judge(kind="gold") if recipe.data.source == "world" else None
+    return recipe.eval.judge or recipe.judge or of_world
 
 
 def _judges(ctx: RunContext, baseline: Policy | str | None) -> Judges:
     """Who judges by each measure: as people call them, and what their judgement depends on."""
     judges: dict[str, tuple[str, str]] = {}
-    if ctx.recipe.data.source == "world":
-        judges["gold"] = ("world", digest(VERSION))
+    if tells := gold.judge_of(ctx.recipe):
+        judges["gold"] = tells
     model, compares = ctx.recipe.eval.reward, _judge_of(ctx.recipe)
     if model is not None:
         judges["reward"] = (model.model, _scorer(ctx, model))
@@ -177,13 +177,13 @@ def answers_of(ctx: RunContext, policies: Sequence[Policy], n: int | None = None
 
 def _scored(ctx: RunContext, rows: pl.DataFrame) -> pl.DataFrame:
     """Answers with what is said of each by itself."""
-    prompts = ctx.prompts("test").select("prompt_id", "prompt")
+    prompts = ctx.prompts("test").select("prompt_id", "prompt", "right")
     with_prompts = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
-    if ctx.recipe.data.source == "world":
-        pairs = with_prompts.select("prompt", "response").iter_rows()
+    if ctx.recipe.has_gold:
+        by_answer = pl.col("right") if ctx.recipe.eval.by == "answer" else pl.lit(None, pl.String)
+        each = with_prompts.select("prompt", by_answer.alias("right"), "response").iter_rows()
         # What was not written has no score, here as by a reward model.
-        scores = [None if text is None else gold(turns, text).score for turns, text in pairs]
-        rows = rows.with_columns(gold=pl.Series(scores, dtype=pl.Float64))
+        rows = rows.with_columns(gold=pl.Series(gold.worths(each), dtype=pl.Float64))
     if ctx.recipe.eval.reward is not None:
         rows = rows.with_columns(reward=ctx.rewards(with_prompts, ctx.recipe.eval.reward))
     return rows

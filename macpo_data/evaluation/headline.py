@@ -23,6 +23,7 @@ from macpo_data.evaluation.verdict import (
     of_agent,
     verdict,
 )
+from macpo_data.generation.answers import RIGHT_ANSWERS
 from macpo_data.plan import Plan
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.schema import RESPONSES, Message, empty
@@ -186,6 +187,8 @@ def _meaning(student: str, newest: Mapping[str, Any]) -> str:
     """What a score is."""
     by = newest["by"]
     match newest["measure"]:
+        case "gold" if by == RIGHT_ANSWERS:
+            scale = "share of right answers"
         case "gold":
             scale = f"from 0 (bad) to 1 (good), by the judge that comes with the data ({by})"
         case "reward":

@@ -19,6 +19,7 @@ from macpo_data.errors import ModelError
 from macpo_data.generation.context import Context, RoundData
 from macpo_data.plan import Plan, Policy, Step
 from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.data import Data, ReleaseData
 from macpo_data.recipe.evaluation import RewardModel
 from macpo_data.recipe.generation import Sampling
 from macpo_data.recipe.recipe import Recipe
@@ -31,7 +32,8 @@ from macpo_data.store.store import Store
 
 CHARS_PER_TOKEN = 4.0
 UNKNOWN_CHARS = 800  # of a prompt, where the data is not on this machine yet
-UNKNOWN_ROWS = 60_000
+UNKNOWN_ROWS = 60_000  # of a part without a count, likewise
+UNKNOWN_RELEASED = 5_000  # of a part of MACPO's release, likewise
 UNKNOWN_TURNS = {"ultrachat": 3}  # of the user, likewise; of other sources one
 GOLD = "gold"  # the world's judge, who is no model
 SIDES = ("chosen", "rejected")
@@ -304,7 +306,7 @@ def measure(plan: Plan, store: Store) -> Sizes:
     parts: Any = None
     if store.is_done(plan.prompts_name):
         parts = {p: store.read(plan.prompts_name, f"{p}.parquet") for p in PARTS}
-    elif all(map(is_local, all_paths(recipe.data))):
+    elif all(map(is_local, all_paths(recipe.data))) and not _is_away(recipe.data):
         parts, _ = read_parts(recipe.data, recipe.seed)
     if parts is None:
         return unknown(recipe)
@@ -322,6 +324,11 @@ def measure(plan: Plan, store: Store) -> Sizes:
     )
 
 
+def _is_away(data: Data) -> bool:
+    """Whether MACPO's release is not here yet; shipped recipes name where it will be."""
+    return isinstance(data, ReleaseData) and not Path(data.path).expanduser().exists()
+
+
 def unknown(recipe: Recipe) -> Sizes:
     """What is taken to be there where the data is not on this machine yet."""
     turns = UNKNOWN_TURNS.get(recipe.data.source, 1)
@@ -333,7 +340,7 @@ def unknown(recipe: Recipe) -> Sizes:
         CHARS_PER_TOKEN,
         None,
         f"the data is not here yet: prompts are taken to have {tokens:.0f} tokens and {turns} "
-        f"of the user's turns, and a part without a count {UNKNOWN_ROWS:,} rows",
+        f"of the user's turns, and a part without a count {_unknown_rows(recipe):,} rows",
     )
 
 
@@ -349,14 +356,18 @@ def made_up(chars: int, turns: int, answer: int = 0, rows: int = SAMPLE) -> pl.D
     ]
     ids = [prompt_id(prompt) for prompt in prompts]
     sides = {side: [f"{id_} {side} ".ljust(answer, ".") for id_ in ids] for side in SIDES}
-    frame = pl.DataFrame({"prompt_id": ids, "prompt": prompts, **sides})
+    frame = pl.DataFrame({"prompt_id": ids, "prompt": prompts, **sides, "right": None})
     return check(frame, PROMPTS, "made up prompts")
 
 
 def _rows(recipe: Recipe, part: Part) -> int:
     spec, limit = getattr(recipe.data, part), recipe.data.limit
-    rows = (spec.count or UNKNOWN_ROWS) + (spec.more.count if spec.more else 0)
+    rows = (spec.count or _unknown_rows(recipe)) + (spec.more.count if spec.more else 0)
     return min(rows, limit or rows)
+
+
+def _unknown_rows(recipe: Recipe) -> int:
+    return UNKNOWN_RELEASED if isinstance(recipe.data, ReleaseData) else UNKNOWN_ROWS
 
 
 def _counter(recipe: Recipe) -> tuple[Callable[[str], float], str]:

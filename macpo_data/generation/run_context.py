@@ -64,7 +64,10 @@ class RunContext(Context):
             self._results.mend(name)
             self._pins = self.lock.data(self.recipe.data)
         run_prompts.draw(self.plan, self.store, self._pins)
-        return check(self.store.read(name, f"{part}.parquet"), PROMPTS, name)
+        rows = self.store.read(name, f"{part}.parquet")
+        if "right" not in rows.columns:  # drawn before there was this column
+            rows = rows.with_columns(right=pl.lit(None, pl.String))
+        return check(rows, PROMPTS, name)
 
     def barred(self, part: Part, turns: pl.DataFrame | None = None) -> pl.DataFrame:
         """By the test sets and the likeness that `select` names."""
@@ -129,13 +132,17 @@ class RunContext(Context):
 
     def score(self, samples: pl.DataFrame, under: Policy) -> pl.DataFrame:
         """A score set of all that was written, named by its content."""
-        rows = samples.with_row_index()
-        if "prompt" not in rows.columns:
+        # Only what is scored meets the prompts: joined to all columns, they would be held twice.
+        columns = ["index", "prompt_id", "response", "finish_reason"]
+        own = ["prompt"] if "prompt" in samples.columns else []
+        rows = samples.with_row_index().select(*columns, *own)
+        rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
+        if not own:
             prompts = pl.concat(
                 self.prompts(part).select("prompt_id", "prompt") for part in ("d2", "test")
             )
+            prompts = prompts.unique("prompt_id")  # a released prompt may be in both
             rows = rows.join(prompts, on="prompt_id", how="left", maintain_order="left")
-        rows = rows.filter(pl.col("response").is_not_null() & (pl.col("response") != ""))
         rows = rows.select("index", "prompt_id", "prompt", "response", "finish_reason")
         # All responses to a prompt together, so that it is read once.
         rows = run_prompts.by_length(rows, "prompt_id", "index")

@@ -147,6 +147,14 @@ def _judges(draft: Draft) -> Iterator[str]:
             yield f"{path}.agent: kind likelihood needs weights here; give {judge['agent']} a base"
 
 
+def _right_answers(draft: Draft) -> Iterator[str]:
+    by, column = draft.read("eval", "by"), draft.read("data", "right")
+    if by == "answer" and not column:
+        yield "eval.by: answer needs data.right, the column of the right answers (source pairs)"
+    if column and by != "answer":
+        yield "data.right: only read by eval.by=answer; set it, or leave this out"
+
+
 # ------------------------------------------------------------------------- training
 
 
@@ -203,7 +211,7 @@ def _training(draft: Draft) -> list[str]:
 RULES = (
     _roles, _agents, _bases, _names,
     _of_method, _of_other_methods,
-    _stop, _selection, _judges,
+    _stop, _selection, _judges, _right_answers,
     _training,
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from macpo_data.errors import ModelError
@@ -25,6 +26,40 @@ TEMPLATES = {
     "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
 }
+
+
+def _as_released(system: str, before: str, after: str, between: str) -> str:
+    """A template as LLaMA-Factory 0.5.3, which MACPO's authors used, writes it.
+
+    Where a conversation has no system turn the template's own sentence stands, and nothing stands
+    between that and the first turn.
+    """
+    sentence, lead, end, gap = map(json.dumps, (system, before, after, between))
+    return (
+        "{% if messages[0].role == 'system' %}{{ messages[0].content }}"
+        f"{{% else %}}{{{{ {sentence} }}}}{{% endif %}}{{% for m in messages %}}"
+        f"{{% if m.role == 'user' %}}{{{{ {lead} + m.content + {end} }}}}"
+        "{% elif m.role == 'assistant' %}{{ m.content + eos_token }}"
+        f"{{% if not loop.last %}}{{{{ {gap} }}}}{{% endif %}}{{% endif %}}{{% endfor %}}"
+    )
+
+
+TEMPLATES |= {
+    "vicuna-release": _as_released(
+        "A chat between a curious user and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the user's questions.",
+        "USER: ",
+        " ASSISTANT:",
+        "",
+    ),
+    "alpaca-release": _as_released(
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.",
+        "### Instruction:\n",
+        "\n\n### Response:\n",
+        "\n\n",
+    ),
+}
 _AS_IT_IS = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
@@ -34,7 +69,8 @@ def make_chat(tokenizer: PreTrainedTokenizerBase, chat_template: str, base: str)
     Args:
         tokenizer: of the base.
         chat_template: `tokenizer` (its own), `tokenizer:NAME` (one of several), `vicuna`, `alpaca`,
-            `chatml`, a Jinja file, or `none` for text that is rendered already.
+            `vicuna-release`, `alpaca-release`, `chatml`, a Jinja file, or `none` for text that is
+            rendered already.
         base: as people call it, for errors.
 
     Raises:

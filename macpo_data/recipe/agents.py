@@ -15,13 +15,20 @@ from macpo_data.recipe.section import KNOB, LATER, Count, Place, Positive, Secti
 from macpo_data.recipe.training import Finetuning
 
 RENDERED = "none"  # text that is rendered already is trained as it is
-NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml", RENDERED)
+# As MACPO's authors rendered their release, whose rows hold "USER: ... ASSISTANT: ..." as text.
+AS_RELEASED = ("vicuna-release", "alpaca-release")
+NAMED_TEMPLATES = ("tokenizer", "vicuna", "alpaca", "chatml", *AS_RELEASED, RENDERED)
 OF_TOKENIZER = "tokenizer:"  # before the name of one of a tokenizer's several templates
 
 
 def is_named(template: str) -> bool:
     """Whether a chat template goes by a name, and is no file."""
     return template in NAMED_TEMPLATES or template.startswith(OF_TOKENIZER)
+
+
+def takes_text_as_it_is(template: str) -> bool:
+    """Whether marks in the data's text, and white space around it, belong to the text."""
+    return template == RENDERED or template in AS_RELEASED
 
 
 def read_template(path: str) -> str:
@@ -113,7 +120,8 @@ class Agent(Section):
     chat_template: str = "tokenizer"
     """How messages become text. tokenizer: by the template that the base brings; tokenizer:NAME:
     by one of several. vicuna: "USER: ... ASSISTANT: ...". alpaca: "### Instruction: ...
-    ### Response: ...". chatml; none: they are text that a template has rendered already; or the
+    ### Response: ...". vicuna-release, alpaca-release: as LLaMA-Factory 0.5.3 writes these two, for
+    source macpo_release. chatml; none: they are text that a template has rendered already; or the
     path of a Jinja file."""
     lr_scale: Annotated[Positive, KNOB] = 1.0
     """Multiplies this agent's learning rates. Train steps read it."""

@@ -103,6 +103,9 @@ class DataBase(Section):
     label_noise: Annotated[Share, LATER] = 0.0
     """Share of the student's weak labels whose chosen and rejected answers are swapped: in round 0,
     and in later rounds of the methods that read them again (weak_labels, spin)."""
+    rejected: Annotated[Literal["source", "mismatch"], LATER] = "source"
+    """Where D1's worse answers come from. source: it has them. mismatch: each is the better answer
+    to another prompt of D1, for data that have good answers alone."""
     overlap: Annotated[bool, LATER] = False
     """Whether D2 is drawn from the prompts of D1; else no prompt is in both."""
 
@@ -153,6 +156,16 @@ class PKUData(FileData):
     """Which judgement decides what is chosen: better (the more helpful answer) or safer."""
 
 
+class ReleaseData(DataBase):
+    """MACPO's own data as its authors released them, in their order and with their duplicates."""
+
+    source: Literal["macpo_release"]
+    """The reader of a clone of the authors' repository: D1's human pairs, D2's prompts and the test
+    set as they are. Nothing is shuffled, and a prompt may occur twice or in two parts."""
+    path: Place
+    """Folder of one dataset in the clone, such as MACPO/data/HH-Helpful."""
+
+
 class UltraFeedbackData(FileData):
     """UltraFeedback with its best and a worse answer, as in ultrafeedback_binarized."""
 
@@ -178,9 +191,12 @@ class PairsData(FileData):
     """The reader of any preference dataset, whose columns are named below."""
     columns: Columns = Columns()
     """Which columns of the dataset hold what."""
+    right: Annotated[str | None, LATER] = None
+    """Column of the right answer to each prompt, for eval.by=answer: a number, a formula, or text.
+    Of a worked answer that ends in #### 72, that is 72. null: there is none."""
 
 
 Data = Annotated[
-    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | PairsData,
+    WorldData | HHData | PKUData | UltraFeedbackData | UltraChatData | ReleaseData | PairsData,
     Field(discriminator="source"),
 ]

@@ -144,6 +144,9 @@ class Eval(Section):
     sampling: EvalSampling = EvalSampling()
     """How policies answer the held-out prompts: greedily, so that the policies are measured and not
     the dice."""
+    by: Literal["answer"] | None = None
+    """answer: an answer is worth 1 where it agrees with the right one (data.right), and 0 where it
+    does not. null: answers are compared with none."""
     reward: RewardModel | None = None
     """Scores each answer by itself: trained for the run's own reward model, or a sequence
     classifier's Hub id or folder, as a section where it needs a revision, a chat_template or a

@@ -127,6 +127,11 @@ class Recipe(Section):
         """Names of the students, as written."""
         return [name for name, agent in self.agents.items() if agent.role == "student"]
 
+    @property
+    def has_gold(self) -> bool:
+        """Whether the data say by themselves what an answer is worth."""
+        return self.data.source == "world" or self.eval.by == "answer"
+
     def noise(self, agent: str) -> float:
         """The share of the human pairs that are swapped for an agent."""
         own = self.agents[agent].noise if agent in self.agents else None

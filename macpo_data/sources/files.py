@@ -8,6 +8,7 @@ from pathlib import Path
 from macpo_data.errors import DataError
 from macpo_data.models.base import unreachable
 from macpo_data.outside import open_bytes
+from macpo_data.sources import macpo_release
 from macpo_data.sources.ingest.files import SUFFIXES
 
 
@@ -25,6 +26,8 @@ def is_plain_file(place: str) -> bool:
 def resolve(path: str, revision: str) -> str:
     """Pin a path: the commit that a Hub dataset's revision names now, or a file's sha256.
 
+    A folder of MACPO's release is pinned like a file.
+
     Raises:
         DataError: it is not there, or the network is not.
     """
@@ -40,6 +43,8 @@ def resolve(path: str, revision: str) -> str:
 
 def _sha256(path: str) -> str:
     file = Path(path).expanduser()
+    if macpo_release.is_release(file):
+        return macpo_release.sha256(file)
     if file.is_dir():
         raise DataError(f"{path} is a folder; name its files, such as {path.rstrip('/')}/x.parquet")
     try:

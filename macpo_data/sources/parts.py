@@ -14,9 +14,9 @@ import polars as pl
 
 from macpo_data import schema
 from macpo_data.errors import DataError
-from macpo_data.recipe.data import Data, Probe, WorldData
+from macpo_data.recipe.data import Data, Probe, ReleaseData, WorldData
 from macpo_data.schema import PROMPTS, UNUSABLE, Part
-from macpo_data.sources import registry, world
+from macpo_data.sources import macpo_release, registry, world
 from macpo_data.sources.files import is_local
 from macpo_data.sources.ingest.splits import Dataset
 from macpo_data.sources.places import PARTS, Draw, Files, Origin, Place, all_paths, draws, in_words
@@ -48,6 +48,8 @@ def read_parts(
 ) -> tuple[dict[Part, pl.DataFrame], pl.DataFrame]:
     """Draw d1, d2 and test, disjoint by prompt, and take the probe out of d1.
 
+    The authors' release is taken as it is: in its order, with the prompts that occur twice.
+
     Test is settled first, then d1, then d2. A row put aside stands under the first part, in that
     order, that looked at it.
 
@@ -63,7 +65,10 @@ def read_parts(
     Raises:
         DataError: a dataset cannot be read, or holds too few usable rows.
     """
-    files = {path: registry.has_splits(path) for path in all_paths(data) if is_local(path)}
+    as_released = isinstance(data, ReleaseData)
+    folders = {data.path} if isinstance(data, ReleaseData) else set()
+    local = [path for path in all_paths(data) if is_local(path) and path not in folders]
+    files = {path: registry.has_splits(path) for path in local}
     pools: dict[tuple[str, Place], _Pool] = {}
     owners: Owners = {}
     parts: dict[Part, pl.DataFrame] = {part: schema.empty(PROMPTS) for part in (*PARTS, "probe")}
@@ -78,13 +83,16 @@ def read_parts(
         pool = pools[key]
         # 2. The probe leaves D1 before anything is drawn for D2.
         if draw.key == "d2":
+            if data.rejected == "mismatch":
+                parts["d1"] = _mismatched(parts["d1"])
             parts["d1"], parts["probe"] = _without_probe(parts["d1"], data.probe)
             owners |= dict.fromkeys(parts["probe"]["prompt_id"], "probe")
         # 3. What an earlier part took from another place is not drawn again.
         barred = owners
         if draw.key == "d2" and data.overlap:
             barred = {id_: by for id_, by in owners.items() if by != "d1"}
-        pool.leave_out(barred, draw.part)
+        if not as_released:
+            pool.leave_out(barred, draw.part)
         # 4. Take from the top.
         taken = _take(pool, draw, room, data.limit)
         if not (draw.key == "d1" and data.overlap):
@@ -105,8 +113,13 @@ def _open(
 ) -> _Pool:
     """Read a place and shuffle what can be used of it."""
     origins = [_read(draw, origin, seed, files, revisions, accounts) for origin in draw.place]
-    rows = with_reasons(pl.concat(origins), data.max_prompt_chars)
-    return _Pool(_shuffle(usable(rows), seed), put_aside(rows, draw.part))
+    rows = pl.concat(origins)
+    as_released = isinstance(draw.settings, ReleaseData)
+    if as_released:
+        rows = macpo_release.tell_apart(rows)
+    rows = with_reasons(rows, data.max_prompt_chars)
+    fit = usable(rows)
+    return _Pool(fit if as_released else _shuffle(fit, seed), put_aside(rows, draw.part))
 
 
 def _read(
@@ -117,10 +130,12 @@ def _read(
     revisions: Revisions,
     accounts: registry.Accounts | None,
 ) -> pl.DataFrame:
-    """The rows of an origin as (row, prompt, chosen, rejected, reason, prompt_id, text)."""
+    """The rows of an origin as (row, prompt, chosen, rejected, right, reason, prompt_id, text)."""
     (path, split), settings = origin, draw.settings
     if isinstance(settings, WorldData):
         return world.generate(seed)
+    if isinstance(settings, ReleaseData):
+        return registry.read(Dataset(path, split=split), settings, accounts=accounts)
     if path in files:
         return registry.read(Dataset(path), settings, split, accounts)
     revision = revisions.get(path) or settings.revision
@@ -133,6 +148,25 @@ def _shuffle(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     order = list(range(len(rows)))
     random.Random(f"macpo prompts: {seed}").shuffle(order)
     return rows[order]
+
+
+def _mismatched(d1: pl.DataFrame) -> pl.DataFrame:
+    """D1 whose worse answers are the better ones to the next prompt that has another.
+
+    Raises:
+        DataError: there are no two different answers.
+    """
+    if d1["chosen"].n_unique() < 2:
+        raise DataError(
+            "data.rejected=mismatch: D1 has no two different good answers; raise data.d1.count, or "
+            "set data.rejected=source"
+        )
+    answers = d1["chosen"].to_list()
+    others = []
+    for n, answer in enumerate(answers):
+        after = answers[n + 1 :] + answers[:n]
+        others.append(next(other for other in after if other != answer))
+    return d1.with_columns(rejected=pl.Series(others, dtype=pl.String))
 
 
 def _without_probe(d1: pl.DataFrame, probe: Probe) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from macpo_data.errors import DataError
-from macpo_data.recipe.data import Data, FileData, More, WorldData
+from macpo_data.recipe.data import Data, FileData, More, ReleaseData, WorldData
 from macpo_data.schema import Part
 from macpo_data.sources import world
 
@@ -54,6 +54,8 @@ def paths(data: Data) -> list[str]:
     """Every file and Hub id that the parts are read from, each once."""
     if isinstance(data, WorldData):
         return []
+    if isinstance(data, ReleaseData):
+        return [data.path]
     return list(dict.fromkeys(path for part in sorted(PARTS) for path in _part_paths(data, part)))
 
 
@@ -83,7 +85,7 @@ def _part_paths(data: FileData, part: Part) -> list[str]:
 
 def _places(data: Data, files: Files) -> dict[Part, Place]:
     """Where each part comes from; parts with an equal place share its shuffle."""
-    places = _in_world(data) if isinstance(data, WorldData) else _in_files(data, files)
+    places = _in_files(data, files) if isinstance(data, FileData) else _in_one(data)
     drawn = {part: place for part, place in places.items() if part != "d2" or not data.overlap}
     shared = [part for part in drawn if list(drawn.values()).count(drawn[part]) > 1]
     if open_ends := [f"data.{part}.count" for part in shared if not getattr(data, part).count]:
@@ -94,10 +96,15 @@ def _places(data: Data, files: Files) -> dict[Part, Place]:
     return places
 
 
-def _in_world(data: WorldData) -> dict[Part, Place]:
+def _in_one(data: WorldData | ReleaseData) -> dict[Part, Place]:
+    """Places of a source that knows by itself where its parts are."""
     odd = [f"data.{p}" for p in PARTS if getattr(data, p).path or getattr(data, p).split]
     if odd:
-        raise DataError(f"{', '.join(odd)}: source world has no path or split; leave them out")
+        raise DataError(
+            f"{', '.join(odd)}: source {data.source} has no path or split of a part; leave them out"
+        )
+    if isinstance(data, ReleaseData):
+        return {part: ((data.path, part),) for part in PARTS}
     return dict.fromkeys(PARTS, ((world.PLACE, None),))
 
 

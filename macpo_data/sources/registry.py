@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
+from typing import cast
 
 import polars as pl
 
-from macpo_data.recipe.data import Columns, FileData, More, PairsData, PKUData
+from macpo_data.errors import DataError
+from macpo_data.recipe.data import Columns, FileData, More, PairsData, PKUData, ReleaseData
+from macpo_data.schema import Part
+from macpo_data.sources import macpo_release
 from macpo_data.sources.ingest import canonical
 from macpo_data.sources.ingest.detect import Form
 from macpo_data.sources.ingest.door import Account, Judged, Rows, frame, open_rows
 from macpo_data.sources.ingest.files import read_file
 from macpo_data.sources.ingest.hints import Option
-from macpo_data.sources.ingest.splits import Dataset, open_split
+from macpo_data.sources.ingest.splits import Dataset, Source, open_split
 
-COLUMNS = ("row", "prompt", "chosen", "rejected", "reason", "prompt_id", "text")
+COLUMNS = ("row", "prompt", "chosen", "rejected", "right", "reason", "prompt_id", "text")
 Accounts = dict[str, Account]  # by place
 BATCH = 5_000  # rows that are in memory as objects at once
 TEXT_CHARS = 300  # of a row put aside
@@ -27,11 +31,11 @@ _PKU = {"first": "response_0", "second": "response_1"}
 
 def read(
     dataset: Dataset,
-    settings: FileData | More,
+    settings: FileData | ReleaseData | More,
     split_column: str | None = None,
     accounts: Accounts | None = None,
 ) -> pl.DataFrame:
-    """A dataset as (row, prompt, chosen, rejected, reason, prompt_id, text), by its source.
+    """A dataset as (row, prompt, chosen, rejected, right, reason, prompt_id, text).
 
     Args:
         dataset: which.
@@ -42,19 +46,26 @@ def read(
     Raises:
         DataError: it has not the form that `settings.source` says, or cannot be read.
     """
-    source = open_split(dataset)
+    as_released = isinstance(settings, ReleaseData)
+    source = _released(dataset) if as_released else open_split(dataset)
     first = source.peek()
     names = {name for record in first for name in record}
     source_name: str = getattr(settings, "source", "pairs")
     form = Form.HH if source_name == "hh_rlhf" and "prompt" not in names else None
-    rows = open_rows(source, _columns(settings, names), form=form, option=Option.RECIPE)
+    columns = _columns(settings, names)
+    rows = open_rows(source, columns, rendered=as_released, form=form, option=Option.RECIPE)
+    right = settings.right if isinstance(settings, PairsData) else None
+    if right and first and right not in names:
+        have = ", ".join(sorted(names))
+        raise DataError(f"{source.name}: data.right is {right}, and the columns are {have}")
+    rows.also_read = frozenset([right] if right else [])
     mine = (each for each in rows
             if split_column is None or each.record.get("split") == split_column)  # fmt: skip
-    frames = [_frame([], rows)]
+    frames = [_frame([], rows, right)]
     while batch := list(itertools.islice(mine, BATCH)):
-        frames.append(_frame(batch, rows))
+        frames.append(_frame(batch, rows, right))
     if accounts is not None:
-        accounts[dataset.place] = rows.account
+        accounts[source.name] = rows.account
     return pl.concat(frames)
 
 
@@ -69,7 +80,13 @@ def has_splits(path: str) -> bool:
     return bool(values) and all(isinstance(value, str) for value in values)
 
 
-def _columns(settings: FileData | More, names: Collection[str]) -> Columns:
+def _released(dataset: Dataset) -> Source:
+    """A part of MACPO's release, which its split names."""
+    part = cast(Part, dataset.split)
+    return Source(f"{dataset.place}, {part}", macpo_release.read_part(dataset.place, part))
+
+
+def _columns(settings: FileData | ReleaseData | More, names: Collection[str]) -> Columns:
     """Which columns of a source hold what; those that are not named are found."""
     match getattr(settings, "source", "pairs"):
         case "pairs" if isinstance(settings, PairsData):
@@ -82,9 +99,12 @@ def _columns(settings: FileData | More, names: Collection[str]) -> Columns:
             return Columns()
 
 
-def _frame(batch: list[Judged], rows: Rows) -> pl.DataFrame:
+def _frame(batch: list[Judged], rows: Rows, right: str | None) -> pl.DataFrame:
     texts = [_text(each, rows)[:TEXT_CHARS] for each in batch]
-    return frame(batch).with_columns(text=pl.Series(texts, dtype=pl.String)).select(COLUMNS)
+    values = [each.record.get(right) if right else None for each in batch]
+    answers = [None if value is None else str(value) for value in values]
+    more = {"text": pl.Series(texts, dtype=pl.String), "right": pl.Series(answers, dtype=pl.String)}
+    return frame(batch).with_columns(**more).select(COLUMNS)
 
 
 def _text(each: Judged, rows: Rows) -> str:

@@ -17,7 +17,7 @@ PLACE = "the embedded world"
 def generate(seed: int) -> pl.DataFrame:
     """Every prompt of the task pool with a good and a bad answer, in an order drawn by the seed.
 
-    As `registry.read` gives rows: (row, prompt, chosen, rejected, reason, prompt_id, text).
+    As `registry.read` gives rows: (row, prompt, chosen, rejected, right, reason, prompt_id, text).
     """
     every = [
         {

@@ -37,20 +37,20 @@ def check(
     """
     from macpo_data.forms import convert as conversion
     from macpo_data.loading.load import load_settings
-    from macpo_data.recipe.agents import RENDERED
+    from macpo_data.recipe.agents import takes_text_as_it_is
     from macpo_run import checking
     from macpo_run.terminal.findings import print_check
 
     settings, dataset = load_settings(options.settings(sets)), options.dataset()
     look = checking.check(dataset, settings, trainer, tests, tokenizer, max_length)
     rows, findings, readings = look.rows, look.findings, look.readings
-    account, rendered = rows.account, settings.chat_template == RENDERED
+    account, template = rows.account, settings.chat_template
     title = f"{dataset.place} {dataset.config or ''}: {account.rows:,} rows of {account.form}"
     print_check(title, findings, readings)
     others = [each.trainer for each in readings if not each.reads]
     if wanted := [name for name in conversion.writable(rows, others) if trainer in (None, name)]:
         name = wanted[0] if len(wanted) == 1 else "TRAINER"
-        more = f" --set chat_template={RENDERED}" if rendered else ""
+        more = f" --set chat_template={template}" if takes_text_as_it_is(template) else ""
         say(f"for {', '.join(wanted)}: macpo convert {options} --for {name} --to DIR{more}")
     if not look.fit:
         raise typer.Exit(1)

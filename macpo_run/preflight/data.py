@@ -12,6 +12,7 @@ from macpo_data.errors import MacpoError
 from macpo_data.models.weights import ADAPTER_FILES, CONFIG
 from macpo_data.outside import parse_json, read_bytes
 from macpo_data.plan import CHECKPOINTS, Plan, Step
+from macpo_data.recipe.data import ReleaseData
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.sources.files import is_local
 from macpo_data.sources.parts import read_parts
@@ -72,6 +73,8 @@ def sources(recipe: Recipe, root: Path) -> Checks:
     """The datasets that prompts are drawn from, and test sets that are kept out."""
     pins = pinned(root)["data"]
     paths = dict.fromkeys([*all_paths(recipe.data), *recipe.select.test_sets])
+    if isinstance(recipe.data, ReleaseData):  # a folder, some MB of JSON
+        del paths[recipe.data.path]
     far = [path for path in paths if not is_local(path)]
     revision = getattr(recipe.data, "revision", "main")
     checks: Checks = {
@@ -79,6 +82,8 @@ def sources(recipe: Recipe, root: Path) -> Checks:
         for path in far
         if not any(key.startswith(f"{path}@") for key in pins)
     }
+    if isinstance(recipe.data, ReleaseData):
+        checks |= {f"data {recipe.data.path} {recipe.seed}": partial(_rows, recipe)}
     near = [path for path in paths if is_local(path)]
     files = [Path(path).expanduser() for path in near]
     if not near:

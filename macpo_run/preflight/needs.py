@@ -33,6 +33,8 @@ def needs(plan: Plan, store: Store, steps: Sequence[Step], evaluates: bool = Fal
     if not drawn and (gens or any(step.objective == "reward" for step in steps)):
         checks |= data.sources(recipe, store.root)
     checks |= data.policies(plan, store, steps)
+    if recipe.eval.by == "answer":
+        checks["math-verify"] = running.math_verify
     if recipe.engine.name == "fake":
         return checks
     voices = voices_of(plan, steps, evaluates)

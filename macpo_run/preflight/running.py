@@ -10,6 +10,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from macpo_data.engines.choose import NoEngine, pick
+from macpo_data.generation import answers
 from macpo_data.models.base import gpus
 from macpo_data.planning.fits import launched
 from macpo_data.recipe.agents import Endpoint
@@ -33,6 +34,13 @@ def engine(recipe: Recipe, scores: bool) -> Iterator[Health]:
         yield Health("problem", "engine", error.problem, mend)
         return
     yield Health("ok", "engine", f"{writer.name} writes, {scorer.name} scores")
+
+
+def math_verify() -> Iterator[Health]:
+    """What compares numbers, which only those need whose right answers are some."""
+    if answers.is_missing():
+        line = "eval.by=answer compares numbers and formulas by math-verify, which is not installed"
+        yield Health("warning", "eval", line, answers.INSTALL)
 
 
 def training(settings: Train, batches: Collection[int]) -> Iterator[Health]:

@@ -15,7 +15,7 @@ from macpo_data.models.weights import ADAPTER_FILES
 from macpo_data.planning import hardware
 from macpo_data.planning.outlook import saved_bytes, training_fit
 from macpo_data.planning.shapes import cached_file, shape_of
-from macpo_data.recipe.agents import RENDERED, Agent
+from macpo_data.recipe.agents import Agent, takes_text_as_it_is
 from macpo_data.recipe.recipe import TrainSettings
 from macpo_data.recipe.training import DPO, SFT
 from macpo_data.sources.files import is_local
@@ -70,7 +70,8 @@ def section_of(settings: TrainSettings) -> DPO | SFT:
 def _data(dataset: Dataset, settings: TrainSettings) -> Iterator[Health]:
     """Local data can be opened, and are of the kind that is wanted; of rows only a few are read."""
     try:
-        rows = open_rows(dataset, settings.columns, rendered=settings.chat_template == RENDERED)
+        as_it_is = takes_text_as_it_is(settings.chat_template)
+        rows = open_rows(dataset, settings.columns, rendered=as_it_is)
     except MacpoError as error:
         yield Health("problem", "data", str(error))
         return

@@ -95,10 +95,10 @@ class Sweep:
         trained_agents = set[str]()
         for variant, run in zip(variants, self.runs, strict=True):
             recipe, against = run.recipe, run.recipe.eval.against
-            if recipe.data.source != "world" and not (recipe.eval.reward or recipe.eval.against):
+            if not (recipe.has_gold or recipe.eval.reward or recipe.eval.against):
                 raise MacpoError(
-                    "nothing would measure the answers: set eval.reward to a reward model, or "
-                    "eval.against to a baseline for a judge"
+                    "nothing would measure the answers: set eval.reward to a reward model, "
+                    "eval.against to a baseline for a judge, or eval.by=answer with data.right"
                 )
             if against not in (None, CHOSEN):
                 try:

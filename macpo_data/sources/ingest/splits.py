@@ -17,6 +17,7 @@ from typing import Any
 from macpo_data import hub_client
 from macpo_data.errors import DataError, first_line
 from macpo_data.outside import OutsideError, parse_yaml
+from macpo_data.sources import macpo_release
 from macpo_data.sources.files import is_local, is_plain_file
 from macpo_data.sources.ingest.files import BATCH, SUFFIXES, Batches, as_records, is_data, read_file
 from macpo_data.sources.ingest.json_text import Record
@@ -97,7 +98,7 @@ def split_names(dataset: Dataset) -> list[str]:
     path = Path(dataset.place).expanduser()
     if is_plain_file(dataset.place):
         return []
-    names = list(files_by_split(path, dataset.config)) if path.is_dir() else _hub_splits(dataset)
+    names = list(_splits(path, dataset.config)) if path.is_dir() else _hub_splits(dataset)
     meant = _choose(dataset, names)
     return [meant, *(name for name in names if name != meant)]
 
@@ -133,6 +134,8 @@ _Splits = dict[str, Callable[[list[str]], Batches]]  # by name; each takes a lis
 
 def _splits(folder: Path, config: str | None) -> _Splits:
     """The splits of a folder, in order."""
+    if macpo_release.is_release(folder):
+        return {TRAIN: lambda notes: macpo_release.read_round(folder, config)}
     if saved := _saved(folder):
         return saved
     files = files_by_split(folder, config)
