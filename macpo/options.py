@@ -11,7 +11,7 @@ from macpo.teaching import completing
 from macpo_run import names as known
 
 # Headings in --help, for options that belong together.
-ALONE = "Without recipe and run"
+ALONE = "Any dataset, without a run"
 OTHERS = "For other evaluators, and people"
 
 
@@ -108,7 +108,7 @@ RevisionOption = Annotated[
     str | None, typer.Option(help="Tag or commit of the dataset.", rich_help_panel=ALONE)
 ]
 BaseOption = Annotated[
-    str | None, typer.Option(help="Model: Hub id or folder.", rich_help_panel=ALONE)
+    str | None, typer.Option(help="Model: Hub id, folder, or world:strong (tiny).", rich_help_panel=ALONE)
 ]
 InitOption = Annotated[
     str | None, typer.Option(help="Adapter to go on from.", rich_help_panel=ALONE)

@@ -175,8 +175,9 @@ def train_dpo(report: Report, job: Job, model: Any, chat: Chat, data: Encoded) -
             say(f"chosen and rejected each read their prompt: {plain}")
         trainer.shared = not plain
         reference, origin = reference_logprobs(report, job, model, chat, data, trainer.shared)
+        held_to = settings.reference if job.start or settings.reference != "previous" else "base"
         say(
-            f"log-probabilities of the reference ({settings.reference}): {origin['stored']} from "
+            f"log-probabilities of the reference ({held_to}): {origin['stored']} from "
             f"generation, {origin['cached']} from the cache, {origin['computed']} computed"
         )
         reference_columns = {f"reference_{side}": values for side, values in reference.items()}

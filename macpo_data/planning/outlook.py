@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from macpo_data.bases.named import is_local_base
+from macpo_data.bases.named import folder_of, is_local_base, is_made, is_ready
 from macpo_data.errors import MacpoError, ModelError
 from macpo_data.generation.cost import Ask, Estimate, Sizes, Texts, estimate
 from macpo_data.methods.registry import method
@@ -57,6 +57,7 @@ class Outlook:
     estimates: dict[Step, Estimate]  # of the gen steps that are not done
     download: dict[str, float] = field(default_factory=dict)  # bytes of each base that is not here
     unknown: dict[str, str] = field(default_factory=dict)  # bases of unknown size, and why
+    made_once: tuple[str, ...] = ()  # bases that have to be made on this machine first
 
     @property
     def peak(self) -> float:
@@ -116,7 +117,8 @@ def outlook(
     builder = _Builder(plan, store, sizes, on, estimates)
     rows = [builder.row(s, states[s]) if s in todo else Row(s, states[s]) for s in steps]
     own = {step: each for step, each in estimates.items() if step in todo}
-    return Outlook(on, rows, own, builder.download, builder.unknown)
+    made = tuple(builder.made_once)
+    return Outlook(on, rows, own, builder.download, builder.unknown, made)
 
 
 def together(outlooks: Sequence[Outlook]) -> Outlook:
@@ -125,7 +127,8 @@ def together(outlooks: Sequence[Outlook]) -> Outlook:
     download = {base: size for each in outlooks for base, size in each.download.items()}
     unknown = {base: why for each in outlooks for base, why in each.unknown.items()}
     estimates = {step: e for each in outlooks for step, e in each.estimates.items()}
-    return Outlook(outlooks[0].on, rows, estimates, download, unknown)
+    made = tuple(dict.fromkeys(base for each in outlooks for base in each.made_once))
+    return Outlook(outlooks[0].on, rows, estimates, download, unknown, made)
 
 
 def sections(recipe: Recipe, step: Step) -> SFT | DPO | RewardTraining:
@@ -220,6 +223,7 @@ class _Builder:
         self.recipe, self.estimates = plan.recipe, estimates
         self.download: dict[str, float] = {}
         self.unknown: dict[str, str] = {}
+        self.made_once: dict[str, None] = {}
 
     def row(self, step: Step, state: State) -> Row:
         """What one step takes."""
@@ -235,6 +239,8 @@ class _Builder:
             return None
         if not is_here(agent):
             self.download[agent.base] = float(shape.parameters * shape.bytes_saved)
+        if is_made(agent.base) and not _is_made_yet(agent.base):
+            self.made_once[agent.base] = None
         return shape
 
     def _train(self, step: Step, state: State) -> Row:
@@ -344,6 +350,14 @@ def is_here(agent: Agent) -> bool:
     if index is None:
         return False
     return all((index.parent / name).exists() for name in _shards(index))
+
+
+def _is_made_yet(base: str) -> bool:
+    try:
+        folder = folder_of(base)
+    except ModelError:  # what it is made from is not here either, as the preflight says
+        return False
+    return folder is not None and is_ready(folder)
 
 
 def _shards(index: Path) -> Iterable[str]:

@@ -132,9 +132,9 @@ def _computing(tokens: float, flops: float, on: Hardware, devices: int, dtype: s
 def assumed(on: Hardware) -> str:
     """The shares of the peak that were assumed, for a person to read."""
     if on.flops is None:
-        return f"{on.name} is in no table: no hours"
+        return f"{on.name} is in no table: no times"
+    by_vllm = f"{SERVED:.0%} by vLLM and " if on.is_gpu else ""
     return (
         f"assumed: {READING:.0%} of {on.flops * on.count / 1e12:,.4g} TFLOP/s in training and "
-        f"reading, {SERVED:.0%} of the memory's bandwidth in writing by vLLM, {WRITTEN:.0%} by "
-        "transformers"
+        f"reading; of the memory's bandwidth in writing, {by_vllm}{WRITTEN:.0%} by transformers"
     )

@@ -1,4 +1,4 @@
-"""Prints what steps take before they run: memory, disk, work, hours, and what does not fit."""
+"""Prints what steps take before they run: memory, disk, work, time, and what does not fit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def print_outlook(outlook: Outlook, title: str, redone: Collection[Step] = ()) -
     """
     console = Console()
     wide = console.width >= WIDE
-    numbers = ["peak", "disk", "tokens", *(["FLOPs"] if wide else []), "hours"]
+    numbers = ["peak", "disk", "tokens", *(["FLOPs"] if wide else []), "time"]
     columns = [Column(name, no_wrap=True) for name in ("round", "step")]
     columns += [Column("learner", overflow="ellipsis", no_wrap=True, max_width=14)]
     columns += [Column("state", no_wrap=True)]
@@ -64,7 +64,10 @@ def lines(outlook: Outlook) -> list[str]:
     if outlook.misfits:
         below.append("* does not fit as it is; the figures are with the first way that fits:")
         below += [f"  {fit}" for fit in outlook.misfits]
-    return [*below, *outlook.notes]
+    if outlook.made_once:
+        bases = ", ".join(outlook.made_once)
+        below.append(f"made once on this machine, in minutes that are not counted: {bases}")
+    return [*below, *outlook.notes, "time is that of the models' work; a step takes seconds more"]
 
 
 def _others(count: int, device: str) -> str:
@@ -75,21 +78,22 @@ def _work_cells(work: Work, wide: bool) -> list[str]:
     if not work.tokens:
         return [""] * (3 if wide else 2)
     flops = [f"{work.flops:.0e}".replace("e+", "e")] if wide else []
-    return [short_number(work.tokens), *flops, hours(work.seconds)]
+    return [short_number(work.tokens), *flops, duration(work.seconds)]
 
 
-def hours(seconds: float | None) -> str:
-    """Hours in a few characters.
+def duration(seconds: float | None) -> str:
+    """A time in a few characters.
 
-    >>> [hours(s) for s in (None, 0, 20, 5400, 360_000)]
-    ['?', '0', '<.01', '1.5', '100']
+    >>> [duration(s) for s in (None, 0, 0.2, 20, 600, 5400, 360_000)]
+    ['?', '0', '<1 s', '20 s', '10 min', '1.5 h', '100 h']
     """
     if seconds is None:
         return "?"
-    value = seconds / 3600
-    if 0 < value < 0.01:
-        return "<.01"
-    return f"{value:,.0f}" if value >= 10 or not value else f"{value:.2g}"
+    if seconds >= 5400:
+        return f"{seconds / 3600:,.0f} h" if seconds >= 36_000 else f"{seconds / 3600:.1f} h"
+    if seconds >= 120:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds >= 1 else "<1 s" if seconds else "0"
 
 
 def size(count: float) -> str:
@@ -121,7 +125,7 @@ def print_whole(whole: Outlook, todo: int, of_all: int) -> None:
     print(
         f"peak {size(whole.peak)}, disk {size(whole.disk * times)}, "
         f"{short_number(work.tokens * times)} tokens, {work.flops * times:.0e} FLOPs, "
-        f"{hours(seconds)} hours, without the evaluations"
+        f"{duration(seconds)}, without the evaluations"
     )
     for line in lines(whole):
         print(line)
