@@ -82,6 +82,35 @@ def test_which_trainer_reads_which_form() -> None:
     assert readers(query) == plain | {"ms-swift"}
 
 
+def test_a_trainer_that_reads_other_names_is_told_all_of_them() -> None:
+    """Each in the words of its own configuration."""
+    columns = Columns(prompt="question", chosen="better", rejected="worse")
+    rows = opened([{"question": "q", "better": "good", "worse": "bad one"}], columns)
+    told = {
+        each.trainer: each.how
+        for each in checks.readings(rows)
+        if each.reads and each.trainer != "macpo"
+    }
+    assert told.keys() == {"axolotl", "llama-factory", "openrlhf", "torchtune", "nemo-rl"}
+    assert all(name in how for how in told.values() for name in ("question", "better", "worse"))
+    assert told["llama-factory"].endswith("{prompt: question, chosen: better, rejected: worse}")
+    assert "field_chosen: better, field_rejected: worse" in told["axolotl"]
+    full = [{"better": FULL["chosen"], "worse": FULL["rejected"]}]
+    how = {each.trainer: each for each in checks.readings(opened(full, columns))}
+    assert not how["axolotl"].reads  # its way for whole conversations knows two names alone
+
+
+def test_prompts_alone_beside_columns_of_answers_are_told_how_to_name_them(
+    macpo: Macpo, tmp_path: Path
+) -> None:
+    row = {"question": "q", "better": "good", "worse": "bad one"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    named = "--columns prompt=question,chosen=better,rejected=worse"
+    assert named in " ".join(macpo("check", "own.jsonl").stdout.split())
+    train = ["train", "--dataset", "own.jsonl", "--base", "world:tiny", "--out", "x"]
+    assert named in macpo(*train, fake=True).stderr
+
+
 def test_no_trainer_reads_what_it_would_lose() -> None:
     """A prompt that is not whole in its column, what stands beside text, text with marks."""
     system = {"role": "system", "content": "be kind"}
@@ -680,3 +709,9 @@ def test_training_without_a_recipe_really_trains(
     history = json.loads((tmp_path / "one/manifest.json").read_text())["history"]
     assert len(history) == 2 and abs(history[0]["dpo"] - 0.6931) < 1e-3
     assert history[1]["dpo"] < history[0]["dpo"]
+    last = history[1]["margin"]
+    assert f"learned  2 steps: loss {history[0]['loss']:.3f} to" in done.stdout
+    assert ("hardly moved" in done.stdout) == (abs(last) < 0.05)
+    assert done.stdout.splitlines()[-1].startswith("next: ")
+    slow = macpo(*base, "--out", "slow", *options[:-2], "--set", "dpo.learning_rate=1e-6")
+    assert "! the policy hardly moved in 2 steps: raise dpo.learning_rate (1e-06 now" in slow.stdout
