@@ -96,7 +96,8 @@ def test_a_trainer_that_reads_other_names_is_told_all_of_them() -> None:
     assert told["llama-factory"].endswith("{prompt: question, chosen: better, rejected: worse}")
     assert "field_chosen: better, field_rejected: worse" in told["axolotl"]
     full = [{"better": FULL["chosen"], "worse": FULL["rejected"]}]
-    how = {each.trainer: each for each in checks.readings(opened(full, columns))}
+    sides = Columns(chosen="better", rejected="worse")
+    how = {each.trainer: each for each in checks.readings(opened(full, sides))}
     assert not how["axolotl"].reads  # its way for whole conversations knows two names alone
 
 
