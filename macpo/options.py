@@ -108,7 +108,8 @@ RevisionOption = Annotated[
     str | None, typer.Option(help="Tag or commit of the dataset.", rich_help_panel=ALONE)
 ]
 BaseOption = Annotated[
-    str | None, typer.Option(help="Model: Hub id, folder, or world:strong (tiny).", rich_help_panel=ALONE)
+    str | None,
+    typer.Option(help="Hub id, folder, or world:strong (tiny).", rich_help_panel=ALONE),
 ]
 InitOption = Annotated[
     str | None, typer.Option(help="Adapter to go on from.", rich_help_panel=ALONE)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import cache
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +32,9 @@ FIRST_PATIENCE = 3.0  # seconds in which a connection may break before there was
 PATIENCE = 2.0  # times TIMEOUT, from the first of requests that all failed
 
 
+_LOCK = Lock()
+
+
 class NobodyAnswers(OfflineModeIsEnabled):
     """The Hub is out of reach, and it is no use to ask again. It says which host, and why.
 
@@ -42,11 +47,18 @@ def connect() -> HfApi:
 
     Whoever asks it through a library calls this before, too.
     """
-    set_client_factory(_Client)
+    with _LOCK:
+        _set_client()
     disable_progress_bars()
     # That a commit would change nothing is no warning here: a push may be repeated.
     logging.getLogger("huggingface_hub.hf_api").setLevel(logging.ERROR)
     return HfApi()
+
+
+@cache
+def _set_client() -> None:
+    """Once: the library closes the client of before, with which another thread may be reading."""
+    set_client_factory(_Client)
 
 
 def timeout() -> float:

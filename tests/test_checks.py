@@ -98,7 +98,7 @@ def test_a_trainer_that_reads_other_names_is_told_all_of_them() -> None:
     full = [{"better": FULL["chosen"], "worse": FULL["rejected"]}]
     sides = Columns(chosen="better", rejected="worse")
     how = {each.trainer: each for each in checks.readings(opened(full, sides))}
-    assert not how["axolotl"].reads  # its way for whole conversations knows two names alone
+    assert how["axolotl"].how.endswith("argilla_chat, field_chosen: better, field_rejected: worse")
 
 
 def test_prompts_alone_beside_columns_of_answers_are_told_how_to_name_them(

@@ -42,7 +42,7 @@ def as_a_shell(**env: str) -> str:
         ("macpo sw", {"sweep"}),
         ("macpo run --unt", {"--until"}),
         ("macpo run --recipe moaa_q", {"moaa_quickstart"}),
-        ("macpo init hh_he", {"hh_helpful"}),
+        ("macpo init hh_he", {"hh_helpful", "hh_helpful_release"}),
         ("macpo sweep primary_", {"primary_start"}),
         ("macpo convert x --for llama", {"llama-factory", "llama-factory-alpaca"}),
         ("macpo run --on H100", {"H100-80GB"}),

@@ -43,7 +43,7 @@ def rejected(*ids: str, text: str = "bad") -> pl.DataFrame:
 def prompts(*ids: str) -> pl.DataFrame:
     message = [{"role": "user", "content": "q"}]
     rows = {"prompt_id": list(ids), "prompt": pl.Series([message] * len(ids), dtype=MESSAGES)}
-    nulls = {side: pl.lit(None, pl.String) for side in ("chosen", "rejected")}
+    nulls = {name: pl.lit(None, pl.String) for name in ("chosen", "rejected", "right")}
     return pl.DataFrame(rows).with_columns(**nulls).select(PROMPTS.keys())
 
 

@@ -25,19 +25,14 @@ class FakeEngine(Engine):
         self.base = base
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Completion]]:
-        """A few words, some of them the prompt's, drawn by the request's seed.
-
-        A judge that looks for the prompt's topic thus finds better and worse answers.
-        """
+        """A few words drawn by the request's seed."""
         for i, request in enumerate(requests):
             draw = _draw(f"{request.seed} {request.voice.fingerprint}")
             length = 3 + draw[0] % 22
             cut = length > request.sampling.max_new_tokens
             length = min(length, request.sampling.max_new_tokens)
             asked = request.prompt[-1]["content"]
-            words = [*_WORDS, *(word for word in asked.split()[:32] if word.isalpha())]
-            text = " ".join(words[n % len(words)] for n in draw[1 : 1 + length])
-            text += "" if cut else "."
+            text = " ".join(_WORDS[n % len(_WORDS)] for n in draw[1 : 1 + length])
             if "[[A]]" in asked:  # a judge's
                 text = ("[[A]]", "[[B]]")[draw[1] % 2]
             elif "Score: N" in asked:  # one that gives points

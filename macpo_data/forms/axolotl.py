@@ -36,8 +36,8 @@ def _reads(shape: Shape) -> Answer:
     messages += shape.keys("field_")
     if shape.apart and {shape.chosen, shape.rejected} <= {"text", "messages", "message"}:
         return True, messages
-    if shape.full and not shape.keys(""):  # it has these names alone
-        return True, "type: chat_template.argilla_chat"
+    if shape.full:
+        return True, f"type: chat_template.argilla_chat{shape.keys('field_')}"
     if shape.in_prompt and shape.prompt == shape.sides == "tagged":
         return True, f"{messages}, {_TAGS}"
     return False, "wants all of the prompt in one column, or whole conversations in both sides"

@@ -29,6 +29,10 @@ MARKED = "<|im_start|>user\nName a bird.<|im_end|>\n<|im_start|>assistant\n"
 CASES: dict[str, Record] = {
     "text": {"prompt": "Name a bird.", **SIDES},
     "other names": {"question": "Name a bird.", **SIDES},
+    "conversations of other names": {
+        "better": [user("Name a bird."), answer("A robin.")],
+        "worse": [user("Name a bird."), answer("A plum.")],
+    },
     "all names other": {"question": "Name a bird.", "better": "A robin.", "worse": "A plum."},
     "explicit": {"prompt": [user("Name a bird.")], **ANSWERS},
     "several turns": {"prompt": TURNS, **ANSWERS},
