@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Sequence
 
 import polars as pl
@@ -74,7 +73,7 @@ def score_answers(ctx: Context, judge: Judge, answers: pl.DataFrame) -> pl.Serie
         answers: prompt_id, prompt, response, finish_reason.
     """
     if judge.kind == "gold":
-        return _made_up(answers) if ctx.recipe.engine.name == "fake" else _gold(answers)
+        return _gold(answers)
     if judge.kind == "points":
         return _points(ctx, judge, answers)
     if judge.kind == "reward":
@@ -104,11 +103,6 @@ def _likelihood(ctx: Context, who: Policy, answers: pl.DataFrame) -> pl.Series:
     likelihoods = scored.select(*key, likelihood=-pl.col("perplexity").log())
     joined = answers.join(likelihoods, on=key, how="left", maintain_order="left")
     return joined["likelihood"]
-
-
-def _made_up(rows: pl.DataFrame) -> pl.Series:
-    """Numbers that follow from the answer alone: what the fake engine writes is worth nothing."""
-    return pl.Series([zlib.crc32(text.encode()) / 2**32 for text in rows["response"]])
 
 
 def _gold(rows: pl.DataFrame) -> pl.Series:
