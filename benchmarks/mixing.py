@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 from sacrebleu.metrics.chrf import CHRF
 
-from benchmarks.pool import gold
+from benchmarks.pool import Asked, asked_in, gold
 from benchmarks.premises import asked_of, by_third, over_seeds, table, thirds_of
 from macpo_data import stats
 from macpo_data.errors import MacpoError
@@ -88,7 +88,7 @@ def first_stage(run: Run) -> dict[str, Row]:
     candidates = run.store.read(run.plan.name(step), "candidates.parquet")
     candidates = candidates.filter(pl.col("selected").any().over("prompt_id"))
     turns = turns.join(candidates, on="prompt_id", how="semi", maintain_order="left")
-    prompts = dict(turns.select("prompt_id", "prompt").iter_rows())
+    prompts = asked_in(turns)
     candidates = graded(candidates, prompts)
     pool = judged(context, written(candidates), turns, student)
     proposers = {agent: candidates.filter(agent=agent) for agent in mixture.layers[0]}
@@ -192,7 +192,7 @@ def held_out(run: Run) -> Row:
     }
 
 
-def graded(answers: pl.DataFrame, prompts: dict[str, Any]) -> pl.DataFrame:
+def graded(answers: pl.DataFrame, prompts: Asked) -> pl.DataFrame:
     """Answers with their gold score and the third of the topics that they are about."""
     return answers.with_columns(gold=gold(answers, prompts), third=thirds_of(answers, prompts))
 

@@ -94,8 +94,10 @@ def rank(
         seen = usable.join(prompts, on="prompt_id", maintain_order="left")
         unread = 0
         if judge.kind == "gold" and ctx.recipe.engine.name == "fake":
-            # What the fake engine writes is worth nothing, and there would be no pair to look at.
-            seen = seen.with_columns(worth=pl.col("response").hash().cast(pl.Float64))
+            seen = seen.with_columns(worth=score_answers(ctx, judge, seen))
+            if seen["worth"].n_unique() == 1:
+                # What the fake engine writes is worth nothing, and there would be no pair to see.
+                seen = seen.with_columns(worth=pl.col("response").hash().cast(pl.Float64))
         if judge.kind in ("reward", "points"):
             # What the model cannot read, or gives no points that can be read, is out, not beaten.
             seen = seen.with_columns(worth=score_answers(ctx, judge, seen))
