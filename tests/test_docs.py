@@ -246,7 +246,7 @@ def test_most_commands_are_run() -> None:
     assert reasons <= {
         "other programs", "the Hub", "models of the Hub", "data and models of the Hub",
         "a tokenizer of the Hub", "several GPUs", "a cluster", "sheets that people filled",
-        "writes into the home folder",
+        "writes into the home folder", "a model of the fake engine has no weights",
     }  # fmt: skip
     in_blocks = [command for command in ALL if command.section >= 0]
     assert sum(command.runs for command in in_blocks) > 60
