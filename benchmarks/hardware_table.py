@@ -19,7 +19,7 @@ from macpo_data.planning.fits import Fit
 from macpo_data.planning.outlook import Outlook, outlook
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.store.store import Store, states
-from macpo_run.terminal.outlook import duration, size
+from macpo_run.terminal.outlook import size, time_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "hardware.md"
 MACHINES = ("8xA100-80GB", "1xH100-80GB", "2xCPU-24GB")
@@ -59,7 +59,7 @@ def cells(plan: Outlook) -> list[str]:
     impossible = [fit for fit in plan.misfits if not fit.others]
     if impossible:
         return [*peaks, size(plan.disk), "-", f"not here: {_all(impossible)}"]
-    return [*peaks, size(plan.disk), duration(plan.work.seconds), _all(plan.misfits) or "all fits"]
+    return [*peaks, size(plan.disk), time_of(plan.work.seconds), _all(plan.misfits) or "all fits"]
 
 
 def _all(fits: list[Fit]) -> str:

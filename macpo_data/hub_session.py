@@ -21,9 +21,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils._http import hf_request_event_hook
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from macpo_data.answers import Body, TooLong
 from macpo_data.errors import HubError
 from macpo_data.outside import JSON_BYTES
+from macpo_data.server_answers import Body, TooLong
 
 TIMEOUT = 60.0  # seconds without a sign of it, after which a request failed
 FIRST_TIMEOUT = 10.0  # seconds to its first answer

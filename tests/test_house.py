@@ -21,8 +21,8 @@ ARROWS = {
     "retry_after": "",
     "world": "",
     "bases": "world",
-    "answers": "",
-    "hub_session": "answers",
+    "server_answers": "",
+    "hub_session": "server_answers",
     "hub_client": "hub_session retry_after",
     "schema": "",
     "prompts": "schema",
@@ -30,7 +30,7 @@ ARROWS = {
     "signs": "text",
     "recipe": "prompts schema shipped_recipes world",
     "models": "bases hub_session recipe schema world",
-    "engines": "answers bases models recipe schema retry_after",
+    "engines": "bases models recipe schema retry_after server_answers",
     "sources": "hub_client models recipe schema text world",
     "plan": "recipe",
     "store": "bases models plan recipe sources",
@@ -44,7 +44,7 @@ ARROWS = {
     "report": "evaluation hub_client methods plan recipe schema sources store text versions",
     "hub": "bases forms generation hub_client loading methods models plan prompts recipe schema "
     "sources store versions world",
-    "macpo_train": "answers bases hub_session models recipe schema signs world",
+    "macpo_train": "server_answers bases hub_session models recipe schema signs world",
     "macpo_run": "bases engines evaluation forms generation hub_client hub loading macpo_train "
     "methods models plan planning recipe report schema shipped_recipes signs sources stats store "
     "text versions world",

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from macpo_data.answers import Body, TooLong
 from macpo_data.engines.protocol import Request, Voice
 from macpo_data.errors import ModelError, plain
 from macpo_data.models.weights import weights_sha256
 from macpo_data.outside import OutsideError, parse_json
 from macpo_data.recipe.agents import Endpoint
 from macpo_data.retry_after import retry_after
+from macpo_data.server_answers import Body, TooLong
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient

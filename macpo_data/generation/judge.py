@@ -93,9 +93,9 @@ def rank(
         assert judge is not None
         seen = usable.join(prompts, on="prompt_id", maintain_order="left")
         unread = 0
-        if judge.kind == "gold" and ctx.recipe.engine.name == "fake":
+        if judge.kind == "gold":
             seen = seen.with_columns(worth=score_answers(ctx, judge, seen))
-            if seen["worth"].n_unique() == 1:
+            if ctx.recipe.engine.name == "fake" and seen["worth"].n_unique() == 1:
                 # What the fake engine writes is worth nothing, and there would be no pair to see.
                 seen = seen.with_columns(worth=pl.col("response").hash().cast(pl.Float64))
         if judge.kind in ("reward", "points"):

@@ -11,6 +11,7 @@ import multiprocessing as mp
 import os
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from importlib import import_module
@@ -32,7 +33,7 @@ Report = Callable[[int, int, str], None]  # done, of how many, and a note for wh
 Progress = Callable[[str], AbstractContextManager[Report]]  # of what, as a person reads it
 
 
-class Closed:
+class Closed(ABC):
     """What holds processes, and gives their memory back at the end of a `with`."""
 
     def __enter__(self) -> Self:
@@ -43,9 +44,9 @@ class Closed:
         """End them; after Ctrl-C, in the middle of their work."""
         self.close(kill=kind in (Interrupted, KeyboardInterrupt))
 
+    @abstractmethod
     def close(self, kill: bool = False) -> None:
         """End them; with `kill`, in the middle of their work."""
-        raise NotImplementedError
 
 
 class Worker(Closed):

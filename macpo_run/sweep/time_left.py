@@ -15,6 +15,7 @@ from macpo_data.outside import parse_json, read_bytes
 from macpo_data.plan import Step
 from macpo_data.recipe.recipe import Recipe
 from macpo_data.store.manifests import MANIFEST
+from macpo_run.terminal.text import duration
 
 Key = tuple[Any, ...]  # what makes two steps take about as long
 
@@ -88,10 +89,7 @@ def in_words(seconds: float, untimed: int) -> str:
     """The time left as a person wants to read it."""
     if untimed and seconds < 60:  # the little that is known would mislead
         return "time left unknown, nothing like it was timed yet"
-    minutes = seconds / 60
-    about = f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min"
-    about = f"{seconds:.0f} s" if minutes < 2 else about
-    return f"about {about} left" + (
+    return f"about {duration(seconds)} left" + (
         f", without {untimed} of a kind that was never timed" if untimed else ""
     )
 

@@ -10,7 +10,7 @@ from rich.table import Column
 from rich.text import Text
 
 from macpo_run.terminal.steps import STYLES
-from macpo_run.terminal.text import make_table, plain, short_number
+from macpo_run.terminal.text import duration, make_table, plain, short_number
 
 if TYPE_CHECKING:
     from macpo_data.plan import Step
@@ -78,22 +78,12 @@ def _work_cells(work: Work, wide: bool) -> list[str]:
     if not work.tokens:
         return [""] * (3 if wide else 2)
     flops = [f"{work.flops:.0e}".replace("e+", "e")] if wide else []
-    return [short_number(work.tokens), *flops, duration(work.seconds)]
+    return [short_number(work.tokens), *flops, time_of(work.seconds)]
 
 
-def duration(seconds: float | None) -> str:
-    """A time in a few characters.
-
-    >>> [duration(s) for s in (None, 0, 0.2, 20, 600, 5400, 360_000)]
-    ['?', '0', '<1 s', '20 s', '10 min', '1.5 h', '100 h']
-    """
-    if seconds is None:
-        return "?"
-    if seconds >= 5400:
-        return f"{seconds / 3600:,.0f} h" if seconds >= 36_000 else f"{seconds / 3600:.1f} h"
-    if seconds >= 120:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds:.0f} s" if seconds >= 1 else "<1 s" if seconds else "0"
+def time_of(seconds: float | None) -> str:
+    """What some work takes, or that nobody knows."""
+    return "?" if seconds is None else duration(seconds)
 
 
 def size(count: float) -> str:
@@ -125,7 +115,7 @@ def print_whole(whole: Outlook, todo: int, of_all: int) -> None:
     print(
         f"peak {size(whole.peak)}, disk {size(whole.disk * times)}, "
         f"{short_number(work.tokens * times)} tokens, {work.flops * times:.0e} FLOPs, "
-        f"{duration(seconds)}, without the evaluations"
+        f"{time_of(seconds)}, without the evaluations"
     )
     for line in lines(whole):
         print(line)

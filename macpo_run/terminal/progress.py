@@ -18,20 +18,10 @@ from rich.progress import (
 
 from macpo_data.errors import plain
 from macpo_data.models.worker import Report
+from macpo_run.terminal.text import duration
 
 PLAIN_SECONDS = 10  # between two lines where there is no terminal
 SURE_SECONDS = 3  # before which a rate tells nothing of the time left
-
-
-def duration(seconds: float) -> str:
-    """A time as a person wants to read it.
-
-    >>> [duration(s) for s in (0, 59, 119, 150, 5400)]
-    ['0 s', '59 s', '119 s', '2 min', '1.5 h']
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager

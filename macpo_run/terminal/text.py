@@ -35,6 +35,19 @@ def interval(estimate: Mapping[str, Any]) -> str:
     return f"{estimate['mean']:.3f} [{low},{high}]"
 
 
+def duration(seconds: float) -> str:
+    """A time as a person wants to read it.
+
+    >>> [duration(s) for s in (0, 0.2, 59, 119, 150, 5400, 360_000)]
+    ['0 s', '<1 s', '59 s', '119 s', '2 min', '1.5 h', '100 h']
+    """
+    if seconds < 120:
+        return "<1 s" if 0 < seconds < 0.5 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
+
+
 def short_number(value: float) -> str:
     """A count in a few characters.
 
