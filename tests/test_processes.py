@@ -92,10 +92,12 @@ def finish(open_run: OpenRun, *sets: str) -> Path:
 
 EVAL = """
 import macpo_data.evaluation.results as results
+from macpo_data.store.locks import of_run
 slow(results, "means", 0.3)
 for n in range(4):
-    for kind in ("eval", "rewards"):
-        shutil.rmtree(f"runs/test/{kind}", ignore_errors=True)
+    with of_run(Path("runs/test"), lambda _: None, alone=True):  # else clean sees half of it
+        for kind in ("eval", "rewards"):
+            shutil.rmtree(f"runs/test/{kind}", ignore_errors=True)
     done = macpo("eval", "--agents", "student", "--set", "eval.reward=org/judge")
     manifests = [json.loads(p.read_text()) for p in Path("runs/test/eval").glob("*/manifest.json")]
     names = [name for each in manifests for name in each["inputs"]]
