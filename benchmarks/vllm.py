@@ -26,9 +26,9 @@ from macpo_data.engines import vllm as engine
 from macpo_data.engines import vllm_settings as settings
 from macpo_data.engines.choose import open_engine
 from macpo_data.engines.protocol import Request, Voice
-from macpo_data.models.base import Base, load_chat, load_model
+from macpo_data.models.base import Base, load_chat, load_model, resolve
 from macpo_data.models.worker import Report, Worker
-from macpo_data.recipe.agents import Endpoint
+from macpo_data.recipe.agents import Agent, Endpoint
 from macpo_data.recipe.engine import Engine
 from macpo_data.recipe.generation import Sampling
 from macpo_data.world.grammar import examples
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=256, help="of each agent")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["bare", "local", "one", "client"])
-    parser.add_argument("--base", type=Path, help="a folder; then prompts are HH-RLHF's")
+    parser.add_argument("--base", help="as a recipe names it; then prompts are HH-RLHF's")
     parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="on it")
     said = parser.parse_args()
     settings.set_environment()
@@ -254,7 +254,8 @@ def main() -> None:
         prompts = dialogues(said.requests)["prompt"].to_list()
     with tempfile.TemporaryDirectory() as name:
         if said.base:
-            base, adapters = Base(str(said.base), None), [str(path) for path in said.adapters]
+            base = Base(said.base, resolve(Agent(role="student", base=said.base)))
+            adapters = [str(path) for path in said.adapters]
         else:
             base, adapters = make_models(Path(name))
         requests = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,9 @@ OTHER_START = {
     "SFT on the better",
 }
 # Studies whose variants try rates of the first fine-tuning, or use different ones.
-TUNE_THE_START = {"calibration", "start", "primary_start", "moaa_weights"}
+TUNE_THE_START = {
+    *("calibration", "start", "primary_start", "same_labels_start", "same_labels", "moaa_weights"),
+}
 
 
 def test_all_shipped_variants_start_from_one_student() -> None:
@@ -352,7 +355,11 @@ def test_frozen_teachers(open_run: OpenRun) -> None:
 
 @pytest.mark.parametrize(
     ("by", "writer"),
-    [("base", Policy("student")), ("framing", Policy("student", "positive", 0))],
+    [
+        ("base", Policy("student")),
+        ("framing", Policy("student", "positive", 0)),
+        ("temperature", Policy("student", "positive", 0)),
+    ],
 )
 def test_negatives_by_somebody_else(by: str, writer: Policy, open_run: OpenRun) -> None:
     run = finish(open_run(f"negatives_by={by}"))
@@ -362,8 +369,12 @@ def test_negatives_by_somebody_else(by: str, writer: Policy, open_run: OpenRun) 
     if by == "base":
         wrote = said(run, writer)
         assert all(wrote[i] == text for i, text in sides(pairs, "rejected").items())
-    else:
+    elif by == "framing":
         assert set(pairs["rejected"]) <= framed(run, "negative")
+    else:
+        (hot,) = run.store.root.glob("answers/student-*-hot-*/manifest.json")
+        asked = json.loads(hot.read_text())["sampling"]
+        assert (asked["temperature"], asked["top_p"], asked["top_k"]) == (2.0, 1.0, 0)
 
 
 @pytest.mark.parametrize("by", ["corruption", "mismatch"])
@@ -493,6 +504,7 @@ def test_spoilt_answers() -> None:
         (["spin.earlier_pairs=true"], "spin.earlier_pairs: only method spin reads it"),
         (["select.by=random", "select.pool=0.5"], "select.pool: only read where"),
         (["negatives_by=mismatch", "select.keep=2"], "select.keep: negatives_by mismatch"),
+        (["negatives_temperature=1.5"], "negatives_temperature: only read where negatives_by is"),
         (["framing.negative=/nowhere.txt"], "cannot read the prompt /nowhere.txt"),
         (["positives=own", "select.keep=2"], "select.keep: 2 of only 1 candidates"),
     ],

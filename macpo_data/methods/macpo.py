@@ -63,8 +63,8 @@ def _contrast(
     before = Policy(agent, "positive", t - 1)
     policies = (*positives, *_negative_writer(recipe, agent, t), before)
     reads = (*WRITING_READS, "negatives", *switched_on(recipe, "negatives_by"))
-    if recipe.negatives_by == "framing":
-        reads = (*reads, "framing")
+    by = {"framing": ("framing",), "temperature": ("negatives_temperature",)}
+    reads = (*reads, *by.get(recipe.negatives_by, ()))
     if agent in recipe.students:
         choosing = switched_on(recipe, "select.under", "select.order", "select.pool")
         choosing = (*CHOOSING_READS, *_by_reads(recipe), *_mixture_reads(recipe), *choosing)
@@ -81,6 +81,7 @@ def _negative_writer(recipe: Recipe, agent: str, t: int) -> tuple[Policy, ...]:
         "fine_tuning": (Policy(agent, "negative", newest),),
         "base": (Policy(agent),),
         "framing": (Policy(agent, "positive", 0),),
+        "temperature": (Policy(agent, "positive", 0),),
     }
     return by.get(recipe.negatives_by, ())
 
@@ -135,10 +136,16 @@ def _positives(step: Step, ctx: Context, others: list[Policy]) -> pl.DataFrame:
 
 def _negatives(step: Step, ctx: Context, writer: Policy) -> pl.DataFrame:
     """What the negative twin writes, or its stand-in."""
-    anew = ctx.recipe.negatives == "every_round"
-    if ctx.recipe.negatives_by == "framing":
-        return framing.write(ctx, writer, "negative", draw=step.round if anew else 0)
-    return ctx.generate([writer], "d2", draw=f"r{step.round}-" if anew else "")
+    recipe = ctx.recipe
+    draw = step.round if recipe.negatives == "every_round" else 0
+    if recipe.negatives_by == "framing":
+        return framing.write(ctx, writer, "negative", draw)
+    if recipe.negatives_by == "temperature":
+        whole = {"temperature": recipe.negatives_temperature, "top_p": 1.0, "top_k": 0}
+        sampling = recipe.sampling.model_copy(update=whole)
+        (answers,) = ctx.ask([(writer, ctx.prompts("d2"))], sampling, "hot", draw)
+        return answers
+    return ctx.generate([writer], "d2", draw=f"r{draw}-" if draw else "")
 
 
 def _choose(
@@ -228,6 +235,8 @@ def _what_ranks(draft: Draft) -> Iterator[str]:
 
 def _who_writes_negatives(draft: Draft) -> Iterator[str]:
     writers = draft.values.get("negatives_by")
+    if writers != "temperature" and draft.changed("negatives_temperature"):
+        yield "negatives_temperature: only read where negatives_by is temperature"
     if draft.values.get("negatives") == "retrained" and draft.changed("negatives_by"):
         yield (
             f"negatives: retrained trains the negative twin anew, and negatives_by {writers} "

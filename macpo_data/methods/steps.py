@@ -25,7 +25,10 @@ EXCLUDE_READS = tuple(
 # What only a method reads whose student chooses among what several wrote.
 RANKING = ("select.under", "select.order", "select.pool", "select.max_perplexity")
 CHOOSING = ("select.by", *RANKING, "select.keep")
-TEACHING = ("positives", "negatives", "negatives_by", "frozen_teachers", "schedule", "mixture")
+TEACHING = (
+    *("positives", "negatives", "negatives_by", "negatives_temperature"),
+    *("frozen_teachers", "schedule", "mixture"),
+)
 WRITING_READS = ("seed", "engine", *SAMPLING_READS, *FILTER_READS)
 
 

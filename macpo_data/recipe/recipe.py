@@ -13,7 +13,7 @@ from macpo_data.recipe.data import Columns, Data
 from macpo_data.recipe.engine import Engine, Score
 from macpo_data.recipe.evaluation import Eval, Judge
 from macpo_data.recipe.generation import Framing, Mixture, Sampling, Select
-from macpo_data.recipe.section import KNOB, LATER, Name, Section, Seed, Share, written
+from macpo_data.recipe.section import KNOB, LATER, Name, Positive, Section, Seed, Share, written
 from macpo_data.recipe.training import (
     DPO,
     SFT,
@@ -59,13 +59,16 @@ class Recipe(Section):
     """once: the negative agent of round 0 writes once per prompt, the same rejected text in every
     round. every_round: it writes anew in each. retrained: it is trained anew in each, from the
     newest positive policy, on the rejected answers of round 0."""
-    negatives_by: Literal["fine_tuning", "base", "framing", "corruption", "mismatch"] = (
-        "fine_tuning"
-    )
+    negatives_by: Literal[
+        "fine_tuning", "base", "framing", "temperature", "corruption", "mismatch"
+    ] = "fine_tuning"
     """Who writes the rejected answers. fine_tuning: the agent's negative twin. base: its bare base.
-    framing: its positive policy of round 0, told to be bad, as `framing` says. corruption: nobody,
-    the words of the chosen answer are shuffled. mismatch: nobody, it is the answer that was chosen
-    for another prompt."""
+    framing: its positive policy of round 0, told to be bad, as `framing` says. temperature: that
+    policy, at negatives_temperature. corruption: nobody, the words of the chosen answer are
+    shuffled. mismatch: nobody, it is the answer that was chosen for another prompt."""
+    negatives_temperature: Annotated[Positive, LATER] = 2.0
+    """Read where negatives_by is temperature, which keeps all tokens, whatever sampling.top_p and
+    sampling.top_k say."""
     frozen_teachers: bool = False
     """After round 0 the student alone learns."""
     stop: Annotated[Literal["rounds", "converged", "probe"], KNOB] = "rounds"
