@@ -244,9 +244,7 @@ OTHER_START = {
     "SFT on the better",
 }
 # Studies whose variants try rates of the first fine-tuning, or use different ones.
-TUNE_THE_START = {
-    *("calibration", "start", "primary_start", "same_labels_start", "same_labels", "moaa_weights"),
-}
+TUNE_THE_START = {"calibration", "start", "primary_start", "same_labels_start", "moaa_weights"}
 
 
 def test_all_shipped_variants_start_from_one_student() -> None:
