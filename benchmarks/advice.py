@@ -41,9 +41,9 @@ def main() -> None:
         right["always MACPO"] += len(names) if "MACPO" in fine else 0
         right["the advice"] += sum(LEADS_TO.get(name) in fine for name in names)
         ends = (f"{name} {mean:.3f}" for name, mean in _means(means).items())
-        said = ", ".join(f"{n} x {name}" for name, n in Counter(names).items())
-        rows.append(f"| {setting} | {', '.join(ends)} | {', '.join(fine)} | {said} |")
-    print("| setting | round 2 | right | advised |", "| --- | --- | --- | --- |", *rows, sep="\n")
+        counts = ", ".join(f"{n} x {name}" for name, n in Counter(names).items())
+        rows.append(f"| {setting} | {', '.join(ends)} | {', '.join(fine)} | {counts} |")
+    print("| setting | last round | right | advised |", "| --- | --- | --- | --- |", *rows, sep="\n")
     total = sum(map(len, advised.values()))
     print("", *(f"{rule}: right in {right[rule]} of {total}" for rule in RULES), sep="\n")
 
