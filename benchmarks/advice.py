@@ -43,7 +43,8 @@ def main() -> None:
         ends = (f"{name} {mean:.3f}" for name, mean in _means(means).items())
         counts = ", ".join(f"{n} x {name}" for name, n in Counter(names).items())
         rows.append(f"| {setting} | {', '.join(ends)} | {', '.join(fine)} | {counts} |")
-    print("| setting | last round | right | advised |", "| --- | --- | --- | --- |", *rows, sep="\n")
+    head = ("| setting | last round | right | advised |", "| --- | --- | --- | --- |")
+    print(*head, *rows, sep="\n")
     total = sum(map(len, advised.values()))
     print("", *(f"{rule}: right in {right[rule]} of {total}" for rule in RULES), sep="\n")
 
