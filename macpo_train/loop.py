@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import fsdp2_prepare_model
+from peft import PeftModel
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import PrinterCallback
 
@@ -112,6 +113,11 @@ def run(
     else:
         say(f"going on from {checkpoint}")
     trainer.accelerator.wait_for_everyone()
+    if isinstance(trainer.model, PeftModel):
+        # Else peft looks on the Hub, at each checkpoint, whether the base's vocabulary has grown.
+        trainer.model.save_pretrained = partial(
+            trainer.model.save_pretrained, save_embedding_layers=False
+        )
     _reshard(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     history = watch.history(trainer.state)

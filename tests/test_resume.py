@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from conftest import Macpo, OpenRun
 from safetensors.torch import load_file
 
 from macpo_data.errors import MacpoError, ModelError
+from macpo_data.models.base import Base
 from macpo_data.recipe.training import DPO, SFT, Confidence, Lora, Train
 from macpo_data.signs.rules import RULES, Sign
 from macpo_data.signs.training import WINDOW
@@ -124,6 +127,38 @@ def test_nan_keeps_the_last_good_checkpoint(
     saving = replace(job, out=tmp_path / "out", train=Train(dtype="float32", save_steps=save_steps))
     with pytest.raises(ModelError, match=r"loss is nan at step 3 of .*; .*checkpoint-2$"):
         train(unheard, saving)
+
+
+def test_a_checkpoint_asks_no_hub(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor warns of it: an adapter names its base as people call it, which may be no folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "base").symlink_to(job.base.id)
+    first = replace(
+        job,
+        base=Base("~/base", None),
+        start=None,
+        out=tmp_path / "first",
+        settings=SFT(learning_rate=1e-2, batch_size=4),
+    )
+    train(unheard, first)
+    saving = replace(
+        first,
+        start=first.out,
+        out=tmp_path / "second",
+        settings=job.settings,
+        train=Train(dtype="float32", save_steps=1),
+    )
+    asked: list[str] = []
+    peft_saving = import_module("peft.utils.save_and_load")
+    monkeypatch.setattr(
+        peft_saving, "check_file_exists_on_hf_hub", lambda base, _: asked.append(base)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(unheard, saving)
+    assert not asked
 
 
 def test_two_processes_give_the_same_curve(job: Job, tmp_path: Path) -> None:
