@@ -125,7 +125,8 @@ def test_the_quickstarts_have_one_idea_each() -> None:
     labeller = ".agents.teacher_1.noise"
     assert differences("quickstart_elicitation") == {".run", labeller}
     gap = {".agents.student.base", ".agents.student.lr_scale"}
-    taught = {".data.noise", labeller, ".sft.epochs", ".dpo.learning_rate"}
+    sft = {".sft.epochs", ".sft.learning_rate"}
+    taught = {".data.noise", labeller, *sft, ".dpo.learning_rate"}
     assert differences("quickstart_knowledge") == {".run", *gap, *taught}
 
 
