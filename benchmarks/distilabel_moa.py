@@ -68,9 +68,11 @@ def right(seen: list[dict[str, Any]]) -> float:
     later = [s["messages"] for s in seen if s["messages"][0]["role"] == "system"]
     good = 0
     for system, user in later:
-        told = [f"{name} says: {user['content']}" for name in PROPOSERS]
+        references = [f"{name} says: {user['content']}" for name in PROPOSERS]
         text = system["content"]
-        good += text.count("<") == len(told) and all(text.count(each) == 1 for each in told)
+        good += text.count("<") == len(references) and all(
+            text.count(each) == 1 for each in references
+        )
     return good / len(later)
 
 
@@ -82,28 +84,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--latency", type=float, default=1.0)
-    said = parser.parse_args()
+    given = parser.parse_args()
     python = environment()
-    found = {}
-    for who, batch in (("macpo", 0), ("distilabel", BATCH), ("distilabel at once", said.prompts)):
+    results = {}
+    for who, batch in (("macpo", 0), ("distilabel", BATCH), ("distilabel at once", given.prompts)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             log = folder / "seen.jsonl"
-            with server(log, said.latency, ()) as url:
+            with server(log, given.latency, ()) as url:
                 if batch:
-                    command = [str(python), "-W", "ignore", __file__, url, said.prompts, batch]
+                    command = [str(python), "-W", "ignore", __file__, url, given.prompts, batch]
                     out = subprocess.run(
                         [str(c) for c in command], stdout=subprocess.PIPE, text=True, check=True
                     )
                     seconds = float(out.stdout)
                 else:
-                    seconds = ours(url, said.prompts, folder)
+                    seconds = ours(url, given.prompts, folder)
             seen = [json.loads(line) for line in log.open()]
-        found[who] = f"{who} {len(seen) / seconds:.0f} requests/s, {right(seen):.0%} right"
+        results[who] = f"{who} {len(seen) / seconds:.0f} requests/s, {right(seen):.0%} right"
     row(
-        f"mixtures: {said.prompts} prompts, two layers of 4 proposers and an aggregator, 32 slots "
-        f"each, answers of {said.latency:g} s; distilabel 1.5.3 in batches of {BATCH}, and at once",
-        "; ".join(found.values()),
+        f"mixtures: {given.prompts} prompts, two layers of 4 proposers and an aggregator, 32 slots "
+        f"each, answers of {given.latency:g} s; distilabel 1.5.3, batches of {BATCH}, and at once",
+        "; ".join(results.values()),
         "make distilabel",
     )
 

@@ -36,9 +36,9 @@ PROPOSERS, AGGREGATOR = ("p0", "p1", "p2", "p3"), "aggregator"
 @contextmanager
 def server(log: Path, latency: float, faults: tuple[str, ...] = FAULTS) -> Iterator[str]:
     """The scripted server in a process of its own; yields its URL."""
-    said = ["--port", "0", "--latency", str(latency), "--slots", str(SLOTS), "--log", str(log)]
-    said += [part for fault in faults for part in ("--fault", fault)]
-    command = [sys.executable, "-m", "tests.openai_server", *said]
+    arguments = ["--port", "0", "--latency", str(latency), "--slots", str(SLOTS), "--log", str(log)]
+    arguments += [part for fault in faults for part in ("--fault", fault)]
+    command = [sys.executable, "-m", "tests.openai_server", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -88,9 +88,9 @@ def check(answers: pl.DataFrame, seen: list[dict[str, Any]], count: int) -> None
         assert asked == {f"What is <{n}> to you?" for n in range(count)}
     for request in (s for s in seen if s["model"] == AGGREGATOR):
         system, user = request["messages"]
-        told = [f"{name} says: {user['content']}" for name in PROPOSERS]
-        assert all(text in system["content"] for text in told)
-        assert system["content"].count("<") == len(told)
+        references = [f"{name} says: {user['content']}" for name in PROPOSERS]
+        assert all(text in system["content"] for text in references)
+        assert system["content"].count("<") == len(references)
 
 
 def main() -> None:
@@ -98,22 +98,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--latency", type=float, default=1.0)
-    said = parser.parse_args()
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "seen.jsonl"
-        with server(log, said.latency) as url:
+        with server(log, given.latency) as url:
             run = run_of(url, Path(folder))
             begun = time.perf_counter()
             assert run.recipe.mixture
-            _, answers = mixture.write(run.context(), run.recipe.mixture, questions(said.prompts))
+            _, answers = mixture.write(run.context(), run.recipe.mixture, questions(given.prompts))
             seconds = time.perf_counter() - begun
             shares = kept(url)
         seen = [json.loads(line) for line in log.open()]
-    check(answers, seen, said.prompts)
+    check(answers, seen, given.prompts)
     failed = sum(s["outcome"] != "answered" for s in seen)
     row(
-        f"endpoints: {said.prompts:,} prompts, 4 proposers and an aggregator, {SLOTS} slots each, "
-        f"answers of {said.latency:g} s, {failed / len(seen):.1%} of {len(seen):,} attempts failed",
+        f"endpoints: {given.prompts:,} prompts, 4 proposers and an aggregator, {SLOTS} slots each, "
+        f"answers of {given.latency:g} s, {failed / len(seen):.1%} of {len(seen):,} tries failed",
         f"{statistics.mean(shares):.2f} of the possible concurrency kept (lowest model "
         f"{min(shares):.2f}), nothing lost, {len(seen) / seconds:.0f} requests/s",
         "python -m benchmarks.endpoints",

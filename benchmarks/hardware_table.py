@@ -39,15 +39,15 @@ def sizes_of(recipe: Recipe) -> Sizes:
 
 def plans() -> dict[tuple[str, str], Outlook]:
     """All rounds of every shipped recipe on every machine."""
-    found = {}
+    outlooks = {}
     for name in shipped():
         recipe = load_recipe(name)
         plan, store, sizes = make_plan(recipe), Store(Path("nowhere")), sizes_of(recipe)
         now = states(plan, store)
         for machine in (*MORE.get(name, ()), *MACHINES):
             on = hardware.named(machine)
-            found[name, machine] = outlook(plan, store, now, plan.steps, sizes, on)
-    return found
+            outlooks[name, machine] = outlook(plan, store, now, plan.steps, sizes, on)
+    return outlooks
 
 
 def cells(plan: Outlook) -> list[str]:

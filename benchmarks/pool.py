@@ -86,8 +86,8 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
         if facts["objective"] != "dpo":
             continue
         (prompts,) = (run / name for name in facts["inputs"] if name.startswith("data/round"))
-        made = json.loads((prompts / "manifest.json").read_text("utf-8"))
-        (source,) = (run / name for name in made["inputs"] if name.startswith("data/prompts"))
+        built = json.loads((prompts / "manifest.json").read_text("utf-8"))
+        (source,) = (run / name for name in built["inputs"] if name.startswith("data/prompts"))
         d2 = pl.read_parquet(source / "d2.parquet")
         asked = asked_in(d2)
         pool = pl.read_parquet(prompts / "candidates.parquet")

@@ -170,14 +170,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         pairs_file(folder / "pairs.parquet")
-        said = {
+        tasks = {
             "render 1,000,000 pairs: three configurations, card, index": ours,
             "render 1,000,000 pairs: the main configuration alone": one_config,
             "the same rows by Dataset.from_list and to_parquet": theirs,
             "load_dataset of the rendered 1,000,000 pairs": load,
             "select, pair and write from 1,000,000 candidates": selecting,
         }
-        for what, work in said.items():
+        for what, work in tasks.items():
             try:
                 seconds, peak = measured(work, folder)
                 result = f"{seconds:.1f} s; peak {peak:,.0f} MiB"

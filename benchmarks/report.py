@@ -36,7 +36,7 @@ def big_run(folder: Path, rows: int = PAIRS) -> Source:
         manifest = run.store.manifest(name) or {}
         pairs, candidates = (run.store.read(name, f"{f}.parquet") for f in ("pairs", "candidates"))
         run.store.aside(name)
-        made = run.store.clear(name)
+        place = run.store.clear(name)
         prompts = [[{"role": "user", "content": _text(n, "asks", PROMPT)}] for n in range(rows)]
         ids = pl.Series([prompt_id(prompt) for prompt in prompts])  # type: ignore[arg-type]
         long = pairs.sample(rows, with_replacement=True, seed=0).with_columns(
@@ -49,8 +49,8 @@ def big_run(folder: Path, rows: int = PAIRS) -> Source:
             )
             for n in range(2)
         ]
-        write_parquet(made / "pairs.parquet", long)
-        write_parquet(made / "candidates.parquet", pl.concat(others))
+        write_parquet(place / "pairs.parquet", long)
+        write_parquet(place / "candidates.parquet", pl.concat(others))
         run.store.finish(name, manifest)
         return Source("quickstart", run.plan, run.store)
 
@@ -85,17 +85,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "report.html"
         source = big_run(Path(place))
-        made = seconds(lambda: path.write_text(page(collect([source])), "utf-8"), 1)
+        spent = seconds(lambda: path.write_text(page(collect([source])), "utf-8"), 1)
         shown = len(collect([source])["pairs"])
         size = path.stat().st_size / 1e6
-        said = f"{made:.1f} s; {size:.1f} MB; {shown:,} pairs shown"
-        row(f"report of {PAIRS:,} pairs, written", said, "python -m benchmarks.report")
+        result = f"{spent:.1f} s; {size:.1f} MB; {shown:,} pairs shown"
+        row(f"report of {PAIRS:,} pairs, written", result, "python -m benchmarks.report")
         executable = shutil.which(CHROMIUM)
         if executable is None:
             sys.exit("no chromium: opening it was not measured")
         times = sorted(opened(path, executable) for _ in range(5))
-        said = f"{times[2]:.2f} s to the first screen ({times[0]:.2f} to {times[-1]:.2f}, 5 times)"
-        row(f"report of {PAIRS:,} pairs, opened", said, "python -m benchmarks.report")
+        result = f"{times[2]:.2f} s to the first screen ({times[0]:.2f} to {times[-1]:.2f})"
+        row(f"report of {PAIRS:,} pairs, opened", result, "python -m benchmarks.report")
 
 
 if __name__ == "__main__":

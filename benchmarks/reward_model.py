@@ -48,10 +48,10 @@ def main() -> None:
         begun = time.monotonic()
         recipe = load_recipe("hh_harmless", sets)
         with Run(recipe, Path(folder) / "runs", progress, print) as run:
-            made = train_reward(run)
-            learned = pl.read_parquet(made / "pairs.parquet")
+            trained = train_reward(run)
+            learned = pl.read_parquet(trained / "pairs.parquet")
             held_out = run.context().prompts("test").drop_nulls(["chosen", "rejected"])
-        manifest = json.loads((made / "manifest.json").read_text("utf-8"))
+        manifest = json.loads((trained / "manifest.json").read_text("utf-8"))
         seconds = time.monotonic() - begun
     print(f"{len(learned)} pairs learned, {len(held_out)} held out ({asked.held_out})")
     tell(f"reward model, {seconds:.0f} s with all around it", manifest)
@@ -60,9 +60,9 @@ def main() -> None:
     tell("TF-IDF and logistic regression", accuracy(*by_words(learned, held_out)))
 
 
-def tell(what: str, found: dict[str, object]) -> None:
+def tell(what: str, facts: dict[str, object]) -> None:
     """A line of a table."""
-    right = stats.Estimate(**found["held_out_accuracy"])  # type: ignore[arg-type]
+    right = stats.Estimate(**facts["held_out_accuracy"])  # type: ignore[arg-type]
     print(f"| {what} | {right.mean:.3f} [{right.low:.3f}, {right.high:.3f}] |")
 
 

@@ -57,7 +57,7 @@ def row(what: str, result: str, command: str) -> None:
     ).stdout.strip()
     cards = [card.split(",")[0] for card in gpus()]
     hardware = ", ".join([*cards, f"{os.cpu_count()} cores {platform.machine()}"])
-    found = versions()["versions"]
-    said = " ".join(f"{name} {found[name]}" for name in ("torch", "transformers", "polars"))
-    cells = [what, result, f"`{command}`", hardware, said, time.strftime("%Y-%m-%d"), commit]
+    installed = versions()["versions"]
+    tested = " ".join(f"{name} {installed[name]}" for name in ("torch", "transformers", "polars"))
+    cells = [what, result, f"`{command}`", hardware, tested, time.strftime("%Y-%m-%d"), commit]
     print("| " + " | ".join(cells) + " |")

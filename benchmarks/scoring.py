@@ -82,17 +82,17 @@ def main() -> None:
             seconds: dict[str, list[float]] = {name: [] for name in scorers}
             peaks: dict[str, float] = {}
             for repeat in range(asked.repeats + 1):
-                found = {}
+                scored = {}
                 for name, score in scorers.items():
                     forget_peak()
                     begun = clock()
-                    found[name] = dict(score(requests))
+                    scored[name] = dict(score(requests))
                     if repeat:  # the first warms up
                         seconds[name].append(clock() - begun)
                     peaks[name] = peak_mib()
-            ours, fast = found["shared prompt"], seconds["shared prompt"]
+            ours, fast = scored["shared prompt"], seconds["shared prompt"]
             for name in [*scorers][1:]:
-                pairs = [(ours[i], found[name][i]) for i in range(len(requests))]
+                pairs = [(ours[i], scored[name][i]) for i in range(len(requests))]
                 apart = max(abs(a.sum_logprob - b.sum_logprob) for a, b in pairs if a and b)
                 memory = f", peaks {peaks['shared prompt']:,.0f} and {peaks[name]:,.0f} MiB"
                 ratios = [other / shared for shared, other in zip(fast, seconds[name], strict=True)]

@@ -14,16 +14,16 @@ def main() -> None:
     def run(*args: str) -> None:
         subprocess.run([sys.executable, *args], check=True, capture_output=True)
 
-    found = {}
+    medians = {}
     for name, args in {
         "python -c pass": ["-c", "pass"],
         "macpo --help": ["-m", "macpo", "--help"],
         "macpo status": ["-m", "macpo", "status", "--recipe", "quickstart"],
     }.items():
         run(*args)
-        found[name] = seconds(lambda args=args: run(*args), 11)  # type: ignore[misc]
-    said = ", ".join(f"{name} {value:.2f} s" for name, value in found.items())
-    row("CLI start-up, median of 11", said, "python -m benchmarks.startup")
+        medians[name] = seconds(lambda args=args: run(*args), 11)  # type: ignore[misc]
+    result = ", ".join(f"{name} {value:.2f} s" for name, value in medians.items())
+    row("CLI start-up, median of 11", result, "python -m benchmarks.startup")
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ eval: {by: answer, ceiling: true}
 
 def rows(sums: Iterable[tuple[int, int]], draw: random.Random) -> list[dict[str, str]]:
     """Each sum with a right answer, a wrong one, and the number that is right."""
-    made = []
+    written = []
     for a, b in sums:
         wrong = a + b + draw.choice([-10, -2, -1, 1, 2, 10])
-        made.append(
+        written.append(
             {
                 "prompt": f"What is {a} + {b}?",
                 "chosen": f"It is {a + b}.",
@@ -65,7 +65,7 @@ def rows(sums: Iterable[tuple[int, int]], draw: random.Random) -> list[dict[str,
                 "right": str(a + b),
             }
         )
-    return made
+    return written
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def beside_their_client(base: Base, requests: list[Request], repeats: int, folde
         "".join(json.dumps({"prompt": r.prompt[-1]["content"]}) + "\n" for r in requests)
     )
     limit = SAMPLING.max_new_tokens
-    said = {
+    asked_of_both = {
         "backend": "openai-chat", "endpoint": "/v1/chat/completions", "model": base.id,
         "served-model-name": "base", "dataset-name": "custom", "dataset-path": file,
         "custom-output-len": limit, "num-prompts": len(requests), "max-concurrency": SLOTS,
@@ -222,13 +222,13 @@ def beside_their_client(base: Base, requests: list[Request], repeats: int, folde
             return tokens, time.perf_counter() - begun
 
         def theirs() -> Speed:
-            options = {**said, "base-url": server.url.removesuffix("/v1")}
+            options = {**asked_of_both, "base-url": server.url.removesuffix("/v1")}
             command = [sys.executable, "-c", THEIRS, *flags]
             command += [f"--{name}={value}" for name, value in options.items()]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
-            found = json.loads(saved.read_text())
-            return found["total_output_tokens"], found["duration"]
+            result = json.loads(saved.read_text())
+            return result["total_output_tokens"], result["duration"]
 
         macpo()
         pairs = in_turn(macpo, theirs, repeats)
@@ -247,15 +247,15 @@ def main() -> None:
     parser.add_argument("--only", choices=["bare", "local", "one", "client"])
     parser.add_argument("--base", help="as a recipe names it; then prompts are HH-RLHF's")
     parser.add_argument("--adapters", type=Path, nargs="*", default=[], help="on it")
-    said = parser.parse_args()
+    options = parser.parse_args()
     settings.set_environment()
-    prompts = [example.prompt for example in examples("task")[: said.requests]]
-    if said.base:
-        prompts = dialogues(said.requests)["prompt"].to_list()
+    prompts = [example.prompt for example in examples("task")[: options.requests]]
+    if options.base:
+        prompts = dialogues(options.requests)["prompt"].to_list()
     with tempfile.TemporaryDirectory() as name:
-        if said.base:
-            base = Base(said.base, resolve(Agent(role="student", base=said.base)))
-            adapters = [str(path) for path in said.adapters]
+        if options.base:
+            base = Base(options.base, resolve(Agent(role="student", base=options.base)))
+            adapters = [str(path) for path in options.adapters]
         else:
             base, adapters = make_models(Path(name))
         requests = [
@@ -263,14 +263,14 @@ def main() -> None:
             for adapter in adapters
             for seed, prompt in enumerate(prompts)
         ]
-        if said.only in (None, "bare"):
-            beside("bare", base, requests, said.repeats)
-        if said.only == "local":
-            beside("local", base, requests, said.repeats)
-        if said.only in (None, "one"):
-            one_for_all(base, requests, said.repeats)
-        if said.only in (None, "client"):
-            beside_their_client(base, requests[: said.requests], said.repeats, Path(name))
+        if options.only in (None, "bare"):
+            beside("bare", base, requests, options.repeats)
+        if options.only == "local":
+            beside("local", base, requests, options.repeats)
+        if options.only in (None, "one"):
+            one_for_all(base, requests, options.repeats)
+        if options.only in (None, "client"):
+            beside_their_client(base, requests[: options.requests], options.repeats, Path(name))
 
 
 if __name__ == "__main__":

@@ -164,9 +164,9 @@ def one_line(what: str, repo: str) -> Iterator[None]:
 def _silence(error: BaseException) -> str | None:
     """What to do where nobody answers; None where somebody does."""
     silent = (each for each in _chain(error) if type(each).__name__ == "NobodyAnswers")
-    if (found := next(silent, None)) is None:
+    if (silence := next(silent, None)) is None:
         return None
-    return f"{found}; check the network and HF_ENDPOINT, and run the same command again"
+    return f"{silence}; check the network and HF_ENDPOINT, and run the same command again"
 
 
 # By the class of the error, or of what it was raised from.

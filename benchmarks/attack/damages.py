@@ -155,11 +155,11 @@ def damaged_stores(folder: Path, count: int, seed: int) -> Iterator[str]:
         damage(spoilt / file, rng)
         # Reading by one command may mend it, so each gets its own copy.
         for args in readers:
-            ended, made = _made(spoilt, folder / "once", args)
+            ended, shown = _made(spoilt, folder / "once", args)
             where = f"{trial}: {file}, {damage.__name__[1:]}: macpo {' '.join(args)}"
             yield from (f"{where}: {fault}" for fault in ended.faults())
-            if ended.code == 0 and made != undisturbed[args]:
-                yield f"{where}: used in silence, {store.difference(made, undisturbed[args])[:3]}"
+            if ended.code == 0 and shown != undisturbed[args]:
+                yield f"{where}: used in silence, {store.difference(shown, undisturbed[args])[:3]}"
             yield ""
         shutil.rmtree(spoilt)
 
@@ -206,14 +206,14 @@ def damaged_rounds(folder: Path, count: int, seed: int) -> Iterator[str]:
         spoilt = shutil.copytree(place, folder / "spoilt")
         damage(spoilt / file, rng)
         for args in PULLERS:
-            ended, made = _pulled(spoilt, whole, folder / "once", args)
+            ended, shown = _pulled(spoilt, whole, folder / "once", args)
             where = f"{trial}: {file}, {damage.__name__[1:]}: macpo {' '.join(args)}"
             yield from (f"{where}: {fault}" for fault in ended.faults())
-            if ended.code == 0 and made != undisturbed[args]:
-                yield f"{where}: used in silence, {store.difference(made, undisturbed[args])[:3]}"
+            if ended.code == 0 and shown != undisturbed[args]:
+                yield f"{where}: used in silence, {store.difference(shown, undisturbed[args])[:3]}"
             # Of a round that it refused, other learners' datasets may be here, each whole.
-            if args[0] == "pull" and not made.items() <= undisturbed[args].items():
-                yield f"{where}: left {store.difference(made, undisturbed[args])[:3]}"
+            if args[0] == "pull" and not shown.items() <= undisturbed[args].items():
+                yield f"{where}: left {store.difference(shown, undisturbed[args])[:3]}"
             yield ""
         shutil.rmtree(spoilt)
 
@@ -229,11 +229,11 @@ def _pulled(
             shutil.copyfile(whole / "macpo.yaml", copy / "macpo.yaml")
         ended = run(args, copy)
         if args[0] == "pull":
-            made = store.content(copy / "runs") if (copy / "runs").exists() else {}
-            made = {path: sha for path, sha in made.items() if not path.endswith("lock.json")}
+            shown = store.content(copy / "runs") if (copy / "runs").exists() else {}
+            shown = {path: sha for path, sha in shown.items() if not path.endswith("lock.json")}
             if (copy / "macpo.yaml").exists():
-                made |= {"macpo.yaml": (copy / "macpo.yaml").read_text("utf-8")}
-            return ended, made
+                shown |= {"macpo.yaml": (copy / "macpo.yaml").read_text("utf-8")}
+            return ended, shown
         if args[0] == "train":
             weights = copy / "adapter" / "adapter_model.safetensors"
             return ended, {"adapter": weights.read_bytes().hex()} if weights.exists() else {}

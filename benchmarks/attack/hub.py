@@ -101,8 +101,8 @@ def attacks(folder: Path, limit: int | None = None, workers: int = WORKERS) -> I
     """
     whole = folder / "whole"
     whole.mkdir()
-    made = [sys.executable, "-m", "macpo", "run", "--until", "1", *OPTIONS]
-    subprocess.run(made, cwd=whole, check=True, capture_output=True)
+    command = [sys.executable, "-m", "macpo", "run", "--until", "1", *OPTIONS]
+    subprocess.run(command, cwd=whole, check=True, capture_output=True)
     with ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn")) as pool:
         requests = pool.submit(_requests, folder).result()
         cases = [

@@ -59,15 +59,15 @@ def kills(folder: Path, count: int, seed: int) -> Iterator[str]:
         place = shutil.copytree(starts[target.starts], folder / "undisturbed" / target.name)
         run(target.args, place, limit=120)
         undisturbed[target.name] = store.content(place)
-    made = trial = 0
-    while made < count:
+    kills = trial = 0
+    while kills < count:
         target = TARGETS[trial % len(TARGETS)]
         place = shutil.copytree(starts[target.starts], folder / f"trial-{trial}")
         trial += 1
         for fault in _until_it_ends(target, place, rng):
-            made += not fault
+            kills += not fault
             yield fault and f"{target.name}, trial {trial}: {fault}"
-            if made >= count:
+            if kills >= count:
                 break
         else:
             differs = store.difference(store.content(place), undisturbed[target.name])

@@ -79,15 +79,15 @@ class Head:
             "num_experts_per_tok": "expert_used_count",
             "moe_intermediate_size": "expert_feed_forward_length",
         }
-        found = {
+        sizes = {
             ours: self.values[f"{self.architecture}.{theirs}"]
             for ours, theirs in names.items()
             if f"{self.architecture}.{theirs}" in self.values
         }
-        found.setdefault("vocab_size", self.values.get("tokenizer.ggml.tokens", 0))
+        sizes.setdefault("vocab_size", self.values.get("tokenizer.ggml.tokens", 0))
         tied = all(tensor.name != "output.weight" for tensor in self.tensors)
         kind = {"model_type": self.architecture, "dtype": self.dtype}
-        return found | kind | {"tie_word_embeddings": tied}
+        return sizes | kind | {"tie_word_embeddings": tied}
 
 
 def read_head(file: Path) -> Head:
@@ -117,11 +117,11 @@ class _Reader:
         version, tensors, values = self._take("IQQ")
         if version not in _VERSIONS:
             raise ValueError(f"it is GGUF of version {version}, not {_VERSIONS[-1]}")
-        found = {self._string(): self._value(*self._take("I")) for _ in range(values)}
+        metadata = {self._string(): self._value(*self._take("I")) for _ in range(values)}
         table = tuple(self._tensors(tensors))
-        alignment = max(1, int(found.get("general.alignment", 32)))
+        alignment = max(1, int(metadata.get("general.alignment", 32)))
         start = -(-self.at // alignment) * alignment
-        return Head(found, table, start, len(self.content))
+        return Head(metadata, table, start, len(self.content))
 
     def _take(self, kinds: str) -> tuple[Any, ...]:
         taken = struct.unpack_from(f"<{kinds}", self.content, self.at)

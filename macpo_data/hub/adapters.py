@@ -60,10 +60,10 @@ def push_adapters(
     with hub_client.one_line("push adapters to", repo):
         lines = [_push(push, repo, adapters, private)]
     if twins:
-        them = "it" if len(twins) == 1 else "them"
+        pronoun = "it" if len(twins) == 1 else "them"
         lines.append(
             f"left out {_counted(len(twins), 'negative twin')}, trained to answer badly; "
-            f"--negatives pushes {them}"
+            f"--negatives pushes {pronoun}"
         )
     if merge:
         lines.append(push_merged(push, f"{push.repo}-merged", private=private, progress=progress))

@@ -117,8 +117,7 @@ def outlook(
     builder = _Builder(plan, store, sizes, on, estimates)
     rows = [builder.row(s, states[s]) if s in todo else Row(s, states[s]) for s in steps]
     own = {step: each for step, each in estimates.items() if step in todo}
-    made = tuple(builder.made_once)
-    return Outlook(on, rows, own, builder.download, builder.unknown, made)
+    return Outlook(on, rows, own, builder.download, builder.unknown, tuple(builder.made_once))
 
 
 def together(outlooks: Sequence[Outlook]) -> Outlook:
@@ -127,8 +126,8 @@ def together(outlooks: Sequence[Outlook]) -> Outlook:
     download = {base: size for each in outlooks for base, size in each.download.items()}
     unknown = {base: why for each in outlooks for base, why in each.unknown.items()}
     estimates = {step: e for each in outlooks for step, e in each.estimates.items()}
-    made = tuple(dict.fromkeys(base for each in outlooks for base in each.made_once))
-    return Outlook(outlooks[0].on, rows, estimates, download, unknown, made)
+    made_once = tuple(dict.fromkeys(base for each in outlooks for base in each.made_once))
+    return Outlook(outlooks[0].on, rows, estimates, download, unknown, made_once)
 
 
 def sections(recipe: Recipe, step: Step) -> SFT | DPO | RewardTraining:

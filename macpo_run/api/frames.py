@@ -231,12 +231,12 @@ def check(
     used = load_settings(_sets(columns, None))
     look = checking.check(_opened(data), used, trainer, tests, tokenizer, max_length)
     readings = [(each.trainer, each.reads, each.how) for each in look.readings]
-    found = [(each.level, each.what, each.count, each.row) for each in look.findings]
+    findings = [(each.level, each.what, each.count, each.row) for each in look.findings]
     return Checked(
         look.fit,
         pl.DataFrame(readings, schema={"trainer": pl.String, "reads": pl.Boolean,
                                        "how": pl.String}, orient="row"),
-        pl.DataFrame(found, schema={"level": pl.String, "what": pl.String, "rows": pl.Int64,
+        pl.DataFrame(findings, schema={"level": pl.String, "what": pl.String, "rows": pl.Int64,
                                     "first": pl.Int64}, orient="row"),
     )  # fmt: skip
 

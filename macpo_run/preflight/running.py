@@ -86,8 +86,8 @@ def server(endpoint: Endpoint) -> Iterator[Health]:
     """Whether an endpoint's key is set, and it answers."""
     name, headers = endpoint.api_key_env, {}
     if name:
-        yield (found := key(name))
-        if found.status == "problem":
+        yield (health := key(name))
+        if health.status == "problem":
             return
         headers = {"Authorization": f"Bearer {os.environ[name].strip()}"}
     url = endpoint.base_url.rstrip("/") + "/models"

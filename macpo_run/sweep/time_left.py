@@ -153,19 +153,19 @@ def timed(roots: Iterable[Path]) -> dict[Key, list[tuple[int, float]]]:
     paths = (path for r in roots for p in patterns for path in r.glob(f"{p}/{MANIFEST}"))
     for path in paths:
         try:
-            made = Timed.model_validate(parse_json(read_bytes(path)))
+            step = Timed.model_validate(parse_json(read_bytes(path)))
         except (OSError, ValueError):  # an older one, which says less; or a damaged one
             continue
-        recipe, seconds = made.recipe.model_dump(), made.seconds
-        roles = {agent.role: name for name, agent in made.recipe.agents.items()}
-        learner = roles.get("student", "") if made.kind == "eval" else made.learner
-        if learner not in made.recipe.agents:
+        recipe, seconds = step.recipe.model_dump(), step.seconds
+        roles = {agent.role: name for name, agent in step.recipe.agents.items()}
+        learner = roles.get("student", "") if step.kind == "eval" else step.learner
+        if learner not in step.recipe.agents:
             continue
-        if made.kind == "eval":
+        if step.kind == "eval":
             key, size = key_of(recipe, "eval", learner), size_of(recipe, "test")
-            seconds /= max(len(made.samples), 1) * made.sampling.n
+            seconds /= max(len(step.samples), 1) * step.sampling.n
         else:
-            key = key_of(recipe, made.kind, learner, made.round, made.objective, made.method)
+            key = key_of(recipe, step.kind, learner, step.round, step.objective, step.method)
             size = size_of(recipe, "d1", "d2")
         for each in (key, key[1:]):
             timings.setdefault(each, []).append((size, seconds))
