@@ -52,10 +52,10 @@ engine: {batch_size: 4, shard_size: 4, keep_loaded: 4}
 
 def shared(path: str) -> Path:
     """A real file beside the project, or a skip that says which is missing."""
-    found = SHARED / path
-    if not found.exists():
+    path_there = SHARED / path
+    if not path_there.exists():
         pytest.skip(f"{path} is not beside the project")
-    return found
+    return path_there
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def main() -> None:
     """Record the curve with its circumstances."""
     with tempfile.TemporaryDirectory() as folder:
-        found = curve(Path(folder))
+        measured = curve(Path(folder))
     circumstances = {
         "command": "python tests/golden_curve.py",
         "dpo": SETTINGS.model_dump(),
@@ -61,7 +61,9 @@ def main() -> None:
         **versions(),
     }
     PATH.parent.mkdir(exist_ok=True)
-    PATH.write_text(json.dumps({"circumstances": circumstances, "curve": found}, indent=1) + "\n")
+    PATH.write_text(
+        json.dumps({"circumstances": circumstances, "curve": measured}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

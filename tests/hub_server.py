@@ -59,8 +59,8 @@ class Repo:
     pulls: list[str] = field(default_factory=list)
 
     def add(self, branch: str, tree: Tree, parent: str | None) -> str:
-        made = hashlib.sha1(f"{time.time_ns()} {branch}".encode(), usedforsecurity=False)
-        oid = made.hexdigest()
+        digest = hashlib.sha1(f"{time.time_ns()} {branch}".encode(), usedforsecurity=False)
+        oid = digest.hexdigest()
         self.commits[oid], self.parents[oid], self.branches[branch] = tree, parent, oid
         return oid
 
@@ -69,9 +69,9 @@ class Repo:
         return names.get(revision, revision if revision in self.commits else None)
 
     def tree(self, revision: str) -> Tree:
-        found = self.find(revision)
-        assert found, revision
-        return self.commits[found]
+        commit = self.find(revision)
+        assert commit, revision
+        return self.commits[commit]
 
 
 @dataclass
@@ -206,16 +206,16 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/lfs/"):
             self.hub.objects[path.removeprefix("/lfs/")] = body
             return 200, b"", {}
-        if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
             self.writer()
             return self.batch(json.loads(body))
-        if found := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            repo = self.repo("datasets" if found[1] else "models", found[2])
-            return self.resolve(repo, found[3], found[4])
-        if found := re.fullmatch(
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            repo = self.repo("datasets" if match[1] else "models", match[2])
+            return self.resolve(repo, match[3], match[4])
+        if match := re.fullmatch(
             r"/api/(datasets|models)/([^/]+/[^/]+)(?:/([^/]+)(?:/(.+))?)?", path
         ):
-            return self.api(found[1], found[2], found[3] or "", found[4] or "", body)
+            return self.api(match[1], match[2], match[3] or "", match[4] or "", body)
         raise Refused(404)
 
     def api(
@@ -225,8 +225,8 @@ class Handler(BaseHTTPRequestHandler):
         if verb in ("", "revision"):
             commit = self.commit_of(repo, rest or "main")
             files = [{"rfilename": path} for path in repo.commits[commit]]
-            said = {"id": name, "sha": commit, "siblings": files, "private": repo.private}
-            return self.json({**said, "tags": [], "downloads": 0, "likes": 0})
+            described = {"id": name, "sha": commit, "siblings": files, "private": repo.private}
+            return self.json({**described, "tags": [], "downloads": 0, "likes": 0})
         if verb == "auth-check":
             if repo.gated:
                 raise Refused(403, "GatedRepo", "Access to this model is restricted")
@@ -362,7 +362,7 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, repo: Repo, commit: str, folder: str) -> tuple[int, bytes, dict[str, str]]:
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         prefix = f"{folder}/" if folder else ""
-        found: list[dict[str, Any]] = []
+        listed: list[dict[str, Any]] = []
         folders = set()
         for path, file in sorted(repo.commits[commit].items()):
             if not path.startswith(prefix):
@@ -371,18 +371,18 @@ class Handler(BaseHTTPRequestHandler):
             if below:
                 folders.add(prefix + head)
             if not below or recursive:
-                found.append(self.info(path, file))
-        if prefix and not found and not folders:
+                listed.append(self.info(path, file))
+        if prefix and not listed and not folders:
             raise Refused(404, "EntryNotFound", "Entry not found")
-        found += [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in folders]
-        return self.json(found)
+        listed += [{"type": "directory", "path": f, "oid": "0" * 40, "size": 0} for f in folders]
+        return self.json(listed)
 
     def info(self, path: str, file: File) -> dict[str, Any]:
         size = len(file.content)
-        said = {"type": "file", "path": path, "oid": file.oid, "size": size}
+        described = {"type": "file", "path": path, "oid": file.oid, "size": size}
         if file.lfs:
-            said["lfs"] = {"oid": file.sha256, "size": size, "pointerSize": 134}
-        return said
+            described["lfs"] = {"oid": file.sha256, "size": size, "pointerSize": 134}
+        return described
 
     def form(self, body: bytes) -> list[str]:
         if self.headers.get("Content-Type", "").startswith("application/json"):
@@ -396,16 +396,16 @@ class Handler(BaseHTTPRequestHandler):
         ]
 
     def repo(self, kind: str, name: str) -> Repo:
-        found = self.hub.repos.get((kind, name))
-        if found is None or (found.private and not self.token()):
+        repo = self.hub.repos.get((kind, name))
+        if repo is None or (repo.private and not self.token()):
             raise Refused(401 if not self.token() else 404, "RepoNotFound", "Repository not found")
-        return found
+        return repo
 
     def commit_of(self, repo: Repo, revision: str) -> str:
-        found = repo.find(revision)
-        if found is None:
+        commit = repo.find(revision)
+        if commit is None:
             raise Refused(404, "RevisionNotFound", "Revision not found")
-        return found
+        return commit
 
     def token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ").strip()

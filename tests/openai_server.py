@@ -202,10 +202,10 @@ class Scripted:
         if fault == "garbage":
             return 200, "<html>it works!</html>"
         if fault and fault.isdigit():
-            said = f"HTTP {fault}, scripted"
+            message = f"HTTP {fault}, scripted"
             if fault == "400":
-                said = f"This model's maximum context length is {self.window}"
-            return int(fault), json.dumps({"error": {"message": said}})
+                message = f"This model's maximum context length is {self.window}"
+            return int(fault), json.dumps({"error": {"message": message}})
         text = "" if fault == "empty" else self.answer(model, messages)
         if fault == "length":
             text = text[: len(text) // 2]
@@ -261,16 +261,16 @@ def main() -> None:
     parser.add_argument("--sticky", action="store_true")
     parser.add_argument("--answer", default="tests.openai_server:echo", metavar="MODULE:FUNCTION")
     parser.add_argument("--log", type=Path)
-    said = parser.parse_args()
-    module, _, name = said.answer.partition(":")
-    faults = {fault: float(share) for fault, _, share in (f.partition("=") for f in said.fault)}
+    given = parser.parse_args()
+    module, _, name = given.answer.partition(":")
+    faults = {fault: float(share) for fault, _, share in (f.partition("=") for f in given.fault)}
     scripted = Scripted(
         getattr(import_module(module), name),
-        said.latency, said.slots, faults, said.sticky, log=said.log,
+        given.latency, given.slots, faults, given.sticky, log=given.log,
     )  # fmt: skip
 
     async def run() -> None:
-        server = await scripted.start(said.port)
+        server = await scripted.start(given.port)
         print(scripted.url, flush=True)
         await server.serve_forever()
 

@@ -101,8 +101,8 @@ def test_a_run_is_that_of_the_command(
     run = api.open_run(settings=QUIET, quiet=True)
     states = api.steps(run).filter(kind="gen", round=0).select("learner", "state").rows()
     assert ("teacher_1", "done") in states and ("student", "waiting") in states
-    made = api.make(run, 0, "gen", "teacher_1")
-    assert made == [run.path(run.dataset_step(0, "teacher_1"))]
+    folder = api.make(run, 0, "gen", "teacher_1")
+    assert folder == [run.path(run.dataset_step(0, "teacher_1"))]
     with pytest.raises(api.MacpoError, match="train round 0 student positive waits for gen"):
         api.make(run, 0, "train", "student")
     with pytest.raises(api.MacpoError, match="round 1 has no dataset yet"):

@@ -98,14 +98,14 @@ def sheet(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
     options: dict[str, Any] = getattr(request, "param", {})
     context = browser.new_context(offline=True, **options)
     opened = context.new_page()
-    asked, said = [], []
+    asked, errors = [], []
     opened.on("request", lambda r: asked.append(r.url))
-    opened.on("console", lambda m: said.append(m.text))
-    opened.on("pageerror", lambda e: said.append(str(e)))
+    opened.on("console", lambda m: errors.append(m.text))
+    opened.on("pageerror", lambda e: errors.append(str(e)))
     yield opened
     broken = opened.evaluate("window.broken")
     context.close()
-    assert (len(asked), said, broken) == (1, [], None), asked  # the page itself
+    assert (len(asked), errors, broken) == (1, [], None), asked  # the page itself
 
 
 def show(sheet: Page, path: Path) -> None:

@@ -55,8 +55,8 @@ def opened(rows: list[Row], columns: Columns | None = None) -> Rows:
 
 
 def readers(row: Row) -> set[str]:
-    found = checks.readings(opened([row]))
-    return {each.trainer for each in found if each.reads} - {"macpo"}
+    readings = checks.readings(opened([row]))
+    return {each.trainer for each in readings if each.reads} - {"macpo"}
 
 
 def test_which_trainer_reads_which_form() -> None:
@@ -86,15 +86,15 @@ def test_a_trainer_that_reads_other_names_is_told_all_of_them() -> None:
     """Each in the words of its own configuration."""
     columns = Columns(prompt="question", chosen="better", rejected="worse")
     rows = opened([{"question": "q", "better": "good", "worse": "bad one"}], columns)
-    told = {
+    expected = {
         each.trainer: each.how
         for each in checks.readings(rows)
         if each.reads and each.trainer != "macpo"
     }
-    assert told.keys() == {"axolotl", "llama-factory", "openrlhf", "torchtune", "nemo-rl"}
-    assert all(name in how for how in told.values() for name in ("question", "better", "worse"))
-    assert told["llama-factory"].endswith("{prompt: question, chosen: better, rejected: worse}")
-    assert "field_chosen: better, field_rejected: worse" in told["axolotl"]
+    assert expected.keys() == {"axolotl", "llama-factory", "openrlhf", "torchtune", "nemo-rl"}
+    assert all(name in how for how in expected.values() for name in ("question", "better", "worse"))
+    assert expected["llama-factory"].endswith("{prompt: question, chosen: better, rejected: worse}")
+    assert "field_chosen: better, field_rejected: worse" in expected["axolotl"]
     full = [{"better": FULL["chosen"], "worse": FULL["rejected"]}]
     sides = Columns(chosen="better", rejected="worse")
     how = {each.trainer: each for each in checks.readings(opened(full, sides))}
@@ -168,7 +168,7 @@ def test_every_form_becomes_the_same_pair(row: Row) -> None:
     assert (read.row.prompt, read.row.chosen, read.row.rejected) == ([user("q")], *sides)
 
 
-def found(rows: list[Row], **more: Any) -> dict[str, int]:
+def counted(rows: list[Row], **more: Any) -> dict[str, int]:
     listed = checks.findings(opened(rows), **more)
     return {f.what: f.count for f in listed if f.level != "note" and "longer side" not in f.what}
 
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_rows() -> None:
         {"prompt": long, "chosen": f"{long}? Gladly.", "rejected": "No."},
         {**TEXT, "prompt": "space", "chosen": "good\n"},
     ]
-    assert found(rows) == {
+    assert counted(rows) == {
         "chosen is empty, or one of its messages": 1,
         "chosen and rejected are the same": 1,
         "the prompt occurred before": 1,
@@ -194,8 +194,10 @@ def test_what_is_wrong_with_rows() -> None:
         "white space around a text in chosen": 2,
         "the prompt differs from an earlier one in case or points": 1,
     }
-    assert found([TEXT, {**TEXT, "rejected": "worse"}]) == {"the prompt occurred before": 1}
-    leaked = found([TEXT, {**TEXT, "prompt": "Name a river"}], tests=[pl.Series(["name a river!"])])
+    assert counted([TEXT, {**TEXT, "rejected": "worse"}]) == {"the prompt occurred before": 1}
+    leaked = counted(
+        [TEXT, {**TEXT, "prompt": "Name a river"}], tests=[pl.Series(["name a river!"])]
+    )
     assert leaked == {"the prompt stands in a test set": 1}
 
 
@@ -307,10 +309,10 @@ def test_roles_that_a_template_refuses_are_counted(tiny_base: Path) -> None:
 def test_columns_of_other_kinds() -> None:
     """One named as rows are numbered by, contents that are all missing, a reason in numbers."""
     odd = [{**TEXT, "at": 1}, {**TEXT, "prompt": "r", "at": 2, "row": 3}]
-    assert found(odd) == {}
-    assert found([{**row, "chosen_finish_reason": 1} for row in odd]) == {}
+    assert counted(odd) == {}
+    assert counted([{**row, "chosen_finish_reason": 1} for row in odd]) == {}
     empty = [{**row, "rejected": [{"role": "assistant", "content": None}]} for row in odd]
-    assert found(empty) == {"rejected is empty, or one of its messages": 2}
+    assert counted(empty) == {"rejected is empty, or one of its messages": 2}
 
 
 def test_data_for_fine_tuning() -> None:
@@ -320,16 +322,16 @@ def test_data_for_fine_tuning() -> None:
     assert readers(apart) == {"trl"}
     assert readers(whole) == {"trl", "axolotl", "llama-factory", "ms-swift", "openai"}
     for good in (apart, whole):
-        assert found([good]) == {}
+        assert counted([good]) == {}
         read = checks.readings(opened([good]))
         assert checks.verdict([], read, None) and not checks.verdict([], read, "torchtune")
-    assert found([apart, {**apart, "completion": [answer("")]}]) == {
+    assert counted([apart, {**apart, "completion": [answer("")]}]) == {
         "chosen is empty, or one of its messages": 1
     }
-    assert found([whole, {"messages": [answer("x"), user("q")]}]) == {
+    assert counted([whole, {"messages": [answer("x"), user("q")]}]) == {
         "chosen is empty, or one of its messages": 1
     }
-    assert found([whole, {"messages": [answer("x"), user("q"), answer("y")]}]) == {
+    assert counted([whole, {"messages": [answer("x"), user("q"), answer("y")]}]) == {
         "roles are not in order: user, assistant, ..., user, and an answer": 1
     }
 
@@ -353,7 +355,7 @@ def test_lengths_are_counted_with_a_tokenizer(tiny_base: Path) -> None:
     chat = load_chat(Base(str(tiny_base), None), "tokenizer")
     rows = [TEXT, {**TEXT, "prompt": "long", "chosen": "word " * 60}]
     assert (
-        found(rows, chat=chat, max_length=50)[
+        counted(rows, chat=chat, max_length=50)[
             "longer than 50 tokens: cut, or dropped, by the trainer"
         ]
         == 1
@@ -367,9 +369,9 @@ def test_marks_of_a_tokenizer_are_told(tiny_base: Path) -> None:
     chat = load_chat(Base(str(tiny_base), None), "tokenizer")
     chat.tokenizer.add_special_tokens({"additional_special_tokens": ["[[turn]]"]})
     rows = [{**TEXT, "chosen": "good [[turn]]"}, {**TEXT, "chosen": "a [[turn]] amid it"}]
-    told = "text is rendered already: it holds the marks of the tokenizer ([[turn]])"
-    assert found(rows, chat=chat) == {told: 1}
-    assert found(rows) == {"the prompt occurred before": 1}  # with another answer
+    expected = "text is rendered already: it holds the marks of the tokenizer ([[turn]])"
+    assert counted(rows, chat=chat) == {expected: 1}
+    assert counted(rows) == {"the prompt occurred before": 1}  # with another answer
 
 
 def test_check_says_by_its_exit_code(macpo: Macpo, tmp_path: Path) -> None:
@@ -562,9 +564,9 @@ def test_training_without_a_recipe(macpo: Macpo, tmp_path: Path) -> None:
         "train what?": ["train"],
         "no column": [*base, "--out", "x", "--set", "columns.chosen=best"],
     }
-    for said, args in mistakes.items():
+    for message, args in mistakes.items():
         failed = macpo(*args, fake=True)
-        assert failed.returncode == 1 and said in failed.stderr, failed.stderr
+        assert failed.returncode == 1 and message in failed.stderr, failed.stderr
         assert failed.stderr.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in failed.stderr and not (tmp_path / "x").exists()
     assert load_settings(None).dpo.reference == "previous"
@@ -582,10 +584,11 @@ def alone(dataset: Path, out: Path, *sets: str, init: Path | None = None) -> Pat
 def test_an_adapter_keeps_its_shape(pairs_file: Path, tmp_path: Path) -> None:
     first = alone(pairs_file, tmp_path / "one", "lora.r=4")
     second = alone(pairs_file, tmp_path / "two", init=first)
-    told = [
-        json.loads((made / "manifest.json").read_text())["settings"] for made in (first, second)
+    expected = [
+        json.loads((adapter / "manifest.json").read_text())["settings"]
+        for adapter in (first, second)
     ]
-    assert told[0]["lora"]["r"] == 4 and "lora" not in told[1]
+    assert expected[0]["lora"]["r"] == 4 and "lora" not in expected[1]
     with pytest.raises(MacpoError, match=r"lora\.\*: the adapter of --init"):
         alone(pairs_file, tmp_path / "three", "lora.r=64", init=first)
     (first / "adapter_model.safetensors").unlink()
@@ -616,7 +619,7 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("seed=-1", "seed: input should be greater"),
         ("dpo.loss=exo_pair", "'exo_pair' is none of sigmoid, hinge, ipo, none; .* see the card"),
@@ -626,8 +629,8 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
         ("confidence.weight=0.5", "only objective=sft reads it"),
     ],
 )
-def test_settings_that_do_not_fit_together(setting: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_settings_that_do_not_fit_together(setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         load_settings(setting.split())
 
 
@@ -645,8 +648,8 @@ def test_what_is_told_of_an_answer_goes_with_its_column() -> None:
     assert row["chosen"] == TEXT["rejected"] and row["chosen_finish_reason"] == "length"
     assert (row["chosen_sum_logprob"], row["rejected_sum_logprob"]) == (-2.0, -1.0)
     sft = load_settings(["objective=sft", "columns.chosen=completion", "columns.rejected=null"])
-    told = {"prompt": "q", "completion": "good", "completion_finish_reason": "length"}
-    pairs = usable_pairs(opened([told], sft.columns), sft)
+    answer_row = {"prompt": "q", "completion": "good", "completion_finish_reason": "length"}
+    pairs = usable_pairs(opened([answer_row], sft.columns), sft)
     assert pairs["chosen_finish_reason"].to_list() == ["length"]
 
 
@@ -659,8 +662,8 @@ def test_scores_of_a_published_folder_are_found(
         (step,) = run.select("gen", 1, "student")
         scored = run.store.manifest(run.plan.name(step)) or {}
         file = run.path(step) / "pairs.parquet"
-    told = ["--round", "1", "--learner", "student", "--recipe", recipe_file]
-    done = macpo("push", *told, "--to", "tree", fake=True)
+    arguments = ["--round", "1", "--learner", "student", "--recipe", recipe_file]
+    done = macpo("push", *arguments, "--to", "tree", fake=True)
     assert done.returncode == 0, done.stderr
     (under,) = scored["scored_under"].values()
     for config in ("round_1_student", None):
@@ -684,8 +687,8 @@ def test_scores_beside_a_dataset_spare_the_reference_pass(
         maker = run.plan.maker(after.policies[0])
         assert maker
         options = ["--init", run.path(maker), "--set", "train.dtype=float32", "--out", "out"]
-    told = ["--round", "1", "--learner", "student", "--recipe", tiny_recipe]
-    assert macpo("push", *told, "--to", "tree").returncode == 0
+    arguments = ["--round", "1", "--learner", "student", "--recipe", tiny_recipe]
+    assert macpo("push", *arguments, "--to", "tree").returncode == 0
     dataset = ["--dataset", "tree", "--config", "round_1_student"]
     done = macpo("train", *dataset, "--base", tiny_base, *options)
     assert done.returncode == 0, done.stderr

@@ -239,8 +239,8 @@ def test_the_next_command_carries_the_options(macpo: Macpo, tmp_path: Path) -> N
     (tmp_path / "mine.yaml").write_text(RECIPE)
     sets = ["--set", "engine.name=fake", "--set", "run=b-c"]
     done = macpo("gen", "--round", "0", "-r", "./mine.yaml", "--runs", "else where", *sets)
-    said = done.stdout.strip().split("\n")[-1]
-    assert said == (
+    output = done.stdout.strip().split("\n")[-1]
+    assert output == (
         "next: macpo train --round 0 --recipe ./mine.yaml --runs 'else where' "
         "--set engine.name=fake --set run=b-c"
     )
@@ -276,9 +276,11 @@ def test_ctrl_c_says_what_stays(tmp_path: Path, recipe_file: Path) -> None:
     while not matching(tmp_path, "runs/test/adapters/*"):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, output = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.strip().split("\n")[-1].startswith("error: interrupted; run the same command again")
+    assert (
+        output.strip().split("\n")[-1].startswith("error: interrupted; run the same command again")
+    )
 
 
 @pytest.mark.parametrize("module", ["macpo.cli", "typer", "macpo_run.names"])
@@ -374,8 +376,8 @@ def test_messages_name_what_a_person_named(macpo: Macpo, tmp_path: Path) -> None
     assert f"'a/b/hub' {missing}" in error("pull", "a/b/hub", "--round", "0")
     (tmp_path / "hub/macpo").mkdir(parents=True)
     (tmp_path / "hub/macpo/index.json").write_text("[")
-    told = error("pull", "hub", "--round", "0")
-    assert "hub/macpo/index.json is damaged; ask who published it" in told
+    message = error("pull", "hub", "--round", "0")
+    assert "hub/macpo/index.json is damaged; ask who published it" in message
 
 
 def test_redo_says_what_it_would_make_anew(open_run: OpenRun, macpo: Macpo) -> None:
@@ -383,10 +385,10 @@ def test_redo_says_what_it_would_make_anew(open_run: OpenRun, macpo: Macpo) -> N
         run.make("gen", 0)
     dry = ("gen", "--round", "0", "-r", "recipe.yaml", "--dry-run")
     assert "redo" not in macpo(*dry, fake=True).stdout
-    said = macpo(*dry, "--redo", fake=True).stdout
-    lines = [line for line in said.splitlines() if " gen " in line][:4]
+    output = macpo(*dry, "--redo", fake=True).stdout
+    lines = [line for line in output.splitlines() if " gen " in line][:4]
     states = ["redo" if " redo " in line else "waiting" for line in lines]
-    assert states == ["redo"] * 3 + ["waiting"], said
+    assert states == ["redo"] * 3 + ["waiting"], output
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_each_shell_is_offered_whole_lines(shell: str, name: str) -> None:
     text = as_a_shell(**asked(shell, "macpo run --recipe quick"))
     lines = text.removeprefix("_arguments '*: :((").splitlines()
     recipes = {name for name in names.recipes() if name.startswith("quick")}
-    assert {found[1] for line in lines if (found := re.search(name, line))} == recipes
+    assert {match[1] for line in lines if (match := re.search(name, line))} == recipes
     assert len(lines) == len(recipes)
 
 
@@ -91,8 +91,8 @@ def test_every_command_has_examples() -> None:
 
 @pytest.mark.parametrize("command", LISTS)
 def test_help_lists_names(command: str) -> None:
-    said = CliRunner().invoke(app, [command, "--help"]).output
+    shown = CliRunner().invoke(app, [command, "--help"]).output
     heading, known = LISTS[command]
-    assert f" {heading} " in said and len(known()) > 10
+    assert f" {heading} " in shown and len(known()) > 10
     for name in known():
-        assert re.search(rf"• {name}:", said), name
+        assert re.search(rf"• {name}:", shown), name

@@ -25,7 +25,7 @@ def job(dpo_job: Job) -> Job:
     return replace(dpo_job, start=None, settings=settings, confidence=HALF)
 
 
-def told(job: Job, out: Path, packing: bool = False, **settings: Any) -> dict[str, list[float]]:
+def curves(job: Job, out: Path, packing: bool = False, **settings: Any) -> dict[str, list[float]]:
     """The columns of a training's history."""
     sft = job.settings.model_copy(update={"packing": packing})
     train_ = Train(dtype="float32", max_length=128, **settings)
@@ -41,28 +41,28 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("whole") / "out"
-    return out, told(job, out)
+    return out, curves(job, out)
 
 
 def test_the_parts_add_up_and_the_weight_rises(whole: tuple[Path, dict[str, Any]]) -> None:
     """Within the first half of six steps: 0, 1/6, 1/3, and then 1/2."""
-    _, found = whole
-    assert found["confidence"] == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1 / 2, 1 / 2])
+    _, actual = whole
+    assert actual["confidence"] == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1 / 2, 1 / 2])
     mixed = [
         (1 - a) * weak + a * own
-        for a, weak, own in zip(found["confidence"], found["weak"], found["own"], strict=True)
+        for a, weak, own in zip(actual["confidence"], actual["weak"], actual["own"], strict=True)
     ]
-    assert found["loss"] == pytest.approx(mixed, abs=1e-5)
-    assert all(own < weak for own, weak in zip(found["own"], found["weak"], strict=True))
+    assert actual["loss"] == pytest.approx(mixed, abs=1e-5)
+    assert all(own < weak for own, weak in zip(actual["own"], actual["weak"], strict=True))
 
 
 def test_without_weight_it_is_cross_entropy(
     job: Job, tmp_path: Path, whole: tuple[Path, dict[str, Any]]
 ) -> None:
     """That of trl; with weight it is another training, from the second step on."""
-    plain = told(replace(job, confidence=None), tmp_path / "plain")
+    plain = curves(replace(job, confidence=None), tmp_path / "plain")
     assert "weak" not in plain
-    nothing = told(replace(job, confidence=Confidence(weight=0)), tmp_path / "nothing")
+    nothing = curves(replace(job, confidence=Confidence(weight=0)), tmp_path / "nothing")
     for name in ("loss", "grad_norm"):
         assert nothing[name] == pytest.approx(plain[name], rel=1e-4), name
     assert nothing["weak"] == pytest.approx(plain["loss"], rel=1e-4)
@@ -77,10 +77,10 @@ def test_all_weight_makes_a_policy_surer_of_itself(job: Job, tmp_path: Path) -> 
     """Labels then teach nothing: its own cross-entropy falls, and that with them does not."""
     able = Lora(targets=["o_proj", "down_proj"])
     only = replace(job, lora=able, confidence=Confidence(weight=1, ramp=0))
-    found = told(only, tmp_path / "only")
-    assert found["loss"] == pytest.approx(found["own"])
-    fell = {name: found[name][0] - found[name][-1] for name in ("own", "weak")}
-    assert fell["own"] > 0.05 > fell["weak"], found
+    actual = curves(only, tmp_path / "only")
+    assert actual["loss"] == pytest.approx(actual["own"])
+    fell = {name: actual[name][0] - actual[name][-1] for name in ("own", "weak")}
+    assert fell["own"] > 0.05 > fell["weak"], actual
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_however_it_is_cut(
 ) -> None:
     """Each token counts alike: the same parts at every step, the same adapter."""
     out, wanted = whole
-    found = told(job, tmp_path / "cut", **how)
+    actual = curves(job, tmp_path / "cut", **how)
     for name in wanted:
-        assert found[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
+        assert actual[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-5), name
     matrices = weights(tmp_path / "cut")
     for name, matrix in weights(out).items():
         torch.testing.assert_close(matrices[name], matrix, atol=1e-4, rtol=1e-3)
@@ -110,5 +110,5 @@ def test_a_model_that_is_not_told_the_number_of_tokens(
     from transformers import LlamaForCausalLM
 
     monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
-    found = told(job, tmp_path / "out", micro_batch_size=2)
-    assert found["loss"] == pytest.approx(whole[1]["loss"], abs=1e-4)
+    actual = curves(job, tmp_path / "out", micro_batch_size=2)
+    assert actual["loss"] == pytest.approx(whole[1]["loss"], abs=1e-4)

@@ -43,8 +43,8 @@ def test_trl_trains_two_steps_from_the_folder_and_from_the_hub(
         tiny_base,
     ]
     common = ["--dataset_config", "round_1_student", *LOSS, *STEPS, *QUIET]
-    said = run(*trl, "--dataset_name", tmp_path / "tree", "--output_dir", "one", *common)
-    assert "rewards/margins" in said and (tmp_path / "one/model.safetensors").is_file()
+    output = run(*trl, "--dataset_name", tmp_path / "tree", "--output_dir", "one", *common)
+    assert "rewards/margins" in output and (tmp_path / "one/model.safetensors").is_file()
     with serve() as hub:
         online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
         push = ["push", "--round", "1", "--learner", "student", "--repo", "org/pairs"]

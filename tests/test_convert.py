@@ -36,7 +36,7 @@ def turn(role: str, content: Any, **more: Any) -> Record:
     return {"role": role, "content": content, **more}
 
 
-def said(who: str, text: str) -> Record:
+def spoken(who: str, text: str) -> Record:
     return {"from": who, "value": text}
 
 
@@ -190,20 +190,20 @@ def test_every_pair_of_forms_gives_the_same_rows(
     rows = canonical(source)
     for first in TARGETS:
         one = folder / f"{first}.jsonl"
-        done, said = converted(source, first, one), said_by(rows, first, pairs=True)
+        done, rows_in_it = converted(source, first, one), said_by(rows, first, pairs=True)
         if done is None:
-            assert not said
+            assert not rows_in_it
             continue
-        assert by_name(canonical(one), first) == by_name(said, first)
+        assert by_name(canonical(one), first) == by_name(rows_in_it, first)
         refused = sum(entry.count for entry in done.account.refused.values())
-        assert done.account.used == len(said) == len(records) - refused
+        assert done.account.used == len(rows_in_it) == len(records) - refused
         for second in TARGETS:
             other = folder / "second.jsonl"
             if converted(one, second, other):
-                wanted = by_name(said_by(said, second, pairs=True), first, second)
+                wanted = by_name(said_by(rows_in_it, second, pairs=True), first, second)
                 assert by_name(canonical(other), first, second) == wanted, (first, second)
             else:
-                assert not said_by(said, second, pairs=True), (first, second)
+                assert not said_by(rows_in_it, second, pairs=True), (first, second)
 
 
 @settings(max_examples=8, deadline=None)
@@ -217,14 +217,14 @@ def test_every_pair_of_forms_for_fine_tuning(
     source = lines(folder / "source.jsonl", answered)
     rows = canonical(source)
     for first in FINE_TUNING:
-        one, said = folder / f"{first}.jsonl", said_by(rows, first, pairs=False)
+        one, rows_in_it = folder / f"{first}.jsonl", said_by(rows, first, pairs=False)
         if converted(source, first, one) is None:
-            assert not said
+            assert not rows_in_it
             continue
         use = targets()[first].fine_tuning
         came = by_name(canonical(one), first)
-        assert as_conversation(came) == as_conversation(by_name(said, first))
-        assert (use and use.form.joins) or canonical(one) == said
+        assert as_conversation(came) == as_conversation(by_name(rows_in_it, first))
+        assert (use and use.form.joins) or canonical(one) == rows_in_it
         for second in FINE_TUNING:
             other, between = folder / "second.jsonl", said_by(canonical(one), second, pairs=False)
             if converted(one, second, other):
@@ -246,8 +246,8 @@ def test_plain_text_for_every_trainer(tmp_path: Path) -> None:
         **dict.fromkeys(("trl", "axolotl", "openrlhf", "macpo"), explicit),
         **dict.fromkeys(("open-instruct", "alignment-handbook", "torchtune"), whole),
         "llama-factory": {
-            "conversations": [said("system", "Be."), said("human", "Ask")], "tools": "",
-            "chosen": said("gpt", "Good"), "rejected": said("gpt", "Bad"),
+            "conversations": [spoken("system", "Be."), spoken("human", "Ask")], "tools": "",
+            "chosen": spoken("gpt", "Good"), "rejected": spoken("gpt", "Bad"),
         },
         "llama-factory-alpaca": {"instruction": "Ask", "system": "Be.", "history": [],
                                  "chosen": "Good", "rejected": "Bad"},
@@ -346,9 +346,9 @@ def test_calls_in_the_words_of_llama_factory_and_ms_swift(tmp_path: Path) -> Non
     ring, sing = '{"name": "ring", "arguments": {"bell": 1}}', '{"name": "sing", "arguments": {}}'
     output = run(source, "llama-factory", tmp_path / "llama")
     assert read(tmp_path / "llama/train.jsonl") == [{
-        "conversations": [said("human", "Ask"), said("function_call", f"[{ring}, {sing}]"),
-                          said("observation", "1")],
-        "chosen": said("function_call", ring), "rejected": said("gpt", "Bad"),
+        "conversations": [spoken("human", "Ask"), spoken("function_call", f"[{ring}, {sing}]"),
+                          spoken("observation", "1")],
+        "chosen": spoken("function_call", ring), "rejected": spoken("gpt", "Bad"),
         "tools": json.dumps(TOOLS),
     }]  # fmt: skip
     for key, count in (("tool_calls.id", 2), ("tool_call_id", 1)):
@@ -481,7 +481,7 @@ def test_data_for_fine_tuning(tmp_path: Path) -> None:
             assert row == {"prompt": talk[:3], "completion": talk[3:]}
         elif name == "llama-factory":
             turns = [
-                said(who, text) for who, text in zip(["human", "gpt"] * 2, "ABCD", strict=True)
+                spoken(who, text) for who, text in zip(["human", "gpt"] * 2, "ABCD", strict=True)
             ]
             assert row == {"conversations": turns, "tools": ""}
         else:

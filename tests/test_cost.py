@@ -113,9 +113,9 @@ def test_dry_run_of_a_shipped_recipe(
 ) -> None:
     """HF_HUB_OFFLINE is set in tests: neither network nor model, and nothing is written."""
     monkeypatch.chdir(tmp_path)
-    found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", name])
-    assert found.exit_code == 0, found.output
-    assert "estimated: " in found.stdout
+    shown = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", name])
+    assert shown.exit_code == 0, shown.output
+    assert "estimated: " in shown.stdout
     assert not list((tmp_path / "runs").rglob("manifest.json"))
 
 
@@ -125,10 +125,10 @@ def test_prices_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     server = {"base_url": "http://127.0.0.1:9", "model": "m", "price_in": 1000, "price_out": 1000}
     values["agents"]["teacher1"]["endpoint"] = server
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
-    found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
-    last = next(line for line in found.stdout.splitlines() if line.startswith("all"))
-    assert float(last.split()[-2]) > 0 and "the money is without" not in found.stdout
+    shown = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
+    last = next(line for line in shown.stdout.splitlines() if line.startswith("all"))
+    assert float(last.split()[-2]) > 0 and "the money is without" not in shown.stdout
     values["agents"]["teacher2"]["endpoint"] = {"base_url": "http://127.0.0.1:9", "model": "m"}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values))
-    found = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
-    assert "the money is without" in found.stdout
+    shown = CliRunner().invoke(app, ["gen", "--round", "1", "--dry-run", "--recipe", "./r.yaml"])
+    assert "the money is without" in shown.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 from conftest import Macpo, OpenRun
 from test_cost import counted
-from test_methods import DELTA, dataset, finish, said, sides
+from test_methods import DELTA, answers_of, dataset, finish, sides
 
 from macpo_data.loading.load import load_recipe
 from macpo_data.methods.registry import make_plan
@@ -19,17 +19,17 @@ def test_delta_takes_the_writers_word_for_it(open_run: OpenRun) -> None:
     run, macpo = finish(open_run(*DELTA)), open_run()
     better, worse = (Policy(f"teacher{k}", "positive", 0) for k in (3, 2))
     pairs = dataset(run, 1)
-    assert sides(pairs, "chosen") == said(run, better)
-    assert sides(pairs, "rejected") == said(run, worse)
+    assert sides(pairs, "chosen") == answers_of(run, better)
+    assert sides(pairs, "rejected") == answers_of(run, worse)
     learner = Policy("student", "positive", 0)
     for policy in (better, worse, learner):
         fingerprint = run.plan.policy_fingerprint(policy)
         assert fingerprint == macpo.plan.policy_fingerprint(policy)
     (gen,) = run.select("gen", 1)
-    made = run.store.manifest(run.plan.name(gen)) or {}
-    assert made["scored_under"] == {str(learner): {"fake": run.plan.policy_fingerprint(learner)}}
+    facts = run.store.manifest(run.plan.name(gen)) or {}
+    assert facts["scored_under"] == {str(learner): {"fake": run.plan.policy_fingerprint(learner)}}
     # One pass for both sides: a set of scores of the learner's, and two sample sets.
-    read = [name.split("/")[0] for name in made["inputs"]]
+    read = [name.split("/")[0] for name in facts["inputs"]]
     assert sorted(read) == ["adapters"] * 3 + ["data", "samples", "samples", "scores"]
 
 
@@ -70,8 +70,8 @@ def test_delta_ends_with_round_1(macpo: Macpo, recipe_file: Path) -> None:
     """Beside methods of more rounds in one study, whose last round is for all of them."""
     options = ["--recipe", recipe_file, "--set", "rounds=2"]
     options += [word for each in DELTA for word in ("--set", each)]
-    made = macpo("run", *options, fake=True)
-    assert made.returncode == 0, made.stderr
+    done = macpo("run", *options, fake=True)
+    assert done.returncode == 0, done.stderr
     status = macpo("status", *options, fake=True).stdout
     assert "delta, rounds 0..1" in status and "waiting" not in status and "ready" not in status
     more = macpo("gen", "--round", "2", *options, fake=True)

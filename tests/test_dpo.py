@@ -48,7 +48,7 @@ def job(dpo_job: Job) -> Job:
     return dpo_job
 
 
-def told(job: Job, out: Path, **settings: Any) -> dict[str, Any]:
+def train_as(job: Job, out: Path, **settings: Any) -> dict[str, Any]:
     """What a training says, with settings of DPO changed."""
     changed = job.settings.model_copy(update=settings)
     return train(unheard, replace(job, settings=changed, out=out))
@@ -91,20 +91,20 @@ def trls(job: Job, model: Any = None, reference: Any = None, **config: Any) -> l
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_shared_equals_plain(job: Job, tmp_path: Path, checkpointing: bool) -> None:
     """Every step's terms, through the optimiser."""
-    found = []
+    facts = []
     for shared in (True, False):
         settings = job.train.model_copy(
             update={"shared_prompt": shared, "gradient_checkpointing": checkpointing}
         )
-        found.append(told(replace(job, train=settings), tmp_path / str(shared)))
-    assert found[0]["shared_prompt"] is True
-    assert found[1]["shared_prompt"] == "train.shared_prompt is off"
+        facts.append(train_as(replace(job, train=settings), tmp_path / str(shared)))
+    assert facts[0]["shared_prompt"] is True
+    assert facts[1]["shared_prompt"] == "train.shared_prompt is off"
     for name in ("loss", "dpo", "sft", "chosen_logprob", "rejected_logprob", "grad_norm"):
-        assert column(found[0], name) == pytest.approx(column(found[1], name), abs=2e-4), name
+        assert column(facts[0], name) == pytest.approx(column(facts[1], name), abs=2e-4), name
 
 
 def test_gamma_0_is_trls_dpo(job: Job, tmp_path: Path) -> None:
-    ours = column(told(job, tmp_path / "out", gamma=0.0), "loss")
+    ours = column(train_as(job, tmp_path / "out", gamma=0.0), "loss")
     assert len(ours) == 4
     assert ours == pytest.approx(trls(job), abs=2e-4)
 
@@ -114,7 +114,7 @@ def test_losses_are_trls(job: Job, tmp_path: Path, loss: str) -> None:
     """Step by step through the optimiser, of chosen and rejected of different lengths."""
     lengths = pl.read_parquet(job.dataset).select(pl.col("chosen", "rejected").str.len_chars())
     assert (lengths["chosen"] != lengths["rejected"]).any()  # ipo is a mean over tokens
-    ours = told(job, tmp_path / "out", gamma=0.0, loss=loss)
+    ours = train_as(job, tmp_path / "out", gamma=0.0, loss=loss)
     theirs = trls(job, loss_type=[loss])
     assert column(ours, "loss") == pytest.approx(theirs, rel=2e-4, abs=2e-4)
     assert column(ours, "dpo") == pytest.approx(theirs, rel=2e-4, abs=2e-4)
@@ -122,8 +122,8 @@ def test_losses_are_trls(job: Job, tmp_path: Path, loss: str) -> None:
 
 def test_without_a_contrast_the_sft_term_is_all(job: Job, tmp_path: Path) -> None:
     """The loss is gamma times the term that stands beside DPO as well, and nothing else."""
-    alone = told(job, tmp_path / "alone", loss="none", gamma=1.0)
-    beside = told(job, tmp_path / "beside", gamma=1.0)
+    alone = train_as(job, tmp_path / "alone", loss="none", gamma=1.0)
+    beside = train_as(job, tmp_path / "beside", gamma=1.0)
     assert column(alone, "sft")[0] == pytest.approx(column(beside, "sft")[0], abs=1e-5)
     assert column(alone, "loss") == pytest.approx(column(alone, "sft"), abs=1e-6)
     assert column(alone, "dpo") == [0.0] * 4
@@ -135,7 +135,7 @@ def test_the_first_step_against_the_policy_of_round_0(
     job: Job, tmp_path: Path, loss: Literal["sigmoid", "hinge"]
 ) -> None:
     """By hand, from log-probabilities that the engine gives under either policy."""
-    told(job, tmp_path / "round1")
+    train_as(job, tmp_path / "round1")
     settings = job.settings.model_copy(
         update={"reference": "initial", "loss": loss, "batch_size": 16, "beta": 0.5}
     )
@@ -148,19 +148,19 @@ def test_the_first_step_against_the_policy_of_round_0(
     margin = 0.5 * ((chosen - chosen_before) - (rejected - rejected_before))
     assert margin.abs().max() > 0.01  # the two policies differ
     each = torch.relu(1 - margin) if loss == "hinge" else torch.log1p(torch.exp(-margin))
-    computed = told(later, tmp_path / "computed")
+    computed = train_as(later, tmp_path / "computed")
     assert column(computed, "dpo")[0] == pytest.approx(each.mean().item(), abs=1e-4)
     assert computed["reference_logprobs"]["of"] == "initial"
     assert computed["reference_logprobs"]["computed"] == 32
 
     # The same with the scores that were made before training, and no pass of its own.
     path, under = scored(replace(job, start=later.reference), tmp_path)
-    given = told(replace(later, scores=path, scored_under=under), tmp_path / "given")
+    given = train_as(replace(later, scores=path, scored_under=under), tmp_path / "given")
     assert given["reference_logprobs"]["stored"] == 32
     assert column(given, "loss") == pytest.approx(column(computed, "loss"), abs=1e-4)
     # In its first round that policy is where it starts.
     first = replace(later, start=job.start, reference=None)
-    assert column(told(first, tmp_path / "first", gamma=0.0), "dpo")[0] == pytest.approx(
+    assert column(train_as(first, tmp_path / "first", gamma=0.0), "dpo")[0] == pytest.approx(
         1.0 if loss == "hinge" else math.log(2), abs=1e-4
     )
 
@@ -191,18 +191,18 @@ def test_scores_of_generation_are_the_reference(job: Job, tmp_path: Path) -> Non
     """They spare the reference pass where everything matches, and only there."""
     path, under = scored(job, tmp_path)
     known = replace(job, dataset=path, scored_under=under)
-    stored = told(known, tmp_path / "stored")
+    stored = train_as(known, tmp_path / "stored")
     counts = {"stored": 32, "cached": 0, "computed": 0}
     assert counts.items() <= stored["reference_logprobs"].items()
-    computed = told(job, tmp_path / "computed")
+    computed = train_as(job, tmp_path / "computed")
     assert computed["reference_logprobs"]["computed"] == 32
     assert column(stored, "loss") == pytest.approx(column(computed, "loss"), abs=1e-4)
     assert column(stored, "dpo")[0] == pytest.approx(0.693147, abs=1e-4)
     # Another dtype, another adapter, or the base as reference: not these scores.
     for other in ({**under, "dtype": "bfloat16"}, {**under, "adapter_sha256": "0"}):
-        facts = told(replace(known, scored_under=other), tmp_path / "other")
+        facts = train_as(replace(known, scored_under=other), tmp_path / "other")
         assert facts["reference_logprobs"]["stored"] == 0
-    based = told(known, tmp_path / "based", reference="base")
+    based = train_as(known, tmp_path / "based", reference="base")
     assert based["reference_logprobs"]["stored"] == 0
 
 
@@ -214,10 +214,10 @@ def test_in_bfloat16_the_first_step_is_ln_2(
     Without autocast, which is how an engine scores, bfloat16's rounding is left.
     """
     halved = replace(job, train=Train(dtype="bfloat16"))
-    found = told(halved, tmp_path / "same", batch_size=16)
-    assert column(found, "dpo")[0] == pytest.approx(math.log(2), abs=1e-6)
+    facts = train_as(halved, tmp_path / "same", batch_size=16)
+    assert column(facts, "dpo")[0] == pytest.approx(math.log(2), abs=1e-6)
     monkeypatch.setattr("macpo_train.reference.sharded", lambda: True)
-    rounded = told(halved, tmp_path / "other", batch_size=16)
+    rounded = train_as(halved, tmp_path / "other", batch_size=16)
     assert 1e-5 < abs(column(rounded, "dpo")[0] - math.log(2)) < 1e-3
 
 
@@ -226,7 +226,7 @@ def test_a_cut_row_is_scored_anew(job: Job, tmp_path: Path) -> None:
     chat = load_chat(job.base, "tokenizer")
     whole = encode(pl.read_parquet(path), chat, ["chosen", "rejected"], job.train)
     short = job.train.model_copy(update={"max_length": whole.longest - 1, "max_truncated": 1.0})
-    facts = told(replace(job, dataset=path, scored_under=under, train=short), tmp_path / "out")
+    facts = train_as(replace(job, dataset=path, scored_under=under, train=short), tmp_path / "out")
     assert facts["rows_cut"] > 0
     assert facts["reference_logprobs"]["computed"] == 2 * facts["rows_cut"]
     assert facts["reference_logprobs"]["stored"] == 32 - 2 * facts["rows_cut"]
@@ -235,13 +235,13 @@ def test_a_cut_row_is_scored_anew(job: Job, tmp_path: Path) -> None:
 def test_a_reference_is_computed_once(job: Job, tmp_path: Path) -> None:
     """Cached by the tokens and by whose log-probabilities they are."""
     kept = replace(job, cache=tmp_path / "reference")
-    first = told(kept, tmp_path / "first", reference="base")
-    second = told(kept, tmp_path / "second", reference="base")
+    first = train_as(kept, tmp_path / "first", reference="base")
+    second = train_as(kept, tmp_path / "second", reference="base")
     assert first["reference_logprobs"]["computed"] == 32
     assert second["reference_logprobs"]["cached"] == 32
     assert second["reference_logprobs"]["computed"] == 0
     assert first["history"] == second["history"]
-    other = told(kept, tmp_path / "third", reference="previous")
+    other = train_as(kept, tmp_path / "third", reference="previous")
     assert other["reference_logprobs"]["computed"] == 32
     assert len(list((tmp_path / "reference").iterdir())) == 2
 
@@ -363,9 +363,9 @@ def test_too_little_memory_says_what_would_fit(job: Job, tmp_path: Path) -> None
     alone = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     script = [sys.executable, "-c", BOUNDED, str(tmp_path / "job"), "40"]
     done = subprocess.run(script, capture_output=True, text=True, env=alone)
-    said = done.stderr.strip().split("\n")[-1]
-    found = re.search(r"memory ran out with 32 .* train\.micro_batch_size=(\d+) \(as tried", said)
-    assert found and int(found[1]) < 32, done.stderr[-2000:]
+    output = done.stderr.strip().split("\n")[-1]
+    match = re.search(r"memory ran out with 32 .* train\.micro_batch_size=(\d+) \(as tried", output)
+    assert match and int(match[1]) < 32, done.stderr[-2000:]
 
 
 def test_every_word_for_memory_that_ran_out() -> None:
@@ -379,8 +379,8 @@ def test_every_word_for_memory_that_ran_out() -> None:
 
 def test_rslora_scales_otherwise(job: Job, tmp_path: Path) -> None:
     begin = replace(job, start=None)
-    plain = told(begin, tmp_path / "plain", reference="base")
-    ranked = told(
+    plain = train_as(begin, tmp_path / "plain", reference="base")
+    ranked = train_as(
         replace(begin, lora=Lora(targets=["q_proj", "v_proj"], rslora=True)),
         tmp_path / "rs",
         reference="base",

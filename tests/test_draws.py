@@ -117,21 +117,21 @@ def test_three_answers_are_measured_and_compared_draw_by_draw(
     open_run: OpenRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = everything(open_run("rounds=0", THREE))
-    found = run.evaluate([STUDENT], against="student-base")
-    own = found.responses.filter(pl.col("round") == 0)
+    evaluation = run.evaluate([STUDENT], against="student-base")
+    own = evaluation.responses.filter(pl.col("round") == 0)
     assert own["draw"].to_list() == [0, 1, 2] * 6 and own["response"].n_unique() > 6
-    assert found.judgements["draw"].to_list() == [0, 1, 2] * 6
-    assert found.table["prompts"].unique().to_list() == [6]
+    assert evaluation.judgements["draw"].to_list() == [0, 1, 2] * 6
+    assert evaluation.table["prompts"].unique().to_list() == [6]
     ctx = run.context()
     met = beside(ctx, answers_of(ctx, [STUDENT]), Policy("student"))
     both = met.select("prompt_id", "draw", "b").rows()
-    base = found.responses.filter(pl.col("round").is_null())
+    base = evaluation.responses.filter(pl.col("round").is_null())
     assert both == base.select("prompt_id", "draw", "response").rows()
     human = beside(ctx, answers_of(ctx, [STUDENT]), "chosen")
     assert len(human) == 18 and human["b"].n_unique() <= 6
-    manifest = run.store.manifest(f"eval/{found.paths[0].name}") or {}
+    manifest = run.store.manifest(f"eval/{evaluation.paths[0].name}") or {}
     assert (manifest["sampling"]["n"], manifest["sampling"]["temperature"]) == (3, 0.7)
-    print_evaluation(found)
+    print_evaluation(evaluation)
     assert "held-out: 3 answers at temperature 0.7, mean over prompts" in capsys.readouterr().out
 
 
@@ -142,9 +142,9 @@ def test_what_was_answered_otherwise_stands_in_another_table(open_run: OpenRun) 
     folders = {run.evaluate([STUDENT]).paths[0] for run in runs}
     assert len(folders) == 3
     for run, count in zip(runs, (1, 1, 3), strict=True):
-        found = latest(run.plan, run.store)
-        assert found is not None and found.sampling == run.plan.sampling("test")
-        assert len(found.paths) == 1 and len(found.responses) == 6 * count
+        evaluation = latest(run.plan, run.store)
+        assert evaluation is not None and evaluation.sampling == run.plan.sampling("test")
+        assert len(evaluation.paths) == 1 and len(evaluation.responses) == 6 * count
 
 
 def test_people_read_the_first_answers(open_run: OpenRun, tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def ask(ctx: RunContext, rows: pl.DataFrame, *agents: str) -> list[pl.DataFrame]
 
 
 def manifests(ctx: RunContext) -> list[dict[str, Any]]:
-    found = sorted(ctx.store.root.glob("answers/*/manifest.json"))
-    return [json.loads(path.read_text()) for path in found]
+    files = sorted(ctx.store.root.glob("answers/*/manifest.json"))
+    return [json.loads(path.read_text()) for path in files]
 
 
 def test_what_goes_over_the_wire_and_what_comes_back(open_run: OpenRun) -> None:
@@ -101,10 +101,10 @@ def test_what_goes_over_the_wire_and_what_comes_back(open_run: OpenRun) -> None:
     assert all(b["temperature"] == 0.7 and b["max_tokens"] == 64 for b in bodies)
     assert not any("top_p" in b or "top_k" in b for b in bodies)
     assert len({b["seed"] for b in bodies}) == 10 and all(b["seed"] < 2**31 for b in bodies)
-    for n, made in enumerate(manifests(ctx)):
-        assert made["base"] == f"m{n}" and made["engine"] == "openai"
+    for n, manifest in enumerate(manifests(ctx)):
+        assert manifest["base"] == f"m{n}" and manifest["engine"] == "openai"
         usage = {"prompt_tokens": 10, "completion_tokens": 20, "failed": 0}
-        assert made["usage"] == {**usage, "cost": pytest.approx(130e-6)}
+        assert manifest["usage"] == {**usage, "cost": pytest.approx(130e-6)}
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "hang", "garbage", "empty", "drop"])
@@ -135,13 +135,13 @@ def test_an_answer_is_read_within_a_bound(open_run: OpenRun, fault: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "seconds"),
+    ("header", "seconds"),
     [("7", 7), ("0.5", 0.5), ("", 0), ("-3", 0), ("nan", 0), ("soon", 0), ("1e9", 1e9),
      ("inf", math.inf), ("-inf", 0), ("Mon, 01 Jan 0001 00:00:00 -0000", 0),
      ("Thu, 01 Jan 1970 00:00:00 GMT", 0)],
 )  # fmt: skip
-def test_retry_after(said: str, seconds: float) -> None:
-    assert retry_after({"retry-after": said}) == seconds
+def test_retry_after(header: str, seconds: float) -> None:
+    assert retry_after({"retry-after": header}) == seconds
 
 
 @given(st.one_of(st.text(), st.from_regex(r"[A-Z][a-z]{2}, \d{1,2} [A-Z][a-z]{2} \d{1,6} \d\d:.*")))
@@ -314,8 +314,8 @@ def test_a_request_that_fails_for_good_is_a_row(open_run: OpenRun) -> None:
     assert 0 < len(failed) < 15
     mute = frame.filter(pl.col("response").is_null())
     assert set(mute["finish_reason"]) == {"failed"} and len(mute) == len(failed)
-    made = manifests(ctx)[0]
-    assert made["usage"]["failed"] == len(failed) and made["rows"] == 30
+    manifest = manifests(ctx)[0]
+    assert manifest["usage"]["failed"] == len(failed) and manifest["rows"] == 30
 
 
 def test_too_many_failures_stop_and_what_was_answered_stays(open_run: OpenRun) -> None:
@@ -383,13 +383,13 @@ def test_an_answer_that_fits_beside_no_prompt_stops(open_run: OpenRun) -> None:
         pytest.raises(ModelError, match=r"max_new_tokens 64 leaves no room .* 60 tokens of m0"),
     ):
         ask(context(open_run, server), questions(3, words=20))
-    said = {
+    refusals = {
         "maximum context length is 4096 tokens and your request has 20 input tokens": "4096",
         "maximum context length is 128000 tokens. However, you requested 65535 output": "128000",
         "than the model's context length (32768 tokens)": "32768",
     }
-    for text, tokens in said.items():
-        assert (found := endpoint._WINDOW.search(text)) and found[1] == tokens
+    for text, tokens in refusals.items():
+        assert (match := endpoint._WINDOW.search(text)) and match[1] == tokens
 
 
 def test_what_was_interrupted_may_fail_as_much_in_all(
@@ -406,7 +406,9 @@ def test_what_was_interrupted_may_fail_as_much_in_all(
 
         yield report
 
-    with serve(lambda m, said: "" if said[-1]["content"] == "Question 7?" else "fine") as server:
+    with serve(
+        lambda m, messages: "" if messages[-1]["content"] == "Question 7?" else "fine"
+    ) as server:
         ctx = context(open_run, server, retries=0, concurrency=1, max_failed=0.02)
         progress, ctx._progress = ctx._progress, killed
         with pytest.raises(KeyboardInterrupt):
@@ -419,15 +421,15 @@ def test_what_was_interrupted_may_fail_as_much_in_all(
 
 def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path) -> None:
     """It is told of an adapter when it does not know it; forgotten at a restart, told again."""
-    made, gone = tmp_path / "adapter", tmp_path / "gone"
-    for folder, weights in ((made, b"1"), (gone, b"2")):
+    trained, gone = tmp_path / "adapter", tmp_path / "gone"
+    for folder, weights in ((trained, b"1"), (gone, b"2")):
         folder.mkdir()
         (folder / "adapter_config.json").write_text("{}")
         (folder / "adapter_model.safetensors").write_bytes(weights)
     with serve() as server:
         server.models = ["m0"]
         at = Endpoint(base_url=server.url, model="m0", adapters="load")
-        voice = Voice(str(made), "tokenizer", "0123abcd", at)
+        voice = Voice(str(trained), "tokenizer", "0123abcd", at)
         wanted = [
             Request(voice, [{"role": "user", "content": f"Question {n}?"}], SAMPLING, n, "g")
             for n in range(6)
@@ -439,7 +441,7 @@ def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path)
         (name,) = {load["lora_name"] for load in server.loads}
         assert name.startswith("macpo-0123abcd-")
         assert texts == {n: f"{name} says: Question {n}?" for n in range(6)}
-        assert {load["lora_path"] for load in server.loads} == {str(made)}
+        assert {load["lora_path"] for load in server.loads} == {str(trained)}
         # Other weights of the same fingerprint are not those that the server knows.
         other = replace(voice, adapter=str(gone))
         ((_, done),) = engine.generate([replace(wanted[0], voice=other)])
@@ -453,7 +455,7 @@ def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path)
 def test_what_failed_before_was_paid_too(open_run: OpenRun) -> None:
     """5 prompts of 2 words; one of them fails at first, so that 12 tokens are read."""
     answers = {"Question 2?": ""}
-    with serve(lambda m, said: answers.get(said[-1]["content"], "fine")) as server:
+    with serve(lambda m, messages: answers.get(messages[-1]["content"], "fine")) as server:
         ctx = context(open_run, server, retries=0, concurrency=1, max_failed=0)
         with pytest.raises(ModelError, match="1 of 5"):
             ask(ctx, questions(5))
@@ -636,11 +638,11 @@ def test_kill_9_and_ctrl_c_lose_little_and_nothing_for_good(tmp_path: Path) -> N
             gen = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
             await_requests(server, count)
             gen.send_signal(kill)
-            _, said = gen.communicate(timeout=120)
+            _, output = gen.communicate(timeout=120)
             allowed += lost[kill]
             if kill == signal.SIGINT:
-                assert gen.returncode == 130 and "what is finished stays" in said.splitlines()[-1]
-                assert "Traceback" not in said and "Task" not in said
+                assert gen.returncode == 130 and "what is finished stays" in output.splitlines()[-1]
+                assert "Traceback" not in output and "Task" not in output
             else:
                 assert gen.returncode == -kill
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)

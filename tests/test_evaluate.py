@@ -41,16 +41,16 @@ def everything(run: Run) -> Run:
 def test_a_row_per_policy_and_measure(open_run: OpenRun) -> None:
     """4 agents: positive of rounds 0 and 1, negative of round 0; 6 test prompts; gold alone."""
     run = everything(open_run())
-    found = evaluate(run.context(), trained(run.plan, run.store))
-    assert found.table.height == 12
-    assert found.table["measure"].unique().to_list() == ["gold"]
-    assert found.table["prompts"].to_list() == [6] * 12
+    evaluation = evaluate(run.context(), trained(run.plan, run.store))
+    assert evaluation.table.height == 12
+    assert evaluation.table["measure"].unique().to_list() == ["gold"]
+    assert evaluation.table["prompts"].to_list() == [6] * 12
     prompts = dict(run.context().prompts("test").select("prompt_id", "prompt").iter_rows())
-    own = found.responses.filter(agent="student", behavior="positive", round=1)
+    own = evaluation.responses.filter(agent="student", behavior="positive", round=1)
     by_hand = [
         gold(prompts[row["prompt_id"]], row["response"]).score for row in own.iter_rows(named=True)
     ]
-    row = found.table.row(by_predicate=policy_row("student", "positive", 1), named=True)
+    row = evaluation.table.row(by_predicate=policy_row("student", "positive", 1), named=True)
     assert row["mean"] == pytest.approx(sum(by_hand) / 6)
     assert row["low"] <= row["mean"] <= row["high"]
     assert row["chars"] == pytest.approx(sum(map(len, own["response"])) / 6)
@@ -64,12 +64,12 @@ def policy_row(agent: str, behavior: str, round_: int | None) -> pl.Expr:
 
 def test_a_damaged_table_is_made_anew(open_run: OpenRun) -> None:
     run = everything(open_run())
-    found = evaluate(run.context(), [Policy("student", "positive", 0)])
-    path = found.paths[0] / "table.parquet"
+    evaluation = evaluate(run.context(), [Policy("student", "positive", 0)])
+    path = evaluation.paths[0] / "table.parquet"
     path.write_bytes(path.read_bytes()[:50])
     assert latest(run.plan, run.store) is None
     again = evaluate(run.context(), [Policy("student", "positive", 0)])
-    assert again.table.equals(found.table)
+    assert again.table.equals(evaluation.table)
 
 
 def test_the_newest_of_each_policy_is_on_top_and_bases_are_apart(open_run: OpenRun) -> None:
@@ -79,11 +79,11 @@ def test_the_newest_of_each_policy_is_on_top_and_bases_are_apart(open_run: OpenR
     bases = [Policy("teacher1"), Policy("teacher3"), Policy("student", "positive", 0)]
     evaluate(run.context(), bases)
     evaluate(run.context(), [Policy("student", "positive", 0), Policy("student", "positive", 1)])
-    found = latest(run.plan, run.store)
-    assert found is not None
-    who = found.table.select("agent", "round").sort("agent", "round").rows()
+    evaluation = latest(run.plan, run.store)
+    assert evaluation is not None
+    who = evaluation.table.select("agent", "round").sort("agent", "round").rows()
     assert who == [("student", 0), ("student", 1), ("teacher1", None), ("teacher3", None)]
-    assert found.responses.height == 4 * 6 and len(found.paths) == 2
+    assert evaluation.responses.height == 4 * 6 and len(evaluation.paths) == 2
 
 
 def test_what_changed_since_is_not_fresh_but_kept(open_run: OpenRun) -> None:
@@ -105,21 +105,21 @@ def test_wins_against_a_baseline(open_run: OpenRun) -> None:
     """Better, as good and worse answers than the baseline's by the world's gold judge count 1, 0.5
     and 0; the baseline is measured, but not compared with itself."""
     run = everything(open_run())
-    found = run.evaluate([Policy("student", "positive", 1)], against="chosen")
+    evaluation = run.evaluate([Policy("student", "positive", 1)], against="chosen")
     # A fake answer is worth nothing, the human's is.
-    assert found.judgements["win"].to_list() == [0.0] * 6
-    rows = {row["measure"]: row for row in found.table.iter_rows(named=True)}
+    assert evaluation.judgements["win"].to_list() == [0.0] * 6
+    rows = {row["measure"]: row for row in evaluation.table.iter_rows(named=True)}
     assert rows["win"]["mean"] == 0.0 and rows["win"]["against"] == "chosen"
     assert 0 < rows["win_lc"]["mean"] < 0.2 and rows["win_lc"]["by"] == "gold judge"
     chosen = run.context().prompts("test")["chosen"].str.len_chars()
-    written = found.responses["response"].str.len_chars()
-    assert found.judgements["longer"].to_list() == [
+    written = evaluation.responses["response"].str.len_chars()
+    assert evaluation.judgements["longer"].to_list() == [
         int(a) - int(b) for a, b in zip(written, chosen, strict=True)
     ]
 
-    found = run.evaluate([Policy("student", "positive", 1)], against="student-base")
-    assert found.table.filter(pl.col("round").is_null())["measure"].to_list() == ["gold"]
-    assert found.judgements["win"].to_list() == [0.5] * 6  # 0 against 0
+    evaluation = run.evaluate([Policy("student", "positive", 1)], against="student-base")
+    assert evaluation.table.filter(pl.col("round").is_null())["measure"].to_list() == ["gold"]
+    assert evaluation.judgements["win"].to_list() == [0.5] * 6  # 0 against 0
 
 
 def test_of_each_measure_only_rows_by_one_judge_stand_together(open_run: OpenRun) -> None:
@@ -128,17 +128,17 @@ def test_of_each_measure_only_rows_by_one_judge_stand_together(open_run: OpenRun
     run.evaluate(both)
     other = open_run("eval.reward=org/other")
     other.evaluate(both[:1])
-    found = latest(run.plan, run.store)
-    assert found is not None
-    rewards = found.table.filter(measure="reward")
+    evaluation = latest(run.plan, run.store)
+    assert evaluation is not None
+    rewards = evaluation.table.filter(measure="reward")
     assert rewards.select("round", "by").rows() == [(0, "org/other")]
-    assert found.table.filter(measure="gold").height == 2
+    assert evaluation.table.filter(measure="gold").height == 2
 
-    assert sorted(found.responses.drop_nulls("reward")["round"].unique()) == [0]
+    assert sorted(evaluation.responses.drop_nulls("reward")["round"].unique()) == [0]
     run.evaluate(both)  # made before, but asked for last
-    found = latest(run.plan, run.store)
-    assert found is not None
-    assert found.table.filter(measure="reward")["by"].unique().to_list() == ["org/one"]
+    evaluation = latest(run.plan, run.store)
+    assert evaluation is not None
+    assert evaluation.table.filter(measure="reward")["by"].unique().to_list() == ["org/one"]
 
 
 def by_whom(run: Run) -> list[str]:
@@ -191,16 +191,16 @@ def test_a_table_of_an_earlier_version_is_passed_over(open_run: OpenRun) -> None
 
 def test_a_retrained_reward_model_is_another_judge(open_run: OpenRun) -> None:
     """The same words in eval.judge, but epochs of its training differ."""
-    found = []
+    evaluations = []
     for epochs in (1, 2):
         settings = "eval.judge={kind: reward, reward: trained}", f"reward.epochs={epochs}"
         run = everything(open_run("rounds=0", *settings))
         train_reward(run)
-        found.append(run.evaluate([Policy("student", "positive", 0)], against="student-base"))
-    assert found[0].paths != found[1].paths
-    assert set(found[0].table.filter(measure="win")["by"]) == {"reward judge trained"}
+        evaluations.append(run.evaluate([Policy("student", "positive", 0)], against="student-base"))
+    assert evaluations[0].paths != evaluations[1].paths
+    assert set(evaluations[0].table.filter(measure="win")["by"]) == {"reward judge trained"}
     newest = latest(run.plan, run.store)
-    assert newest is not None and newest.judgements.equals(found[1].judgements)
+    assert newest is not None and newest.judgements.equals(evaluations[1].judgements)
 
 
 def test_redo_mends_rewards_of_a_model_that_was_trained_anew(open_run: OpenRun) -> None:
@@ -219,8 +219,8 @@ def test_redo_mends_rewards_of_a_model_that_was_trained_anew(open_run: OpenRun) 
 def test_prompts_without_a_human_answer_are_not_compared(open_run: OpenRun) -> None:
     """Two of six test prompts lose their human answer, then all."""
     run = everything(open_run("rounds=0"))
-    said: list[str] = []
-    run.store.say = said.append
+    lines: list[str] = []
+    run.store.say = lines.append
     prompts = run.context().prompts("test")
     for missing in (2, 6):
         name = run.plan.prompts_name
@@ -232,8 +232,8 @@ def test_prompts_without_a_human_answer_are_not_compared(open_run: OpenRun) -> N
         run.store.finish(name, facts)
         ctx = run.context(redo=True)
         if missing == 2:
-            found = evaluate(ctx, [Policy("student", "positive", 0)], "chosen")
-            assert len(found.judgements) == 4 and "2 of 6 test prompts" in said[-1]
+            evaluation = evaluate(ctx, [Policy("student", "positive", 0)], "chosen")
+            assert len(evaluation.judgements) == 4 and "2 of 6 test prompts" in lines[-1]
         else:
             with pytest.raises(MacpoError, match="have no human answers"):
                 evaluate(ctx, [Policy("student", "positive", 0)], "chosen")
@@ -241,14 +241,14 @@ def test_prompts_without_a_human_answer_are_not_compared(open_run: OpenRun) -> N
 
 def test_who_is_stale_is_said(open_run: OpenRun) -> None:
     run = everything(open_run("rounds=0"))
-    said: list[str] = []
-    run.store.say = said.append
-    assert choose(run.plan, run.store) and not said
+    lines: list[str] = []
+    run.store.say = lines.append
+    assert choose(run.plan, run.store) and not lines
     name = next(run.plan.name(step) for step in run.plan.steps if step.kind == "gen")
     (run.store.path(name) / "other").write_text("changed")
     run.store.finish(name, run.store.manifest(name) or {})
     assert choose(run.plan, run.store)
-    assert len(said) == 1 and "made from what changed since" in said[0]
+    assert len(lines) == 1 and "made from what changed since" in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -264,21 +264,23 @@ def test_of_one_prompt_there_is_no_interval(
 ) -> None:
     run = everything(open_run("rounds=0", "data.test.count=1"))
     print_evaluation(run.evaluate([Policy("student", "positive", 0)], "chosen"))
-    said = capsys.readouterr().out
-    assert said.count("[none]") == 3 and "nan" not in said  # gold, win, LC win
+    output = capsys.readouterr().out
+    assert output.count("[none]") == 3 and "nan" not in output  # gold, win, LC win
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (("all", ["bob"]), "no agent 'bob'"),
         (("2", []), "no such policy is trained yet"),
         (("soon", []), "write a number, all, or base"),
     ],
 )
-def test_who_cannot_be_evaluated(open_run: OpenRun, args: tuple[str, list[str]], said: str) -> None:
+def test_who_cannot_be_evaluated(
+    open_run: OpenRun, args: tuple[str, list[str]], message: str
+) -> None:
     run = everything(open_run("rounds=0"))
-    with pytest.raises(MacpoError, match=said):
+    with pytest.raises(MacpoError, match=message):
         choose(run.plan, run.store, *args)
     assert choose(run.plan, run.store, "base", ["student"]) == [Policy("student")]
     assert choose(run.plan, run.store, "0", ["student"]) == [
@@ -310,36 +312,36 @@ def test_a_judge_that_always_says_a_gives_a_half(open_run: OpenRun) -> None:
         ctx, compares = run.context(), run.recipe.eval.judge
         assert compares is not None
         rows = ctx.prompts("test").select("prompt_id", "prompt", a="chosen", b="rejected")
-        found = judge.compare(ctx, compares, rows)
-        assert stats.mean(found["win"].to_numpy()) == (0.5, 0.5, 0.5)
+        judged = judge.compare(ctx, compares, rows)
+        assert stats.mean(judged["win"].to_numpy()) == (0.5, 0.5, 0.5)
         assert len(server.seen) == 40
         with pytest.raises(ModelError, match="prefers the answer shown first in 100%"):
-            judge.check(judge.report(found), compares)
+            judge.check(judge.report(judged), compares)
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("eval.judge={kind: llm, agent: nobody}", "eval.judge.agent: 'nobody' is no agent"),
         ("eval.judge={kind: llm}", "eval.judge: kind llm needs an agent"),
         ("eval.reward={model: m, head: yes}", "eval.reward"),
     ],
 )
-def test_a_wrong_setting_of_an_evaluation(open_run: OpenRun, setting: str, said: str) -> None:
-    with pytest.raises(MacpoError, match=re.escape(said)):
+def test_a_wrong_setting_of_an_evaluation(open_run: OpenRun, setting: str, message: str) -> None:
+    with pytest.raises(MacpoError, match=re.escape(message)):
         open_run(setting)
 
 
 def test_the_interval_is_scipys() -> None:
     values = np.random.default_rng(5).random(40)
-    found = stats.mean(values)
+    estimate = stats.mean(values)
     theirs = scipy_stats.bootstrap(
         (values,), np.mean, n_resamples=stats.RESAMPLES, method="BCa", rng=np.random.default_rng(1)
     ).confidence_interval
-    assert found.mean == pytest.approx(values.mean())
+    assert estimate.mean == pytest.approx(values.mean())
     # 2,000 resamples leave about 2 % of the width to chance, and BCa corrects what little skew is.
     width = theirs.high - theirs.low
-    assert abs(found.low - theirs.low) < 0.1 * width > abs(found.high - theirs.high)
+    assert abs(estimate.low - theirs.low) < 0.1 * width > abs(estimate.high - theirs.high)
 
 
 def test_an_interval_by_hand() -> None:
@@ -363,22 +365,22 @@ def test_length_control_recovers_the_truth(truth: float) -> None:
     longer = rng.normal(80, 100, 4000)
     logits = np.log(truth / (1 - truth)) + 1.5 * np.tanh(longer / longer.std())
     wins = (rng.random(4000) < 1 / (1 + np.exp(-logits))).astype(float)
-    found = stats.length_controlled(wins, longer)
-    assert found.low < truth < found.high and found.high - found.low < 0.08
-    assert wins.mean() > found.high
+    rate = stats.length_controlled(wins, longer)
+    assert rate.low < truth < rate.high and rate.high - rate.low < 0.08
+    assert wins.mean() > rate.high
 
 
 def test_without_length_differences_it_is_the_win_rate() -> None:
     """Half a win of one more judgement: (3 + 0.5) / (4 + 1) = 0.7."""
-    found = stats.length_controlled(np.array([1.0, 1.0, 1.0, 0.0]), np.zeros(4))
-    assert found.mean == pytest.approx(0.7)
+    rate = stats.length_controlled(np.array([1.0, 1.0, 1.0, 0.0]), np.zeros(4))
+    assert rate.mean == pytest.approx(0.7)
 
 
 @settings(deadline=None)  # the first call imports scipy
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(-900, 900)), min_size=2))
 def test_the_fit_is_a_minimum_of_the_penalised_likelihood(rows: list[tuple[float, int]]) -> None:
     wins, longer = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    found = stats._at_equal_length(wins, longer)
+    rate = stats._at_equal_length(wins, longer)
     bias = np.tanh(longer / longer.std()) if longer.std() else longer * 0
 
     def loss(weights: stats.Values) -> float:
@@ -389,7 +391,7 @@ def test_the_fit_is_a_minimum_of_the_penalised_likelihood(rows: list[tuple[float
 
     # Nelder-Mead stops short of the minimum on some of these.
     least = optimize.minimize(loss, np.zeros(2), method="BFGS")
-    assert found == pytest.approx(1 / (1 + np.exp(-least.x[0])), abs=2e-3)
+    assert rate == pytest.approx(1 / (1 + np.exp(-least.x[0])), abs=2e-3)
 
 
 def test_one_order_of_measures_for_a_run_its_report_and_a_sweep() -> None:

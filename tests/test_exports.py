@@ -32,9 +32,9 @@ STUDENT = Policy("student", "positive", 0)
 
 @pytest.fixture
 def run(open_run: OpenRun) -> Run:
-    made = open_run("rounds=0", "data.test.count=30")
-    assert not made.finish_round(0).waiting
-    return made
+    run_ = open_run("rounds=0", "data.test.count=30")
+    assert not run_.finish_round(0).waiting
+    return run_
 
 
 def exported(run: Run, form: str, prompts: Path, to: Path) -> list[dict[str, Any]]:
@@ -80,8 +80,8 @@ def test_an_empty_answer_is_there_and_told(tmp_path: Path, open_run: OpenRun) ->
     with serve(reply) as server:
         endpoint = json.dumps({"base_url": server.url, "model": "m", "retries": 0, "max_failed": 1})
         run = open_run(f"agents.student.endpoint={endpoint}", fake=False)
-        (said,) = export(run, "alpaca_eval", [Policy("student")], None, prompts, tmp_path / "a")
-    assert said.endswith("2 answers of student-base, 1 of them empty")
+        (line,) = export(run, "alpaca_eval", [Policy("student")], None, prompts, tmp_path / "a")
+    assert line.endswith("2 answers of student-base, 1 of them empty")
     rows = json.loads((tmp_path / "a").read_text())
     assert [row["output"] for row in rows] == ["Yes.", ""]
 
@@ -158,9 +158,9 @@ def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
     """30 rows. Anna: 20 wins of the policy, 10 losses; Ben agrees in all but the last four, which
     are ties to him: (26 * {1, 0} + 4 * mean(0, .5)): 20 + 4 * .25 = 21 of 30."""
     sheet = tmp_path / "sheet.csv"
-    said = export(run, "human", [STUDENT], "chosen", None, sheet)
+    lines = export(run, "human", [STUDENT], "chosen", None, sheet)
     key_file = tmp_path / "sheet.key.json"
-    assert len(said) == 2 and key_file.exists()
+    assert len(lines) == 2 and key_file.exists()
     key, rows = json.loads(key_file.read_text()), read(sheet)
     assert len(rows) == 31 and all(row[-1] == "" for row in rows[1:])
     sides = [entry["first"] for entry in key["rows"].values()]
@@ -177,14 +177,14 @@ def test_a_sheet_there_and_back(run: Run, tmp_path: Path) -> None:
     anna = {name: "a" if n < 20 else "b" for n, name in enumerate(names)}
     ben = {**anna, **dict.fromkeys(names[26:], "tie")}
     filled = [fill(sheet, tmp_path / f"{n}.csv", key, wish) for n, wish in enumerate((anna, ben))]
-    found = sheets.read_sheets(run.context(), filled, key_file)
-    win = found.table.filter(measure="win").row(0, named=True)
+    evaluation = sheets.read_sheets(run.context(), filled, key_file)
+    win = evaluation.table.filter(measure="win").row(0, named=True)
     assert win["mean"] == pytest.approx(21 / 30) and win["by"] == "2 people"
     assert win["against"] == "chosen" and win["prompts"] == 30
-    told = run.store.manifest(f"eval/{found.paths[0].name}")
-    assert told is not None
-    assert told["judge"]["verdicts"] == [30, 30]
-    assert 0.7 < told["judge"]["krippendorff_alpha"] < 0.8
+    sheet_manifest = run.store.manifest(f"eval/{evaluation.paths[0].name}")
+    assert sheet_manifest is not None
+    assert sheet_manifest["judge"]["verdicts"] == [30, 30]
+    assert 0.7 < sheet_manifest["judge"]["krippendorff_alpha"] < 0.8
     newest = latest(run.plan, run.store)
     assert newest is not None and newest.table.filter(measure="win").height == 1
 
@@ -197,10 +197,10 @@ def test_a_sheet_from_a_spreadsheet_that_writes_semicolons(run: Run, tmp_path: P
         row[-1] = " Tie "
     with (tmp_path / "filled.csv").open("w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file, delimiter=";").writerows(rows)
-    found = sheets.read_sheets(
+    evaluation = sheets.read_sheets(
         run.context(), [tmp_path / "filled.csv"], tmp_path / "sheet.key.json"
     )
-    assert found.judgements["win"].to_list() == [0.5] * 30
+    assert evaluation.judgements["win"].to_list() == [0.5] * 30
 
 
 def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
@@ -223,21 +223,21 @@ def test_what_is_wrong_with_a_filled_sheet(run: Run, tmp_path: Path) -> None:
         csv.writer(file).writerows(rows)
     with pytest.raises(DataError, match="-1: 'both' is no verdict; write 1, 2 or tie"):
         sheets.read_sheets(run.context(), [other], key)
-    for verdict, told in (("", "holds no verdict"), ("1", "named twice")):
+    for verdict, message in (("", "holds no verdict"), ("1", "named twice")):
         with other.open("w", newline="") as file:
             csv.writer(file).writerows([rows[0], *([*row[:-1], verdict] for row in rows[1:])])
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             sheets.read_sheets(run.context(), [other] * (2 if verdict else 1), key)
     with other.open("a", newline="") as file:
         csv.writer(file).writerow([*rows[1][:-1], "2"])
     with pytest.raises(DataError, match="other rows than its key"):
         sheets.read_sheets(run.context(), [other], key)
-    said = json.loads(key.read_text())
-    key.write_text(json.dumps({k: v for k, v in said.items() if k != "made_from"}))
+    key_facts = json.loads(key.read_text())
+    key.write_text(json.dumps({k: v for k, v in key_facts.items() if k != "made_from"}))
     with pytest.raises(DataError, match="cannot read the key"):
         sheets.read_sheets(run.context(), [sheet], key)
-    said["made_from"] = dict.fromkeys(said["made_from"], "other")
-    key.write_text(json.dumps(said))
+    key_facts["made_from"] = dict.fromkeys(key_facts["made_from"], "other")
+    key.write_text(json.dumps(key_facts))
     with pytest.raises(DataError, match="not those of this recipe and run"):
         sheets.read_sheets(run.context(), [sheet], key)
 
@@ -264,11 +264,11 @@ BEGINNINGS = ("=", "+", "-", "@")
 
 def cells(text: str) -> set[str]:
     """Every cell that a spreadsheet may make of a CSV, whatever it takes for its separator."""
-    found: set[str] = set()
+    texts: set[str] = set()
     for separator in (",", ";", "\t"):
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator):
-            found |= {unicodedata.normalize("NFKC", cell).strip(' \t\r\n\ufeff"') for cell in row}
-    return found
+            texts |= {unicodedata.normalize("NFKC", cell).strip(' \t\r\n\ufeff"') for cell in row}
+    return texts
 
 
 def test_no_answer_is_a_formula(open_run: OpenRun, macpo: Macpo, tmp_path: Path) -> None:
@@ -318,8 +318,8 @@ def test_an_annotator_may_add_a_column(run: Run, tmp_path: Path) -> None:
         row[2:] = ["long " * 30_000, row[3], "tie", "a note"]
     with sheet.open("w", newline="") as file:
         csv.writer(file).writerows([[*rows[0], "notes"], *rows[1:]])
-    found = sheets.read_sheets(run.context(), [sheet], key)
-    assert found.judgements["win"].to_list() == [0.5] * 30
+    evaluation = sheets.read_sheets(run.context(), [sheet], key)
+    assert evaluation.judgements["win"].to_list() == [0.5] * 30
 
 
 def test_agreement_by_published_examples() -> None:
@@ -361,7 +361,7 @@ def test_the_command(macpo: Macpo, run: Run, recipe_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["eval", "--import", "s.csv", "--agents", "student"], "leave --agents out"),
         (["eval", "--to", "x", "--prompts", "y"], "leave --to, --prompts out"),
@@ -370,8 +370,8 @@ def test_the_command(macpo: Macpo, run: Run, recipe_file: Path) -> None:
     ],
 )
 def test_options_that_nothing_would_read(
-    args: list[str], said: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], message: str, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(recipe_file.parent)
-    with pytest.raises(MacpoError, match=said):
+    with pytest.raises(MacpoError, match=message):
         cli.app([*args, "-r", str(recipe_file)], standalone_mode=False)

@@ -29,18 +29,18 @@ def table() -> list[dict[str, str]]:
 def invoke(*words: str) -> tuple[bool, str]:
     """Whether a command went well, and what it said, its refusal too."""
     result = CliRunner().invoke(app, list(words))
-    said = " ".join(result.output.split())
-    return result.exit_code == 0, said if isinstance(result.exception, SystemExit | None) else (
-        f"{said} {result.exception}"
+    shown = " ".join(result.output.split())
+    return result.exit_code == 0, shown if isinstance(result.exception, SystemExit | None) else (
+        f"{shown} {result.exception}"
     )
 
 
 def checked(place: str, options: list[str]) -> str:
     """The trainers that read it as it is, or why `check` refuses."""
-    _, said = invoke("check", place, *options)
-    if refused := re.search(r" is (unpaired preference|stepwise supervision|token ids)", said):
+    _, output = invoke("check", place, *options)
+    if refused := re.search(r" is (unpaired preference|stepwise supervision|token ids)", output):
         return f"refused: {refused[1]}"
-    names = [name for name in targets() if re.search(rf" {name} yes ", said)]
+    names = [name for name in targets() if re.search(rf" {name} yes ", output)]
     return ", ".join(names) if names else "no trainer"
 
 

@@ -47,14 +47,14 @@ def sides(gained: list[float], gap_: list[float]) -> Sides:
 
 
 def test_constant_differences_have_no_spread() -> None:
-    found = gap_recovered([sides([0.25] * 4, [1.0] * 4)])
-    assert found.share == (0.25, 0.25, 0.25) and found.gap == (1, 1, 1)
+    recovered = gap_recovered([sides([0.25] * 4, [1.0] * 4)])
+    assert recovered.share == (0.25, 0.25, 0.25) and recovered.gap == (1, 1, 1)
 
 
 def test_prompts_are_resampled_with_all_three() -> None:
     """On each prompt half of its own gap, 1 or 3: any draw of prompts gives a half."""
-    found = gap_recovered([sides([0.5, 1.5], [1.0, 3.0])])
-    assert found.share == (0.5, 0.5, 0.5) and found.gap == (2, 1, 3)
+    recovered = gap_recovered([sides([0.5, 1.5], [1.0, 3.0])])
+    assert recovered.share == (0.5, 0.5, 0.5) and recovered.gap == (2, 1, 3)
 
 
 def test_an_interval_by_hand() -> None:
@@ -71,8 +71,8 @@ def test_without_a_clear_gap_it_is_not_defined(
     gap_: list[float], interval: tuple[float, float, float]
 ) -> None:
     """Two prompts: the interval ends in them. The last one touches 0."""
-    found = gap_recovered([sides([0.5, 0.5], gap_)])
-    assert found.share is None and found.gap == interval
+    recovered = gap_recovered([sides([0.5, 0.5], gap_)])
+    assert recovered.share is None and recovered.gap == interval
 
 
 def test_of_one_prompt_and_of_none() -> None:
@@ -87,8 +87,8 @@ def test_seeds_are_pooled_and_resampled() -> None:
     Without spread inside the seeds a draw of two has (1, 1), (1, 3) in either order, or (0, 3):
     the ratio is 1, 1/4 or 0, the mean gap 1, 2 or 3.
     """
-    found = gap_recovered([sides([1.0] * 3, [1.0] * 3), sides([0.0] * 5, [3.0] * 5)])
-    assert found.share == (0.25, 0, 1) and found.gap == (2, 1, 3)
+    recovered = gap_recovered([sides([1.0] * 3, [1.0] * 3), sides([0.0] * 5, [3.0] * 5)])
+    assert recovered.share == (0.25, 0, 1) and recovered.gap == (2, 1, 3)
 
 
 def test_seeds_are_drawn_and_then_prompts_within_them() -> None:
@@ -106,9 +106,9 @@ def test_seeds_are_drawn_and_then_prompts_within_them() -> None:
         for prompts in product(product(range(2), repeat=2), repeat=2)
     ]
     assert len(drawn) == 64 and sorted(drawn)[-5:] == [0.75] * 4 + [1.0]
-    found = gap_recovered([sides(gain, [1.0, 1.0]) for gain in gains])
+    recovered = gap_recovered([sides(gain, [1.0, 1.0]) for gain in gains])
     low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
-    assert found.share == (0.25, low, high) == (0.25, 0, 0.75)
+    assert recovered.share == (0.25, low, high) == (0.25, 0, 0.75)
 
 
 # ---------------------------------------------------------------------------- what it is between
@@ -141,12 +141,12 @@ SCORES = {
 
 def test_the_floor_is_the_best_teacher(open_run: OpenRun) -> None:
     plan = open_run(CEILING).plan
-    (found,) = gap.measured(plan, answers(SCORES))
-    assert str(found.floor) == "teacher2-positive-0" and str(found.ceiling) == "student-ceiling-0"
-    assert [str(policy) for policy in found.students] == [
+    (gap_,) = gap.measured(plan, answers(SCORES))
+    assert str(gap_.floor) == "teacher2-positive-0" and str(gap_.ceiling) == "student-ceiling-0"
+    assert [str(policy) for policy in gap_.students] == [
         "student-positive-0", "student-positive-1"
     ]  # fmt: skip
-    assert [found.recovered(policy).share for policy in found.students] == [
+    assert [gap_.recovered(policy).share for policy in gap_.students] == [
         (0.25, 0.25, 0.25), (0.5, 0.5, 0.5)
     ]  # fmt: skip
     assert gap.lines(plan, answers(SCORES)) == [
@@ -154,19 +154,19 @@ def test_the_floor_is_the_best_teacher(open_run: OpenRun) -> None:
         "teacher2-positive-0 0.250 (teacher1-positive-0, who labels, 0.125), ceiling "
         "student-ceiling-0 1.250."
     ]
-    assert gap.in_words(found) == (
+    assert gap.in_words(gap_) == (
         "By round 1 the student closed 50 % (95 % interval: 50 % to 50 %) of the distance between "
         "its best teacher of round 0 (teacher2, 0.25) and the same student trained on good answers "
         "(1.25)."
     )
-    json.loads(inline_json(gap.facts(found)))
+    json.loads(inline_json(gap.facts(gap_)))
 
 
 def test_nothing_of_the_gap(open_run: OpenRun) -> None:
     """A quarter below the floor, on either prompt, of a gap of 1."""
     fell = answers(SCORES | {"student-positive-1": [0.0, 0.0, -0.25, 0.25]})
-    (found,) = gap.measured(open_run(CEILING).plan, fell)
-    assert "the student closed nothing of the distance" in gap.in_words(found)
+    (gap_,) = gap.measured(open_run(CEILING).plan, fell)
+    assert "the student closed nothing of the distance" in gap.in_words(gap_)
 
 
 def test_where_the_ceiling_is_the_floor(open_run: OpenRun) -> None:
@@ -176,13 +176,13 @@ def test_where_the_ceiling_is_the_floor(open_run: OpenRun) -> None:
         "Gap recovered by gold: not defined, ceiling - floor is not clearly above 0 (0.000 [0.000, "
         "0.000]); floor teacher2-positive-0 0.250 (it labels), ceiling student-ceiling-0 0.250."
     ]
-    (found,) = gap.measured(plan, level)
-    assert gap.in_words(found) == (
+    (gap_,) = gap.measured(plan, level)
+    assert gap.in_words(gap_) == (
         "How much of what it could learn the student learned cannot be said: the same student "
         "trained on good answers (0.25) is not clearly better than its best teacher of round 0 "
         "(teacher2, 0.25)."
     )
-    assert gap.facts(found)["rounds"][1] == {"round": 1, "mean": None, "low": None, "high": None}
+    assert gap.facts(gap_)["rounds"][1] == {"round": 1, "mean": None, "low": None, "high": None}
 
 
 @pytest.mark.parametrize("missing", ["teacher3-positive-0", "student-ceiling-0", "student"])
@@ -239,13 +239,13 @@ def test_a_run_makes_and_measures_it(open_run: OpenRun) -> None:
     assert pairs["rejected"].null_count() == pairs["rejected_agent"].null_count() == 12
     assert (run.store.manifest(run.plan.name(train)) or {})["start"] is None
 
-    found = evaluate(run.context(), trained(run.plan, run.store))
-    who = found.table.filter(behavior="ceiling").select("agent", "round", "measure").rows()
+    evaluation = evaluate(run.context(), trained(run.plan, run.store))
+    who = evaluation.table.filter(behavior="ceiling").select("agent", "round", "measure").rows()
     assert who == [("student", 0, "gold")]
-    signs = (run.store.manifest(f"eval/{found.paths[0].name}") or {})["signs"]
+    signs = (run.store.manifest(f"eval/{evaluation.paths[0].name}") or {})["signs"]
     assert not any("ceiling" in policy for policy in signs)
     # Fake answers are worth nothing, whoever wrote them.
-    assert "not defined" in gap.lines(run.plan, found.responses)[0]
+    assert "not defined" in gap.lines(run.plan, evaluation.responses)[0]
 
     published = hub.round_steps(run.plan, run.store, run.select("gen", 0), None)
     assert [step.learner for step in published] == ["teacher1", "teacher2", "teacher3", "student"]
@@ -255,7 +255,7 @@ def test_a_run_makes_and_measures_it(open_run: OpenRun) -> None:
     assert mine <= {*left} and all("ceiling" in n or n.startswith("eval/") for n in left)
 
     (shown,) = collect([Source("mine", run.plan, run.store)])["recipes"]
-    assert [g["text"] for g in shown["gaps"]] == gap.lines(run.plan, found.responses)
+    assert [g["text"] for g in shown["gaps"]] == gap.lines(run.plan, evaluation.responses)
     assert {w["agent"] for w in shown["winners"] if w["round"] == 0} == {"teacher1"}
     rows = [(s["step"], s["state"]) for s in shown["steps"] if "ceiling" in s["step"]]
     assert rows == [("gen ceiling", "done"), ("train ceiling", "done")]
@@ -272,9 +272,9 @@ def test_the_commands(recipe_file: Path, tmp_path: Path) -> None:
     assert "gen ceiling student ready" in macpo("run", "--round", "0", "--dry-run")
     assert "gen round 0 student ceiling: " in macpo("gen", "--round", "0")
     assert "train round 0 student ceiling: " in macpo("train", "--round", "0")
-    said = macpo("run", "--until", "1")
-    assert "student trained on good answers 0.00" in said
-    assert "(0.00) is not clearly better than its best teacher of round 0" in said
+    ran = macpo("run", "--until", "1")
+    assert "student trained on good answers 0.00" in ran
+    assert "(0.00) is not clearly better than its best teacher of round 0" in ran
     assert "train ceiling student done" in macpo("status")
     assert "pairs of round 0 for student" in (shown := macpo("show", "--round", "0"))
     assert "rejected (teacher1" in shown  # the student's own, not the ceiling's
@@ -333,7 +333,7 @@ def test_the_ceiling_needs_no_bad_answers(open_run: OpenRun, tmp_path: Path) -> 
 def test_a_column_of_a_study(open_run: OpenRun) -> None:
     """Two seeds that both recovered half; of the one that failed nothing is counted."""
     plan, rows = open_run(CEILING).plan, answers(SCORES)
-    (found,) = gap.measured(plan, rows)
+    (gap_,) = gap.measured(plan, rows)
     table = pl.DataFrame(
         [{"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": 0.5}
          for t in (0, 1)],
@@ -341,10 +341,10 @@ def test_a_column_of_a_study(open_run: OpenRun) -> None:
     )  # fmt: skip
     run = Evaluation(table, rows, empty(JUDGEMENTS), [], plan.sampling("test"))
     measured = [
-        Measured("a", 0, run, None, {}, {"gold": found}),
-        Measured("a", 1, run, None, {}, {"gold": found}),
+        Measured("a", 0, run, None, {}, {"gold": gap_}),
+        Measured("a", 1, run, None, {}, {"gold": gap_}),
         Measured("b", 0, run, None, {}, {}),
-        Measured("b", 1, run, "diverged", {}, {"gold": found}),
+        Measured("b", 1, run, "diverged", {}, {"gold": gap_}),
     ]
     standings = Standings(measured, ["student"])
     assert columns(standings, [0, 1])["gap recovered"] == [".500±.000", ""]
@@ -359,8 +359,8 @@ def test_a_study_measures_what_the_gap_is_between(recipe_file: Path, tmp_path: P
     study = load_study(None, fields)
     family = variants(study, ["engine.name=fake", CEILING])
     sweep = Sweep(study, family, tmp_path / "runs", no_progress, lambda line: None)
-    found = sweep.make()
-    assert len(found.results) == 2 * 6
-    assert columns(found, [0, 1])["gap recovered"] == ["not defined"] * 2
-    assert {row.agent for row in found.rows} == {"student"}
+    standings = sweep.make()
+    assert len(standings.results) == 2 * 6
+    assert columns(standings, [0, 1])["gap recovered"] == ["not defined"] * 2
+    assert {row.agent for row in standings.rows} == {"student"}
     assert sweep.todo(sweep.steps + sweep.answers) == []

@@ -78,13 +78,13 @@ def test_a_change_is_paired_by_prompt() -> None:
 def test_better_worse_or_the_same(after: list[float], state: State, title: str) -> None:
     """From 0.5 everywhere; the interval of a constant change is that constant."""
     scores = [score(0, 0.5), score(1, sum(after) / 4)]
-    found = verdict("s", [], scores, answers({0: [0.5] * 4, 1: after}))
-    assert (found.state, found.title) == (state, title)
+    verdict_ = verdict("s", [], scores, answers({0: [0.5] * 4, 1: after}))
+    assert (verdict_.state, verdict_.title) == (state, title)
 
 
 def test_the_numbers_behind_it() -> None:
-    found = verdict("s", [], [score(0, 0.5), score(1, 0.75)], answers({0: [0.5], 1: [0.75]}))
-    assert found.state == "unknown" and "one prompt has no interval" in found.text
+    verdict_ = verdict("s", [], [score(0, 0.5), score(1, 0.75)], answers({0: [0.5], 1: [0.75]}))
+    assert verdict_.state == "unknown" and "one prompt has no interval" in verdict_.text
     scores = answers({0: [0.5] * 4, 2: [0.75] * 4})
     assert verdict("s", [], [score(0, 0.5), score(2, 0.75)], scores).text == (
         "On 4 held-out prompts its mean score changed by +0.25 from round 0 to round 2; with other "
@@ -114,8 +114,8 @@ def test_it_is_held_against_the_best_teacher_of_any_round(best: list[float], whe
         answers({0: [0.125] * 4, 1: [0.125] * 4}, "a"),
         answers({0: best, 1: [0.0] * 4}, "b"),
     ])  # fmt: skip
-    found = verdict("s", ["a", "b"], scores, responses)
-    assert found.title == (
+    verdict_ = verdict("s", ["a", "b"], scores, responses)
+    assert verdict_.title == (
         f"The student got better: from 0.50 to 0.75 of 1, {where} its best teacher "
         f"(b in round 0: {mean:.2f})."
     )
@@ -137,15 +137,15 @@ def test_an_earlier_round_that_was_better_is_named(second: list[float], rest: st
 def test_a_reward_has_no_top() -> None:
     scores = [score(t, mean, measure="reward") for t, mean in enumerate((-1.5, 2.0))]
     responses = answers({0: [-1.5] * 4, 1: [2.0] * 4}).with_columns(reward="gold", gold=None)
-    found = verdict("s", [], scores, responses)
-    assert found.title == "The student got better: from -1.50 to 2.00."
+    verdict_ = verdict("s", [], scores, responses)
+    assert verdict_.title == "The student got better: from -1.50 to 2.00."
 
 
 def test_one_round_is_no_trend() -> None:
-    found = verdict("s", [], [score(0, 0.5, low=0.25, high=0.75)], answers({0: [0.5] * 4}))
-    assert found.state == "unknown"
-    assert found.title == "The student scores 0.50 of 1 after round 0."
-    assert found.text == "One round is no trend. 4 held-out prompts, 95 % interval 0.25 to 0.75."
+    verdict_ = verdict("s", [], [score(0, 0.5, low=0.25, high=0.75)], answers({0: [0.5] * 4}))
+    assert verdict_.state == "unknown"
+    assert verdict_.title == "The student scores 0.50 of 1 after round 0."
+    assert verdict_.text == "One round is no trend. 4 held-out prompts, 95 % interval 0.25 to 0.75."
 
 
 def test_where_nobody_scored() -> None:
@@ -157,9 +157,9 @@ def test_where_nobody_scored() -> None:
 def test_a_win_rate_is_held_against_one_half() -> None:
     more = {"measure": "win", "against": "s-positive-0"}
     won = [score(1, 0.7, low=0.6, high=0.8, **more)]
-    found = verdict("s", [], won, answers({}))
-    assert found.title == "The student beats itself of round 0 (it wins 70 %)."
-    assert "equally long" not in found.text
+    verdict_ = verdict("s", [], won, answers({}))
+    assert verdict_.title == "The student beats itself of round 0 (it wins 70 %)."
+    assert "equally long" not in verdict_.text
     alike = [row | {"measure": "win_lc"} for row in won]
     assert (
         "0.60 to 0.80, as if all answers were equally long"
@@ -175,13 +175,13 @@ def test_every_baseline_has_its_say() -> None:
     human = base | {"against": "chosen"}
     rows = [score(1, 0.8, low=0.7, high=0.9, **base), score(1, 0.2, low=0.1, high=0.3, **human)]
     first = score(0, 0.5, low=0.4, high=0.6, **human)
-    found = verdict("s", [], [*rows, first], answers({}))
-    assert found.state == "unknown"
-    assert found.title == (
+    verdict_ = verdict("s", [], [*rows, first], answers({}))
+    assert verdict_.state == "unknown"
+    assert verdict_.title == (
         "The student loses to the human answers (it wins 20 %), beats itself before any training "
         "(it wins 80 %)."
     )
-    assert "against the human answers: 4 held-out prompts, 95 % interval 0.10 to" in found.text
+    assert "against the human answers: 4 held-out prompts, 95 % interval 0.10 to" in verdict_.text
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_student_teachers_and_ceiling_by_round() -> None:
         score(0, 0.3, agent="a"), score(0, 0.9, behavior="ceiling"),
         score(1, 0.7, measure="win", against="s-base"),
     ]  # fmt: skip
-    found = score_table("s", ["a", "b"], scores)
-    assert found is not None and found.rounds == [0, 1]
-    assert {row.name: row.means for row in found.rows} == {
+    table = score_table("s", ["a", "b"], scores)
+    assert table is not None and table.rounds == [0, 1]
+    assert {row.name: row.means for row in table.rows} == {
         "s": [0.25, 0.5], "a": [0.3, None], CEILING: [None, 0.9],
     }  # fmt: skip
-    assert found.meaning.startswith("from 0 (bad) to 1 (good)") and " 4 held-out" in found.meaning
+    assert table.meaning.startswith("from 0 (bad) to 1 (good)") and " 4 held-out" in table.meaning
     assert score_table("s", ["a"], [score(0, 0.3, agent="a")]) is None
 
 
@@ -222,10 +222,10 @@ def test_a_table_of_wins() -> None:
         score(1, 0.7, against="s-positive-0", **more), score(1, 0.9, against="chosen", **more),
         score(0, 0.4, agent="a", against="s-positive-0", **more),
     ]  # fmt: skip
-    found = score_table("s", ["a"], scores)
-    assert found is not None
-    assert {row.name: row.means for row in found.rows} == {"s": [None, 0.7], "a": [0.4, None]}
-    assert found.meaning.startswith(
+    table = score_table("s", ["a"], scores)
+    assert table is not None
+    assert {row.name: row.means for row in table.rows} == {"s": [None, 0.7], "a": [0.4, None]}
+    assert table.meaning.startswith(
         "share of comparisons won against itself of round 0, by the llm"
     )
 
@@ -278,8 +278,8 @@ def test_answers_are_drawn_and_not_chosen() -> None:
         ],
         schema={**RESPONSES, "score": pl.Float64()},
     )  # fmt: skip
-    found = drawn(prompts, scored, "s")
-    assert [example.answers for example in found] == [
+    examples = drawn(prompts, scored, "s")
+    assert [example.answers for example in examples] == [
         [Answer(0, "a00", 0.0), Answer(2, "a20", 0.0)],
         [Answer(0, None, 0.0), Answer(2, None, 0.0)],
         [Answer(0, "c00", 0.0), Answer(2, "c20", 0.0)],
@@ -426,8 +426,8 @@ def test_what_a_model_wrote_stays_text(capsys: pytest.CaptureFixture[str]) -> No
     earlier: list[Message] = [{"role": "user", "content": "z"}] * 3
     example = Example([*earlier, {"role": "user", "content": hostile}], answers_)
     verdict_ = Verdict("unknown", "[b]title", "text")
-    found = Headline(verdict_, None, None, None, ["[u]act"], None, ["a"])
-    print_headline(found, [example], "macpo status")
+    headline = Headline(verdict_, None, None, None, ["[u]act"], None, ["a"])
+    print_headline(headline, [example], "macpo status")
     shown = capsys.readouterr().out
     assert shown.count("[red]a[/bold]") == 2 and "\x1b" not in shown
     assert "[b]title" in shown and "! [u]act" in shown and shown.count("x") == 301  # and text

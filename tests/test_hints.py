@@ -49,13 +49,13 @@ def texts() -> list[tuple[str, str, bool]]:
 
     What an f-string puts in stands as {}.
     """
-    found = []
+    literals = []
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(path.read_text("utf-8"))
             where = path.relative_to(ROOT).as_posix()
-            found += [(where, text, kept) for text, kept in _texts(tree)]
-    return found
+            literals += [(where, text, kept) for text, kept in _texts(tree)]
+    return literals
 
 
 def _texts(tree: ast.AST) -> Iterator[tuple[str, bool]]:

@@ -41,7 +41,7 @@ FAKE = "--set=engine.name=fake"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and a finished run of it, on the fake engine."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
@@ -72,10 +72,10 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def spawn(made: Path, environment: dict[str, str]) -> Macpo:
+def spawn(finished: Path, environment: dict[str, str]) -> Macpo:
     """Run the command in a process of its own, in the folder of the finished run or another."""
 
-    def call(*args: str | Path, cwd: Path = made, **env: str) -> Done:
+    def call(*args: str | Path, cwd: Path = finished, **env: str) -> Done:
         return subprocess.run(
             [sys.executable, "-m", "macpo", *map(str, args)],
             cwd=cwd,
@@ -89,7 +89,7 @@ def spawn(made: Path, environment: dict[str, str]) -> Macpo:
 
 @pytest.fixture
 def macpo(
-    made: Path, hub: Hub, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, hub: Hub, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> Macpo:
     """Run the command in this process: the same, without the seconds of starting anew."""
     from macpo import cli
@@ -101,7 +101,7 @@ def macpo(
     monkeypatch.setattr(library + "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(library + "HF_HUB_CACHE", environment["HF_HOME"] + "/hub")
 
-    def call(*args: str | Path, cwd: Path = made, **env: str) -> Done:
+    def call(*args: str | Path, cwd: Path = finished, **env: str) -> Done:
         out, err = io.StringIO(), io.StringIO()
         code: int | str | None = 0
         with monkeypatch.context() as here:
@@ -186,8 +186,8 @@ def test_rounds_in_any_order_make_the_same_folder(macpo: Macpo, tmp_path: Path) 
 def test_one_commit_one_tag_and_the_second_time_nothing(macpo: Macpo, hub: Hub) -> None:
     ok(macpo("push", "--round", "0", "--repo", REPO))
     before = len(hub.dataset(REPO).commits)
-    said = ok(macpo("push", "--round", "1", "--repo", REPO))
-    assert f"pushed {REPO} at round-1" in said and f"next: macpo pull {REPO}" in said
+    output = ok(macpo("push", "--round", "1", "--repo", REPO))
+    assert f"pushed {REPO} at round-1" in output and f"next: macpo pull {REPO}" in output
     repo = hub.dataset(REPO)
     # One on main, one on the branch whose default is the full form.
     assert len(repo.commits) == before + 2
@@ -199,7 +199,7 @@ def test_one_commit_one_tag_and_the_second_time_nothing(macpo: Macpo, hub: Hub) 
     assert len(repo.commits) == commits and hub.count("^(POST|PUT|DELETE)") == writes
 
 
-def test_a_changed_recipe_needs_a_tag_of_its_own(macpo: Macpo, hub: Hub, made: Path) -> None:
+def test_a_changed_recipe_needs_a_tag_of_its_own(macpo: Macpo, hub: Hub, finished: Path) -> None:
     ok(macpo("push", "--round", "0", "--repo", REPO))
     changed = ["--set", "seed=1"]
     ok(macpo("run", "--round", "0", *changed))
@@ -213,7 +213,7 @@ def test_a_changed_recipe_needs_a_tag_of_its_own(macpo: Macpo, hub: Hub, made: P
     assert not old & repo.tree("main").keys()  # nothing stale is left
 
 
-def test_one_learner_alone(macpo: Macpo, hub: Hub, made: Path) -> None:
+def test_one_learner_alone(macpo: Macpo, hub: Hub, finished: Path) -> None:
     unfinished = ["--set", "labeller=teacher2", "--set", "sampling.top_k=7"]
     refused = error(macpo("push", "--round", "0", "--repo", REPO, *unfinished))
     assert "incomplete: no dataset for student" in refused and "--learner teacher1" in refused
@@ -231,8 +231,8 @@ def test_pull_on_an_empty_machine_and_train(macpo: Macpo, hub: Hub, tmp_path: Pa
     assert "adapters" in hub.model(f"{REPO}-adapters").tree("main")["README.md"].content.decode()
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = ok(macpo("pull", REPO, "--round", "1", cwd=empty))
-    assert "missing" not in said and "next: macpo train --round 1" in said
+    output = ok(macpo("pull", REPO, "--round", "1", cwd=empty))
+    assert "missing" not in output and "next: macpo train --round 1" in output
     trained = ok(macpo("train", "--round", "1", cwd=empty))
     assert trained.count("wrote    train round 1") == 4
     again = ok(macpo("pull", REPO, "--round", "1", cwd=empty))
@@ -309,8 +309,8 @@ def test_pull_says_how_a_negative_twin_is_pushed(macpo: Macpo, hub: Hub, tmp_pat
     index["round_0_student"]["files"][path] = digest
     tree["macpo/index.json"] = File(json.dumps(index).encode(), False)
     commit = repo.add("main", tree, repo.branches["main"])
-    said = ok(macpo("pull", REPO, "--round", "0", "--revision", commit, cwd=empty))
-    (line,) = [line for line in said.split("\n") if line.startswith("missing") and twin in line]
+    output = ok(macpo("pull", REPO, "--round", "0", "--revision", commit, cwd=empty))
+    (line,) = [line for line in output.split("\n") if line.startswith("missing") and twin in line]
     assert "never pushed (`macpo push --adapters --negatives` does)" in line
 
 
@@ -318,11 +318,11 @@ def test_pull_says_what_was_never_pushed(macpo: Macpo, tmp_path: Path) -> None:
     ok(macpo("push", "--round", "1", "--repo", REPO))
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = ok(macpo("pull", REPO, "--round", "1", "--learner", "student", cwd=empty))
-    assert said.count("missing") == 1 and "student-positive-0" in said
+    output = ok(macpo("pull", REPO, "--round", "1", "--learner", "student", cwd=empty))
+    assert output.count("missing") == 1 and "student-positive-0" in output
     # No training of the run can begin; the next command is one that can.
     assert makes_nothing(macpo("train", "--round", "1", cwd=empty))
-    (following,) = [line for line in said.split("\n") if line.startswith("next: ")]
+    (following,) = [line for line in output.split("\n") if line.startswith("next: ")]
     words = shlex.split(following)[2:]
     assert words[:2] == ["train", "--dataset"] and words[3:7] == [
         "--base", "world:strong", "--out", "student-1"
@@ -330,7 +330,7 @@ def test_pull_says_what_was_never_pushed(macpo: Macpo, tmp_path: Path) -> None:
     ok(macpo(*words, cwd=empty))
     trained = json.loads((empty / "student-1/manifest.json").read_text())
     assert trained["rows"] == 12 and trained["base"] == "world:strong"
-    assert f"{REPO}-adapters has none at student-positive-0" in said
+    assert f"{REPO}-adapters has none at student-positive-0" in output
     assert "no tag round-7; it has round-1" in error(macpo("pull", REPO, "--round", "7", cwd=empty))
 
 
@@ -341,8 +341,8 @@ def test_the_next_command_after_pull_works_where_something_is_ready(
     ok(macpo("push", "--round", "0", "--repo", REPO))
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = ok(macpo("pull", REPO, "--round", "0", cwd=empty))
-    (following,) = [line for line in said.split("\n") if line.startswith("next: ")]
+    output = ok(macpo("pull", REPO, "--round", "0", cwd=empty))
+    (following,) = [line for line in output.split("\n") if line.startswith("next: ")]
     assert following == "next: macpo train --round 0"
     assert ok(macpo("train", "--round", "0", cwd=empty)).count("wrote    train round 0") == 8
 
@@ -392,7 +392,7 @@ def test_two_pushes_into_one_folder(spawn: Macpo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "message"),
     [
         ("adapters.json", "[1]", "of its adapters is damaged"),
         ("lock.json", '{"models": [1]}', "its lock.json is damaged"),
@@ -405,12 +405,14 @@ def test_two_pushes_into_one_folder(spawn: Macpo, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_broken_is_told_in_a_line(
-    macpo: Macpo, tmp_path: Path, file: str, content: str, said: str
+    macpo: Macpo, tmp_path: Path, file: str, content: str, message: str
 ) -> None:
     ok(macpo("push", "--round", "0", "--learner", "student", "--to", tmp_path / "tree"))
     (tmp_path / "tree/macpo/round_0_student" / file).write_text(content)
     (tmp_path / "empty").mkdir()
-    assert said in error(macpo("pull", tmp_path / "tree", "--round", "0", cwd=tmp_path / "empty"))
+    assert message in error(
+        macpo("pull", tmp_path / "tree", "--round", "0", cwd=tmp_path / "empty")
+    )
 
 
 @pytest.mark.parametrize("what", ["pairs", "manifest", "recipe", "index"])
@@ -432,13 +434,13 @@ def test_what_was_tampered_with_is_not_kept(macpo: Macpo, tmp_path: Path, what: 
         text = (tree / "macpo/index.json").read_text()
         (tree / "macpo/index.json").write_text(text.replace("macpo/round_1", "../round_1"))
     refused = error(macpo("pull", tree, "--round", "1", cwd=empty))
-    said = {
+    messages = {
         "pairs": "not what its manifest says",
         "manifest": "not what its manifest says",
         "recipe": "does not lead to",
         "index": "is damaged",
     }
-    assert said[what] in refused
+    assert messages[what] in refused
     assert not list(empty.glob("runs/*/data/*"))
 
 
@@ -483,16 +485,16 @@ def test_what_passes_is_waited_for(macpo: Macpo, hub: Hub, faults: dict[str, int
     assert len(repo.commits) == 3
 
 
-@pytest.mark.parametrize(("asked", "said"), [("3600", "3,600 s"), ("inf", "for ever")])
+@pytest.mark.parametrize(("asked", "message"), [("3600", "3,600 s"), ("inf", "for ever")])
 def test_a_hub_that_asks_for_a_long_wait_is_named(
-    macpo: Macpo, hub: Hub, asked: str, said: str
+    macpo: Macpo, hub: Hub, asked: str, message: str
 ) -> None:
     """Nobody looks at a silent command for an hour; the next one goes on."""
     push = ["push", "--round", "1", "--repo", REPO, "--learner", "student"]
     hub.retry_after = asked
     hub.fail("POST .*/commit/main", 429)
     begun = time.monotonic()
-    assert f"the Hub at 127.0.0.1 asks to wait {said} before" in error(macpo(*push))
+    assert f"the Hub at 127.0.0.1 asks to wait {message} before" in error(macpo(*push))
     assert time.monotonic() - begun < 20 and not hub.dataset(REPO).tags
     ok(macpo(*push))
     assert whole(hub.dataset(REPO), "round-1-student")
@@ -514,20 +516,20 @@ def test_a_hub_that_stays_broken_is_one_line(spawn: Macpo, macpo: Macpo, hub: Hu
     done = spawn("push", "--round", "1", "--repo", REPO, HF_ENDPOINT=nobody)
     assert "cannot be reached" in error(done)
     hub.fail("POST .*/commit/main", 500, times=99)
-    said = error(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
-    assert "out of order (status 500)" in said
+    output = error(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
+    assert "out of order (status 500)" in output
     assert whole(hub.dataset(REPO)) and not hub.dataset(REPO).tags
 
 
 @pytest.mark.parametrize("at", ["PUT /lfs/", "commit/main", "commit/full", "tag/"])
 def test_killed_half_way_and_repeated(
-    made: Path, environment: dict[str, str], macpo: Macpo, hub: Hub, at: str
+    finished: Path, environment: dict[str, str], macpo: Macpo, hub: Hub, at: str
 ) -> None:
     """The process is killed while the Hub is silent at one point; then the command is repeated."""
     hub.fail(at, "hang")
     push = ["push", "--round", "1", "--repo", REPO, "--learner", "student"]
     command = [sys.executable, "-m", "macpo", *push]
-    process = subprocess.Popen(command, cwd=made, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=finished, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not hub.count(at) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -547,11 +549,11 @@ def test_pushes_that_are_disturbed_leave_no_half_round(tmp_path: Path) -> None:
 
 
 def test_two_pushes_at_once(
-    spawn: Macpo, macpo: Macpo, hub: Hub, made: Path, tmp_path: Path
+    spawn: Macpo, macpo: Macpo, hub: Hub, finished: Path, tmp_path: Path
 ) -> None:
     """Two machines push two rounds, or the same one: both come through, and nothing is lost."""
     other = tmp_path / "other"
-    shutil.copytree(made, other)
+    shutil.copytree(finished, other)
     ok(macpo("push", "--round", "0", "--repo", REPO, "--learner", "student"))
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(spawn, "push", "--round", "0", "--repo", REPO)
@@ -566,7 +568,7 @@ def test_two_pushes_at_once(
 
 
 def test_three_pushes_that_meet_at_the_hub(
-    spawn: Macpo, macpo: Macpo, hub: Hub, made: Path, tmp_path: Path
+    spawn: Macpo, macpo: Macpo, hub: Hub, finished: Path, tmp_path: Path
 ) -> None:
     """Each has read the repository before any of them commits, so two of the commits are late."""
     ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student"))
@@ -581,14 +583,14 @@ def test_three_pushes_that_meet_at_the_hub(
     with ThreadPoolExecutor(len(pushes)) as pool:
         runs = [tmp_path / f"machine-{n}" for n in range(len(pushes))]
         for run in runs:
-            shutil.copytree(made, run)
+            shutil.copytree(finished, run)
         at_once = [
             pool.submit(spawn, "push", "--repo", REPO, "--round", *words, cwd=run)
             for words, run in zip(pushes, runs, strict=True)
         ]
-        said = [done.result() for done in at_once]
-    assert all("pushed" in ok(done) for done in said) and not together.broken
-    assert sum("looking again" in done.stderr for done in said) >= 2
+        results = [done.result() for done in at_once]
+    assert all("pushed" in ok(done) for done in results) and not together.broken
+    assert sum("looking again" in done.stderr for done in results) >= 2
     repo = hub.dataset(REPO)
     tags = {"round-1-student", "round-0-teacher1", "round-0-teacher2", "round-1"}
     assert set(repo.tags) == tags and all(whole(repo, tag) for tag in tags)
@@ -626,16 +628,16 @@ def test_another_dataset_is_left_alone(macpo: Macpo, hub: Hub) -> None:
     assert repo.private
     tree = repo.tree("main")
     repo.add("main", {"README.md": tree["README.md"]}, repo.branches["main"])
-    said = error(macpo("push", "--round", "0", "--repo", REPO))
-    assert "macpo did not make" in said and set(repo.tree("main")) == {"README.md"}
+    output = error(macpo("push", "--round", "0", "--repo", REPO))
+    assert "macpo did not make" in output and set(repo.tree("main")) == {"README.md"}
 
 
 def test_a_pull_request_has_no_tag_until_it_is_merged(macpo: Macpo, hub: Hub) -> None:
     push = ["push", "--round", "1", "--repo", REPO, "--learner", "student"]
-    said = ok(macpo(*push, "--create-pr"))
+    output = ok(macpo(*push, "--create-pr"))
     repo = hub.dataset(REPO)
     assert (
-        "discussions/1" in said and not repo.tags and set(repo.tree("main")) == {".gitattributes"}
+        "discussions/1" in output and not repo.tags and set(repo.tree("main")) == {".gitattributes"}
     )
     repo.branches["main"] = repo.branches["refs/pr/1"]
     ok(macpo(*push))
@@ -643,7 +645,7 @@ def test_a_pull_request_has_no_tag_until_it_is_merged(macpo: Macpo, hub: Hub) ->
 
 
 def test_the_hub_is_read_by_load_dataset(
-    macpo: Macpo, environment: dict[str, str], tmp_path: Path, made: Path
+    macpo: Macpo, environment: dict[str, str], tmp_path: Path, finished: Path
 ) -> None:
     """By configuration, by tag, and on the branch whose default is the full form."""
     ok(macpo("push", "--round", "0", "--repo", REPO))
@@ -871,8 +873,8 @@ def test_a_pulled_round_trains_to_the_same_adapter(
     call(there, "train", "--round", "1", "--learner", "student")
 
     def adapter(folder: Path) -> str:
-        (found,) = folder.glob("runs/test/adapters/student-positive-1-*")
-        return weights_sha256(found)
+        (pulled_adapter,) = folder.glob("runs/test/adapters/student-positive-1-*")
+        return weights_sha256(pulled_adapter)
 
     assert adapter(here) == adapter(there)
     merged = hub.model(f"{REPO}-merged").tree("main")
@@ -909,8 +911,8 @@ def reseal(store: Store, name: str, change: Callable[[Path], None]) -> Manifest:
 def promise(tree: Path, manifest: Manifest) -> None:
     """Say in the index that a manifest is the one that was published."""
     index = json.loads((tree / "macpo/index.json").read_text())
-    told = index["round_1_student"]["facts"]["manifest"]
-    told |= {key: manifest[key] for key in ("content", "seal", "files")}
+    promised = index["round_1_student"]["facts"]["manifest"]
+    promised |= {key: manifest[key] for key in ("content", "seal", "files")}
     (tree / "macpo/index.json").write_text(json.dumps(index))
     relist(tree)
 
@@ -952,9 +954,9 @@ def test_a_recipe_that_grows_is_refused_before_it_is_written(
     (own / "recipe.yaml").write_text(recipe + text)
     (tmp_path / "empty").mkdir()
     begun = time.monotonic()
-    said = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
+    output = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
     assert time.monotonic() - begun < 10
-    assert "its recipe is damaged (" in said and ("aliases" in said or "more than" in said)
+    assert "its recipe is damaged (" in output and ("aliases" in output or "more than" in output)
     assert not list((tmp_path / "empty").iterdir())
 
 
@@ -962,20 +964,20 @@ def test_a_recipe_with_a_mistake_or_a_key_is_not_written(macpo: Macpo, tmp_path:
     own, _ = student_tree(macpo, tmp_path / "tree")
     published = (own / "recipe.yaml").read_text()
     (tmp_path / "empty").mkdir()
-    for more, said in {
+    for more, message in {
         "nonsense: 1\n": "nonsense: unknown key",
         "hf_token: hunter2\n": "hf_token: looks like a secret",
     }.items():
         (own / "recipe.yaml").write_text(published + more)
         refused = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
         assert f"recipe of {tmp_path / 'tree'}: " in refused
-        assert said in refused and "hunter2" not in refused
+        assert message in refused and "hunter2" not in refused
         assert not list((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.parametrize("change", [other_weights, list_config, only_bin])
 def test_another_adapter_than_promised_is_never_kept(
-    macpo: Macpo, hub: Hub, made: Path, tmp_path: Path, change: Callable[[Path], None]
+    macpo: Macpo, hub: Hub, finished: Path, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     """It is sealed, so that its manifest alone betrays nothing; the second pull finds it, too."""
     ok(macpo("push", "--round", "1", "--repo", REPO, "--learner", "student", "--adapters"))
@@ -984,22 +986,22 @@ def test_another_adapter_than_promised_is_never_kept(
     empty.mkdir()
     pull = ["pull", REPO, "--round", "1", "--learner", "student"]
     name = next(short for short in repo.tags if short.startswith("student-positive-0"))
-    shutil.copytree(made / "runs/test/adapters" / name, tmp_path / "store/adapters" / name)
+    shutil.copytree(finished / "runs/test/adapters" / name, tmp_path / "store/adapters" / name)
     reseal(Store(tmp_path / "store"), f"adapters/{name}", change)
     tree = {path: f for path, f in repo.tree("main").items() if not path.startswith(f"{name}/")}
     for path in (tmp_path / "store/adapters" / name).iterdir():
         tree[f"{name}/{path.name}"] = File(path.read_bytes(), path.suffix == ".safetensors")
     good, repo.tags[name] = repo.tags[name], repo.add("main", tree, repo.branches["main"])
     for _ in range(2):
-        said = error(macpo(*pull, cwd=empty))
-        assert name in said and ("is not what its manifest says" in said or "whole" in said)
+        output = error(macpo(*pull, cwd=empty))
+        assert name in output and ("is not what its manifest says" in output or "whole" in output)
         assert not list(empty.glob("runs/test/adapters/*"))
         assert not list(empty.glob("runs/test/aside/*"))
         assert not (empty / "macpo.yaml").exists()
     # One that lies there already, by whatever way, is as wrong.
     shutil.copytree(tmp_path / "store/adapters", empty / "runs/test/adapters")
-    said = error(macpo(*pull, cwd=empty))
-    assert f"{name} is there already, but " in said and "--runs DIR" in said
+    output = error(macpo(*pull, cwd=empty))
+    assert f"{name} is there already, but " in output and "--runs DIR" in output
     shutil.rmtree(empty / "runs/test/adapters")
     repo.tags[name] = good
     assert "pulled   runs/test/adapters" in ok(macpo(*pull, cwd=empty))
@@ -1020,8 +1022,8 @@ def test_another_dataset_than_promised_is_never_kept(macpo: Macpo, tmp_path: Pat
     for file, content in good.items():
         (own / name / file).write_bytes(content)
     promise(tmp_path / "tree", json.loads(good["manifest.json"]))
-    said = error(macpo(*pull, cwd=empty))
-    assert "is there already, but it is another one than the index says" in said
+    output = error(macpo(*pull, cwd=empty))
+    assert "is there already, but it is another one than the index says" in output
     shutil.rmtree(empty / "runs")
     ok(macpo(*pull, cwd=empty))
     assert "kept" in ok(macpo(*pull, cwd=empty))
@@ -1044,23 +1046,25 @@ def test_files_are_those_that_the_index_lists(macpo: Macpo, tmp_path: Path, file
             opened.write("\n")
     empty = tmp_path / "empty"
     empty.mkdir()
-    said = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=empty))
-    assert "is not the one that the index lists" in said or "pairs.parquet is missing" in said
+    output = error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=empty))
+    assert "is not the one that the index lists" in output or "pairs.parquet is missing" in output
     assert not list(empty.glob("runs/test/data/*")) and not (empty / "macpo.yaml").exists()
 
 
-def test_an_adapter_without_its_manifest_is_told(made: Path, macpo: Macpo, tmp_path: Path) -> None:
+def test_an_adapter_without_its_manifest_is_told(
+    finished: Path, macpo: Macpo, tmp_path: Path
+) -> None:
     """What is published says from which adapter a training starts: it may not lack in silence."""
     own = tmp_path / "own"
-    shutil.copytree(made, own)
+    shutil.copytree(finished, own)
     for adapter in own.glob("runs/test/adapters/student-positive-0-*"):
         (adapter / MANIFEST).unlink()  # one, and those that other tests made
-    said = error(macpo("push", "--round", "1", "--to", tmp_path / "tree", cwd=own))
-    assert "has no manifest.json any more" in said and not (tmp_path / "tree/data").exists()
+    output = error(macpo("push", "--round", "1", "--to", tmp_path / "tree", cwd=own))
+    assert "has no manifest.json any more" in output and not (tmp_path / "tree/data").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda t: t.drop("chosen"), "no column chosen"),
         (lambda t: t.with_columns(chosen=pl.lit(1)), "chosen is Int32, not String"),
@@ -1071,7 +1075,10 @@ def test_an_adapter_without_its_manifest_is_told(made: Path, macpo: Macpo, tmp_p
     ],
 )
 def test_a_table_of_another_form_is_not_kept(
-    macpo: Macpo, tmp_path: Path, change: Callable[[pl.DataFrame], pl.DataFrame | None], said: str
+    macpo: Macpo,
+    tmp_path: Path,
+    change: Callable[[pl.DataFrame], pl.DataFrame | None],
+    message: str,
 ) -> None:
     """Though it is sealed, and the index says the same."""
     own, name = student_tree(macpo, tmp_path / "tree")
@@ -1085,7 +1092,9 @@ def test_a_table_of_another_form_is_not_kept(
 
     promise(tmp_path / "tree", reseal(Store(own), name, write))
     (tmp_path / "empty").mkdir()
-    assert said in error(macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty"))
+    assert message in error(
+        macpo("pull", tmp_path / "tree", "--round", "1", cwd=tmp_path / "empty")
+    )
     assert not list((tmp_path / "empty").glob("runs/test/data/*"))
     assert not (tmp_path / "empty/macpo.yaml").exists()
 
@@ -1099,8 +1108,8 @@ def test_what_is_too_large_is_not_fetched(
     monkeypatch.setattr("macpo_data.hub.reading.TABLE_BYTES", 10)
     for place in (REPO, tmp_path / "tree"):
         pull = ["pull", place, "--round", "1", "--learner", "student"]
-        said = error(macpo(*pull, cwd=tmp_path / "empty"))
-        assert "pairs.parquet" in said and "larger than 10 bytes" in said
+        output = error(macpo(*pull, cwd=tmp_path / "empty"))
+        assert "pairs.parquet" in output and "larger than 10 bytes" in output
     assert hub.count("HEAD .*/pairs.parquet") and not hub.count("GET .*/pairs.parquet")
     monkeypatch.undo()
     with (own / "recipe.yaml").open("ab") as file:
@@ -1233,15 +1242,15 @@ def bent(pattern: str, answer: Callable[[str, Any], Answer]) -> Callable[[str, A
 
 @pytest.mark.parametrize("asked", ASKED_BY)
 def test_what_is_no_answer_of_a_hub_is_a_line(
-    pushed: Repo, macpo: Macpo, made: Path, hub: Hub, tmp_path: Path, asked: str
+    pushed: Repo, macpo: Macpo, finished: Path, hub: Hub, tmp_path: Path, asked: str
 ) -> None:
     """As of a login page in between, or of somebody who wants to see it break."""
     before = dict(pushed.branches), dict(pushed.tags)
     for content in ANSWERS:
         hub.bend = bent(asked, lambda *_, content=content: (200, content, JSON))
         for command in ASKED_BY[asked]:
-            said = error(macpo(*command, cwd=tmp_path if command is PULL else made))
-            assert "127.0.0.1" in said and "does not answer as a Hub does" in said
+            output = error(macpo(*command, cwd=tmp_path if command is PULL else finished))
+            assert "127.0.0.1" in output and "does not answer as a Hub does" in output
     assert (pushed.branches, pushed.tags) == before
     assert not list(tmp_path.rglob("manifest.json"))
 
@@ -1250,7 +1259,7 @@ def test_what_is_no_answer_of_a_hub_is_a_line(
     ("asked", "command"), [("GET .*/refs", PULL), ("/resolve/", PULL), ("GET .*/tree/", PUSH)]
 )
 def test_the_token_goes_to_the_hub_alone(
-    pushed: Repo, macpo: Macpo, made: Path, hub: Hub, tmp_path: Path, asked: str,
+    pushed: Repo, macpo: Macpo, finished: Path, hub: Hub, tmp_path: Path, asked: str,
     command: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Wherever its answers lead: elsewhere, or to a next page that is elsewhere."""
@@ -1266,7 +1275,7 @@ def test_the_token_goes_to_the_hub_alone(
             return 307, b"", {"Location": place, **facts}
 
         hub.bend = bent(asked, away)
-        error(macpo(*command, cwd=tmp_path if command is PULL else made))
+        error(macpo(*command, cwd=tmp_path if command is PULL else finished))
         assert tokens and set(tokens) == {None}
 
 
@@ -1323,8 +1332,8 @@ def test_what_a_hub_names_is_shown_short_and_inert(
     assert "has no branch main" in error(macpo(*PUSH))
     hub.bend = lambda line, headers: None
     pushed.tags = {f"\x1b[31m{n}": commit for n in range(100_000)}
-    said = error(macpo(*PULL, cwd=tmp_path))
-    assert "\x1b" not in said and len(said) < 1000
+    output = error(macpo(*PULL, cwd=tmp_path))
+    assert "\x1b" not in output and len(output) < 1000
 
 
 CODE = {"AutoConfig": "other/repo--configuration.Config"}

@@ -47,7 +47,7 @@ PACKED = gzip.compress(gzip.compress(b" " * 2**28))  # 256 MiB in a kB
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and a finished round of it, on the fake engine."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
@@ -131,28 +131,28 @@ def packed(connection: socket.socket) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:2]))
-def test_a_hub_that_is_gone_is_told_at_once(made: Path, words: list[str]) -> None:
+def test_a_hub_that_is_gone_is_told_at_once(finished: Path, words: list[str]) -> None:
     """Neither the library's retries (some 25 s) nor ours (15 s) wait for what nobody reached."""
     refused, without_a_name = "http://127.0.0.1:9", "http://no-such-host.invalid"
     for hub in (refused, without_a_name) if words in (COMMANDS[0], COMMANDS[3]) else (refused,):
-        said, slept = ask(words, made, hub)
-        assert "cannot be reached" in said and "check the network" in said, said
-        assert slept < 3, (hub, said)
+        output, slept = ask(words, finished, hub)
+        assert "cannot be reached" in output and "check the network" in output, output
+        assert slept < 3, (hub, output)
 
 
-def test_a_silent_hub_is_left_after_a_stated_time(made: Path) -> None:
+def test_a_silent_hub_is_left_after_a_stated_time(finished: Path) -> None:
     with serving(silent) as hub:
-        said, _ = ask(COMMANDS[0], made, hub, MACPO_HUB_TIMEOUT="2")
-        stated = re.search(r"gave no answer within (\d+) s", said)
-        assert stated and int(stated[1]) in (2, 3), said
-        said, _ = ask(COMMANDS[3], made, hub, MACPO_HUB_TIMEOUT="2")
-        assert "the Hub cannot be reached" in said
+        output, _ = ask(COMMANDS[0], finished, hub, MACPO_HUB_TIMEOUT="2")
+        stated = re.search(r"gave no answer within (\d+) s", output)
+        assert stated and int(stated[1]) in (2, 3), output
+        output, _ = ask(COMMANDS[3], finished, hub, MACPO_HUB_TIMEOUT="2")
+        assert "the Hub cannot be reached" in output
 
 
-def test_a_hub_that_breaks_off_every_connection(made: Path) -> None:
+def test_a_hub_that_breaks_off_every_connection(finished: Path) -> None:
     with serving(closing) as hub:
-        said, slept = ask(COMMANDS[0], made, hub)
-    assert "breaks the connection off" in said and slept < 8
+        output, slept = ask(COMMANDS[0], finished, hub)
+    assert "breaks the connection off" in output and slept < 8
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,11 @@ def test_a_hub_that_breaks_off_every_connection(made: Path) -> None:
     ],
 )
 def test_an_answer_without_an_end(
-    made: Path, talk: Callable[[socket.socket], None], words: str
+    finished: Path, talk: Callable[[socket.socket], None], words: str
 ) -> None:
     """Its kilobytes are bounded as well as its seconds, packed and unpacked."""
     with serving(talk) as hub:
         for command in (COMMANDS[0], COMMANDS[1], COMMANDS[3]):
             patience = "2" if talk is dripping else "60"  # so that the size ends it, or the time
-            said, slept = ask(command, made, hub, MACPO_HUB_TIMEOUT=patience)
-            assert re.search(words, said) and slept < 8, (command, slept, said)
+            output, slept = ask(command, finished, hub, MACPO_HUB_TIMEOUT=patience)
+            assert re.search(words, output) and slept < 8, (command, slept, output)

@@ -35,14 +35,14 @@ def test_the_gold_judge(open_run: OpenRun) -> None:
     """A good answer beats a bad one in both orders, two useless ones tie; what was not written
     loses unseen, and equal ones are level unseen."""
     sides = (("+", "-"), ("-", "+"), ("Zz", "Qq"), ("+", "+"), ("-", None), ("", "-"), (None, ""))
-    found = judges.compare(open_run().context(), GOLD, pairs(open_run, *sides))
-    assert found["first"].to_list() == ["a", "b", "tie", *[None] * 4]
-    assert found["second"].equals(found["first"].alias("second"))
-    assert found["win"].to_list() == [1.0, 0.0, 0.5, 0.5, 1.0, 0.0, None]
-    said = judges.report(found)
-    counts = [said[name] for name in ("comparisons", "verdicts", "ties", "unparseable")]
+    judged = judges.compare(open_run().context(), GOLD, pairs(open_run, *sides))
+    assert judged["first"].to_list() == ["a", "b", "tie", *[None] * 4]
+    assert judged["second"].equals(judged["first"].alias("second"))
+    assert judged["win"].to_list() == [1.0, 0.0, 0.5, 0.5, 1.0, 0.0, None]
+    text = judges.report(judged)
+    counts = [text[name] for name in ("comparisons", "verdicts", "ties", "unparseable")]
     assert counts == [7, 6, 2, 0]
-    assert (said["shown_first_wins"], said["orders_agree"], said["win"]) == (0.5, 1.0, 0.5)
+    assert (text["shown_first_wins"], text["orders_agree"], text["win"]) == (0.5, 1.0, 0.5)
 
 
 def test_a_verdict_that_was_cut_is_none(open_run: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,14 +54,16 @@ def test_a_verdict_that_was_cut_is_none(open_run: OpenRun, monkeypatch: pytest.M
         return [pl.DataFrame([cut] * len(rows)) for _, rows in wanted]
 
     monkeypatch.setattr(context, "ask", ask)
-    found = judges.compare(context, Judge(kind="llm", agent="student"), pairs(open_run, ("+", "-")))
-    assert found.select("first", "second", "win").row(0) == (None, None, None)
+    judged = judges.compare(
+        context, Judge(kind="llm", agent="student"), pairs(open_run, ("+", "-"))
+    )
+    assert judged.select("first", "second", "win").row(0) == (None, None, None)
 
 
 def test_nothing_to_compare(open_run: OpenRun) -> None:
     rows = pairs(open_run, ("+", "-")).clear()
-    found = judges.compare(open_run().context(), GOLD, rows)
-    assert len(found) == 0 and judges.report(found)["win"] is None
+    judged = judges.compare(open_run().context(), GOLD, rows)
+    assert len(judged) == 0 and judges.report(judged)["win"] is None
 
 
 def test_a_prompt_may_stand_in_several_pairs(open_run: OpenRun) -> None:
@@ -70,12 +72,12 @@ def test_a_prompt_may_stand_in_several_pairs(open_run: OpenRun) -> None:
     rows = pl.concat([row, row, row.select("prompt_id", "prompt", a="b", b="a")])
     run = open_run("judge={kind: mixture, agent: student, proposers: [teacher1, teacher2]}")
     assert run.recipe.judge is not None
-    found = judges.compare(run.context(), run.recipe.judge, rows)
-    assert found.row(0) == found.row(1)
+    judged = judges.compare(run.context(), run.recipe.judge, rows)
+    assert judged.row(0) == judged.row(1)
     # The same two texts the other way round: what was first is second.
     swap = {"a": "b", "b": "a"}
-    assert found["second"][2] == swap[found["first"][0]]
-    assert found["criteria"].to_list() == [None] * 3
+    assert judged["second"][2] == swap[judged["first"][0]]
+    assert judged["criteria"].to_list() == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -152,10 +154,10 @@ def verdicts(*rows: tuple[str | None, str | None]) -> pl.DataFrame:
 def test_position_and_agreement() -> None:
     """`first` shows a first, `second` b. The one shown first wins once in (a, a), twice in (a, b),
     never in (b, a), once in (a, ?): 4 of 7. Both verdicts are there in 3 rows, and agree in 1."""
-    said = judges.report(verdicts(("a", "a"), ("a", "b"), ("b", "a"), ("a", None)))
-    assert said["shown_first_wins"] == pytest.approx(4 / 7, abs=1e-4)
-    assert said["orders_agree"] == pytest.approx(1 / 3, abs=1e-4)
-    assert (said["verdicts"], said["unparseable"]) == (7, 1)
+    text = judges.report(verdicts(("a", "a"), ("a", "b"), ("b", "a"), ("a", None)))
+    assert text["shown_first_wins"] == pytest.approx(4 / 7, abs=1e-4)
+    assert text["orders_agree"] == pytest.approx(1 / 3, abs=1e-4)
+    assert (text["verdicts"], text["unparseable"]) == (7, 1)
 
 
 @pytest.mark.parametrize(
@@ -171,20 +173,20 @@ def test_position_and_agreement() -> None:
 def test_a_judge_that_is_unfit(row: tuple[str | None, str | None], message: str | None) -> None:
     """Ten pairs are twenty verdicts, enough to tell; nine are too few."""
     judges.check(judges.report(verdicts(*[row] * 9)), GOLD)
-    said = judges.report(verdicts(*[row] * 10))
+    text = judges.report(verdicts(*[row] * 10))
     if message is None:
-        judges.check(said, GOLD)
+        judges.check(text, GOLD)
         return
     with pytest.raises(ModelError, match=message):
-        judges.check(said, GOLD)
+        judges.check(text, GOLD)
 
 
 def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
     """It counts by its text; what is filled in is not read for names."""
     own = tmp_path / "own.txt"
     own.write_text("Costs $$5. $query / $answer_a / $answer_b")
-    said = fill(str(own), query="$answer_a", answer_a="x", answer_b="y")
-    assert said == "Costs $5. $answer_a / x / y"
+    prompt = fill(str(own), query="$answer_a", answer_a="x", answer_b="y")
+    assert prompt == "Costs $5. $answer_a / x / y"
     (tmp_path / "copy.txt").write_text(own.read_text())
     one, same = (
         Judge.model_validate({"kind": "gold", "prompts": {"verdict": str(path)}}).identity()

@@ -104,8 +104,8 @@ def test_a_killed_train_repeated_gives_the_same_adapter(tiny_recipe: Path, tmp_p
     assert kill_until_done(tmp_path, [*train, "--runs", "c"], weights, [1]) == 1
 
     def adapters(runs: str) -> dict[str, str]:
-        found = (tmp_path / runs).glob("*/adapters/*/manifest.json")
-        return {p.parent.name: weights_sha256(p.parent) for p in found}
+        manifests = (tmp_path / runs).glob("*/adapters/*/manifest.json")
+        return {p.parent.name: weights_sha256(p.parent) for p in manifests}
 
     assert adapters("a") == adapters("b") == adapters("c") and len(adapters("a")) == 2
 

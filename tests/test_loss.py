@@ -132,8 +132,8 @@ def test_no_gradient_flows_through_the_hardened_target() -> None:
 
 def test_the_weight_of_the_confidence_rises_and_stays() -> None:
     """To 0.6 within the first 4 of 20 steps."""
-    found = [confidence_weight(step, 20, 0.6, 0.2) for step in (0, 2, 4, 19)]
-    assert found == pytest.approx([0.0, 0.3, 0.6, 0.6])
+    weights = [confidence_weight(step, 20, 0.6, 0.2) for step in (0, 2, 4, 19)]
+    assert weights == pytest.approx([0.0, 0.3, 0.6, 0.6])
     assert confidence_weight(0, 20, 0.6, 0.0) == 0.6
 
 

@@ -93,8 +93,8 @@ def test_another_results_manifest_is_refused(run: Run) -> None:
     shutil.copytree(run.store.path(one), run.store.path(other))
     with pytest.raises(StoreError) as refused:
         run.store.manifest(other)
-    said = str(refused.value)
-    assert f"{other}/{MANIFEST} is that of another result, {one}" in said and "--redo" in said
+    message = str(refused.value)
+    assert f"{other}/{MANIFEST} is that of another result, {one}" in message and "--redo" in message
     assert run.states()[steps[1]] == "stale"
     run.make("train", 0, redo=True)
     assert run.states()[steps[1]] == "done"

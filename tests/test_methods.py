@@ -51,7 +51,7 @@ def dataset(run: Run, round_: int, learner: str = "student", table: str = "pairs
     return run.store.read(run.plan.name(step), f"{table}.parquet")
 
 
-def said(run: Run, policy: Policy, draw: str = "0") -> dict[str, str]:
+def answers_of(run: Run, policy: Policy, draw: str = "0") -> dict[str, str]:
     """What a policy wrote to each prompt of D2, read from its sample set."""
     name = run.plan.sample_name(policy, "d2", draw)
     rows = pl.read_parquet(run.store.path(name) / "shards" / "*.parquet")
@@ -79,7 +79,7 @@ def test_two_rounds_of_the_student_alone(method: str, open_run: OpenRun) -> None
 
 def test_weak_labels_stay_the_same(open_run: OpenRun) -> None:
     run = finish(open_run(*of("weak_labels")))
-    labels = said(run, Policy("teacher1", "positive", 0))
+    labels = answers_of(run, Policy("teacher1", "positive", 0))
     for t in (0, 1, 2):
         chosen = sides(dataset(run, t), "chosen")
         assert chosen and all(labels[i] == text for i, text in chosen.items())
@@ -89,9 +89,9 @@ def test_weak_labels_stay_the_same(open_run: OpenRun) -> None:
 
 def test_spin_rejects_what_the_student_last_said(open_run: OpenRun) -> None:
     run = finish(open_run(*of("spin")))
-    labels = said(run, Policy("teacher1", "positive", 0))
+    labels = answers_of(run, Policy("teacher1", "positive", 0))
     for t in (1, 2):
-        pairs, last = dataset(run, t), said(run, Policy("student", "positive", t - 1))
+        pairs, last = dataset(run, t), answers_of(run, Policy("student", "positive", t - 1))
         assert all(labels[i] == text for i, text in sides(pairs, "chosen").items())
         assert all(last[i] == text for i, text in sides(pairs, "rejected").items())
 
@@ -103,8 +103,8 @@ def test_spin_learns_the_pairs_of_the_round_before_as_well(open_run: OpenRun) ->
     both = finish(open_run(*of("spin", "spin.earlier_pairs=true")))
     names = [[run.plan.name(step) for step in run.select(None, 1)] for run in (plain, both)]
     assert names[0] == names[1]
-    labels = said(both, Policy("teacher1", "positive", 0))
-    last, before = (said(both, Policy("student", "positive", t)) for t in (1, 0))
+    labels = answers_of(both, Policy("teacher1", "positive", 0))
+    last, before = (answers_of(both, Policy("student", "positive", t)) for t in (1, 0))
     pairs = dataset(both, 2)
     expected = [
         {"prompt_id": i, "chosen": labels[i], "rejected": wrote[i]}
@@ -138,7 +138,7 @@ def test_spin_keeps_a_label_that_one_opponent_repeats(open_run: OpenRun) -> None
 
     ctx.generate = repeat  # type: ignore[method-assign,assignment]
     data = spin.build(gen, ctx)
-    before = said(run, Policy("student", "positive", 0))
+    before = answers_of(run, Policy("student", "positive", 0))
     kept = sides(data.pairs, "rejected")
     assert kept and len(kept) == len(data.pairs)
     assert all(before[i] == text for i, text in kept.items())
@@ -155,8 +155,8 @@ def test_label_noise_is_the_same_in_every_round(noise: float, open_run: OpenRun)
     for method in ("spin", "weak_labels"):
         run = finish(open_run(*of(method, f"data.label_noise={noise}")))
         start = sides(dataset(run, 0), "chosen")
-        swapped = {i for i, text in start.items() if text == said(run, bad)[i]}
-        assert all(said(run, good)[i] == start[i] for i in start.keys() - swapped)
+        swapped = {i for i, text in start.items() if text == answers_of(run, bad)[i]}
+        assert all(answers_of(run, good)[i] == start[i] for i in start.keys() - swapped)
         assert swapped and (swapped == start.keys()) == (noise == 1.0)
         for t in (1, 2):
             assert sides(dataset(run, t), "chosen") == start
@@ -210,9 +210,9 @@ def test_departures_are_told_before_work(
 ) -> None:
     dry = [] if command == ["status"] else ["--dry-run"]
     options = ["--recipe", str(recipe_file), "--runs", str(tmp_path), "--set", "method=spin"]
-    told = CliRunner().invoke(app, [*command, *dry, *options])
-    assert told.exit_code == 0
-    lines = [line for line in told.stderr.splitlines() if line.startswith("warning: ")]
+    result = CliRunner().invoke(app, [*command, *dry, *options])
+    assert result.exit_code == 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert len(lines) == warnings
     assert all("dpo.gamma=0.2 where its paper has 0.0" in line for line in lines)
     none = CliRunner().invoke(app, [*command, *dry, *options, "--set", "dpo.gamma=0"])
@@ -285,8 +285,8 @@ def test_rlcd_frames_the_student_both_ways(open_run: OpenRun) -> None:
 
 def framed(run: Run, side: str) -> set[str]:
     """What anybody wrote under a frame."""
-    found = run.store.path("answers").glob(f"*-framed-{side}-*/shards/*.parquet")
-    return {text for file in found for text in pl.read_parquet(file)["response"]}
+    files = run.store.path("answers").glob(f"*-framed-{side}-*/shards/*.parquet")
+    return {text for file in files for text in pl.read_parquet(file)["response"]}
 
 
 @pytest.mark.parametrize("method", ["rlaif", "self_rewarding"])
@@ -325,8 +325,8 @@ def test_self_rewarding_by_points(open_run: OpenRun) -> None:
         asked = pl.read_parquet(folder / "shards" / "*.parquet")
         assert len(asked) == wrote.select("prompt_id", "response").unique().height
         (gen,) = run.select("gen", t)
-        told = (run.store.manifest(run.plan.name(gen)) or {})["judged"]
-        assert told["unparseable"] == 0 < told["verdicts"] and len(dataset(run, t))
+        judged = (run.store.manifest(run.plan.name(gen)) or {})["judged"]
+        assert judged["unparseable"] == 0 < judged["verdicts"] and len(dataset(run, t))
 
 
 def test_own_positives(open_run: OpenRun) -> None:
@@ -366,7 +366,7 @@ def test_negatives_by_somebody_else(by: str, writer: Policy, open_run: OpenRun) 
     assert gen.policies[-2] == writer
     assert set(pairs["rejected_policy"]) == {run.plan.policy_fingerprint(writer)}
     if by == "base":
-        wrote = said(run, writer)
+        wrote = answers_of(run, writer)
         assert all(wrote[i] == text for i, text in sides(pairs, "rejected").items())
     elif by == "framing":
         assert set(pairs["rejected"]) <= framed(run, "negative")
@@ -476,7 +476,7 @@ def test_spoilt_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         (["method=spin", "positives=own"], "positives: method spin does not read it"),
         (["method=rlaif"], "judge: missing; method rlaif needs it"),
@@ -508,8 +508,8 @@ def test_spoilt_answers() -> None:
         (["positives=own", "select.keep=2"], "select.keep: 2 of only 1 candidates"),
     ],
 )
-def test_what_does_not_fit(sets: list[str], said: str, recipe_file: Path) -> None:
-    with pytest.raises(MacpoError, match=said):
+def test_what_does_not_fit(sets: list[str], message: str, recipe_file: Path) -> None:
+    with pytest.raises(MacpoError, match=message):
         load_recipe(str(recipe_file), sets)
 
 
@@ -542,8 +542,8 @@ def test_self_rewarding_by_likelihood_is_called_sharpening(
         assert ("self-rewarding" in text) == (name != SHARPENING)
     options = [word for each in (*SELF, "method=self_rewarding") for word in ("--set", each)]
     recipe = ["--recipe", str(tmp_path / "recipe.yaml"), "--runs", str(tmp_path / "none")]
-    told = CliRunner().invoke(app, ["status", *recipe, *options])
-    assert told.exit_code == 0 and SHARPENING in " ".join(told.stdout.split())
+    result = CliRunner().invoke(app, ["status", *recipe, *options])
+    assert result.exit_code == 0 and SHARPENING in " ".join(result.stdout.split())
 
 
 def test_a_study_calls_sharpening_by_its_name() -> None:

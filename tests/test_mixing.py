@@ -77,11 +77,11 @@ def test_from_recipe_to_tables(tmp_path: Path) -> None:
     for _ in range(2):
         finished = run(tmp_path, "--seeds", "0", "1", "--set=engine.name=fake", judge, *few)
         assert finished.returncode == 0, finished.stderr
-        made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/a*/*/manifest.json")}
+        times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/a*/*/manifest.json")}
         # Of two seeds: two students; answers of three proposers to first and to second turns.
-        assert sum(path.parts[-3] == "adapters" for path in made) == 4
-        assert sum("layer0" in path.parts[-2] for path in made) == 2 * 3 * 2
-        printed.append((finished.stdout, made))
+        assert sum(path.parts[-3] == "adapters" for path in times) == 4
+        assert sum("layer0" in path.parts[-2] for path in times) == 2 * 3 * 2
+        printed.append((finished.stdout, times))
     assert printed[0] == printed[1]  # the second time nothing is made anew
     lines = printed[0][0].splitlines()
     assert sum(line.startswith("| mean |") for line in lines) == 6

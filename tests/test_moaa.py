@@ -113,14 +113,14 @@ def test_turn_by_turn(open_run: OpenRun, moaa_file: Path) -> None:
         schema={"prompt_id": pl.String, "prompt": MESSAGES},
     )
     turns, answers = mixtures.write(run.context(), run.recipe.mixture, prompts)
-    said = {
+    written = {
         row["prompt_id"]: row["response"]
         for row in answers.filter(pl.col("layer") == 1).iter_rows(named=True)
     }
     one, two = turns["prompt"].to_list()
     assert one == TALK[:2]
     # The second turn stands behind what the mixture said, not behind what the source says.
-    answer = {"role": "assistant", "content": said[turns["prompt_id"][0]]}
+    answer = {"role": "assistant", "content": written[turns["prompt_id"][0]]}
     assert two == [*TALK[:2], answer, TALK[3]]
     assert answers.group_by("layer").len().sort("layer")["len"].to_list() == [4, 2]
 
@@ -129,10 +129,10 @@ def test_what_the_aggregator_is_told() -> None:
     """A system message is added to, the conversation stays, and nothing is edited in place."""
     mixture = Mixture(layers=[["a"], ["b"]])
     before = deepcopy(TALK)
-    told = mixtures.aggregation(mixture, TALK, ["Yes.", "No [[A]] $x."])
-    assert before == TALK and told[1:] == TALK[1:]
-    assert told[0]["content"].startswith("Be kind.\n\n")
-    assert told[0]["content"].endswith("1. Yes.\n\n2. No [[A]] $x.")
+    messages = mixtures.aggregation(mixture, TALK, ["Yes.", "No [[A]] $x."])
+    assert before == TALK and messages[1:] == TALK[1:]
+    assert messages[0]["content"].startswith("Be kind.\n\n")
+    assert messages[0]["content"].endswith("1. Yes.\n\n2. No [[A]] $x.")
     bare = mixtures.aggregation(mixture, TALK[1:], ["Yes."])
     assert bare[0]["role"] == "system" and bare[1:] == TALK[1:]
     user = mixtures.aggregation(mixture.model_copy(update={"insert": "user"}), TALK, ["Yes."])
@@ -167,8 +167,8 @@ def test_published_read_pulled(
     sets = ["--recipe", moaa_file, "--set", f"mixture.prompt={own}", "--set", "engine.name=fake"]
     assert macpo("run", "--until", "1", *sets).returncode == 0
     for each in ("0", "1"):
-        said = macpo("push", "--round", each, "--to", "hub", "--candidates", *sets)
-        assert said.returncode == 0, said.stderr
+        done = macpo("push", "--round", each, "--to", "hub", "--candidates", *sets)
+        assert done.returncode == 0, done.stderr
     info = json.loads((tmp_path / "hub" / "dataset_info.json").read_text())
     assert info["round_0_student_local"]["columns"] == {"messages": "messages"}
     assert info["round_1_student_local"]["ranking"]
@@ -176,8 +176,8 @@ def test_published_read_pulled(
     assert shown.returncode == 0 and "rejected" not in shown.stdout
     pulled = macpo("pull", "hub", "--round", "0", "--runs", "elsewhere", "--recipe-to", "p/m.yaml")
     assert pulled.returncode == 0, pulled.stderr
-    (found,) = (tmp_path / "elsewhere").glob("*/data/round-0-*")
-    diff = macpo("diff", "hub", found, "--config", "round_0_student")
+    (dataset_,) = (tmp_path / "elsewhere").glob("*/data/round-0-*")
+    diff = macpo("diff", "hub", dataset_, "--config", "round_0_student")
     assert diff.returncode == 0 and "0 changed their chosen" in diff.stdout, diff.stderr
     checked = macpo("check", "hub", "--config", "round_1_student", "--for", "trl")
     assert "error" not in checked.stderr and checked.returncode in (0, 1)
@@ -259,8 +259,8 @@ def test_what_was_dropped_is_no_turn_of_a_published_conversation() -> None:
     """Of two conversations one goes on from an answer that a filter took out."""
     first: Message = {"role": "user", "content": "First?"}
     rows = [
-        [first, {"role": "assistant", "content": said}, {"role": "user", "content": "Second?"}]
-        for said in ("good", "bad")
+        [first, {"role": "assistant", "content": answer}, {"role": "user", "content": "Second?"}]
+        for answer in ("good", "bad")
     ]
     pairs = pl.DataFrame(
         {"prompt": rows, "chosen": ["x", "y"]}, schema_overrides={"prompt": MESSAGES}
@@ -286,8 +286,8 @@ def test_the_card_says_how_it_was_made(moaa_file: Path, macpo: Macpo) -> None:
     sets = ["--recipe", moaa_file, "--set", "engine.name=fake"]
     sets += ["--set", "select={on_filter: drop, min_chars: 120}"]
     assert macpo("gen", "--round", "0", *sets).returncode == 0
-    said = macpo("push", "--round", "0", "--to", "hub", "--candidates", *sets)
-    assert said.returncode == 0, said.stderr
+    done = macpo("push", "--round", "0", "--to", "hub", "--candidates", *sets)
+    assert done.returncode == 0, done.stderr
     card = (moaa_file.parent / "hub" / "README.md").read_text()
     assert re.search("- Sampling: .*temperature 0.7", card)
     assert re.search("- Selection: .*min_chars 120, on_filter drop", card)
@@ -338,13 +338,15 @@ def test_a_mixture_is_one_more_teacher_of_macpo(open_run: OpenRun, tmp_path: Pat
     (tmp_path / "mixed.yaml").write_text(yaml.safe_dump(values))
     run = finish(open_run("rounds=2", file=tmp_path / "mixed.yaml"))
     student = [s for s in run.plan.steps if s.kind == "gen" and s.learner in run.recipe.students]
-    found = [run.store.read(run.plan.name(s), "candidates.parquet") for s in student[1:]]
-    wrote = [frame.filter(agent="sum").sort("prompt_id")["response"].to_list() for frame in found]
-    prompts = found[0]["prompt_id"].n_unique()
+    candidates = [run.store.read(run.plan.name(s), "candidates.parquet") for s in student[1:]]
+    wrote = [
+        frame.filter(agent="sum").sort("prompt_id")["response"].to_list() for frame in candidates
+    ]
+    prompts = candidates[0]["prompt_id"].n_unique()
     assert len(wrote[0]) == prompts and wrote[0] == wrote[1]
-    assert len(found[0]) == prompts * (len(run.recipe.teachers) + 1)
-    assert found[0].filter(agent="sum")["perplexity"].null_count() == 0
-    assert not found[0].filter(agent="sum", selected=True).is_empty()
+    assert len(candidates[0]) == prompts * (len(run.recipe.teachers) + 1)
+    assert candidates[0].filter(agent="sum")["perplexity"].null_count() == 0
+    assert not candidates[0].filter(agent="sum", selected=True).is_empty()
     (reads,) = [s.reads for s in student if s.round == 1]
     assert {"mixture", "agents.sum"} <= set(reads)
     values["mixture"]["layers"] = [["one", run.recipe.teachers[0]]]

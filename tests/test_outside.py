@@ -190,13 +190,13 @@ def test_a_card_with_a_bomb(command: str, macpo: Macpo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "said"), [("--set", "the value is not valid YAML"), ("--grid", "write it as")]
+    ("where", "message"), [("--set", "the value is not valid YAML"), ("--grid", "write it as")]
 )
-def test_a_bomb_on_the_command_line(where: str, said: str, macpo: Macpo) -> None:
+def test_a_bomb_on_the_command_line(where: str, message: str, macpo: Macpo) -> None:
     flow = "&a [x], " + ", ".join(["*a"] * 9)
     args = ["--set", f"lora.targets=[{flow}]"] if where == "--set" else ["--grid", f"seed={flow}"]
     done = macpo("status" if where == "--set" else "sweep", *args, fake=True)
-    assert done.returncode == 1 and said in done.stderr, done.stderr
+    assert done.returncode == 1 and message in done.stderr, done.stderr
 
 
 # Who may parse by himself, and why.

@@ -15,8 +15,8 @@ from macpo_data.sources.overlap import excluded, texts
 TEST = "How many eggs does a hen lay in one week of spring when it is warm?"
 
 
-def prompts(*said: str) -> pl.DataFrame:
-    messages = [[{"role": "user", "content": text}] for text in said]
+def prompts(*texts: str) -> pl.DataFrame:
+    messages = [[{"role": "user", "content": text}] for text in texts]
     ids = [prompt_id(m) for m in messages]  # type: ignore[arg-type]
     frame = pl.DataFrame(
         {"prompt_id": ids, "prompt": messages}, schema_overrides={"prompt": MESSAGES}
@@ -24,16 +24,18 @@ def prompts(*said: str) -> pl.DataFrame:
     return frame
 
 
-def reasons(said: list[str], tests: list[str], settings: Select) -> list[str | None]:
+def reasons(texts: list[str], tests: list[str], settings: Select) -> list[str | None]:
     """The reason for each prompt, in order."""
-    asked = prompts(*said)
-    found = excluded(asked, [pl.Series(tests)] if tests else [], settings)
-    return asked.join(found, on="prompt_id", how="left", maintain_order="left")["reason"].to_list()
+    asked = prompts(*texts)
+    excluded_ = excluded(asked, [pl.Series(tests)] if tests else [], settings)
+    return asked.join(excluded_, on="prompt_id", how="left", maintain_order="left")[
+        "reason"
+    ].to_list()
 
 
 def test_exact_after_normalisation_and_by_runs_of_words() -> None:
     """The test prompt has 15 words: 8 runs of 8 words, of which half are needed."""
-    said = [
+    texts = [
         "  how many EGGS does a hen lay, in one week of spring when it is warm ",
         "Please tell me: how many eggs does a hen lay in one week of spring?",  # 12 words: 5 runs
         "How many eggs does a hen lay in the winter, when it is cold?",  # 8 words: 1 run
@@ -41,18 +43,18 @@ def test_exact_after_normalisation_and_by_runs_of_words() -> None:
         "Name three rivers.",
     ]
     want = ["in_test_set", "overlaps_test_set", None, None, None]
-    assert reasons(said, [TEST, "Name", ""], Select(test_sets=["x"])) == want
+    assert reasons(texts, [TEST, "Name", ""], Select(test_sets=["x"])) == want
     strict = Select(test_sets=["x"], ngram_share=1.0)
-    assert reasons(said, [TEST], strict) == ["in_test_set", None, None, None, None]
+    assert reasons(texts, [TEST], strict) == ["in_test_set", None, None, None, None]
     loose = Select(test_sets=["x"], ngram_share=0.1)
-    assert reasons(said, [TEST], loose)[2] == "overlaps_test_set"
+    assert reasons(texts, [TEST], loose)[2] == "overlaps_test_set"
 
 
 def test_runs_do_not_cross_prompts() -> None:
     """The last words of one prompt and the first of the next are no run."""
     words = TEST.split()
-    said = [" ".join(words[:7]), " ".join(words[7:])]
-    assert reasons(said, [TEST], Select(test_sets=["x"], ngram_share=0.1)) == [
+    texts = [" ".join(words[:7]), " ".join(words[7:])]
+    assert reasons(texts, [TEST], Select(test_sets=["x"], ngram_share=0.1)) == [
         None,
         "overlaps_test_set",
     ]
@@ -62,10 +64,10 @@ def test_near_duplicates_keep_the_first() -> None:
     long = (
         "Write a short letter to my landlord about the broken heating in the kitchen since Monday"
     )
-    said = [long, long + " please", "Write a poem about heating", long.upper() + "!", "Hi", "Hi?"]
+    texts = [long, long + " please", "Write a poem about heating", long.upper() + "!", "Hi", "Hi?"]
     want = [None, "near_duplicate", None, "near_duplicate", None, "near_duplicate"]
-    assert reasons(said, [], Select(near_duplicates=0.8)) == want
-    assert reasons(said, [], Select()) == [None] * 6
+    assert reasons(texts, [], Select(near_duplicates=0.8)) == want
+    assert reasons(texts, [], Select()) == [None] * 6
 
 
 def test_the_forms_of_test_sets() -> None:

@@ -104,8 +104,8 @@ def test_the_working_directory_is_the_old_way_and_said(macpo: Macpo, tmp_path: P
     write_recipe(tmp_path / "recipes/mine.yaml", path="pairs.jsonl")
     done = macpo("gen", "--round", "0", "-r", "recipes/mine.yaml", fake=True)
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if "working directory" in line]
-    assert len(told) == 1 and "pairs.jsonl was found in the working directory, not " in told[0]
+    lines = [line for line in done.stderr.splitlines() if "working directory" in line]
+    assert len(lines) == 1 and "pairs.jsonl was found in the working directory, not " in lines[0]
     # Beside the recipe is first, where both are there.
     write_pairs(tmp_path / "recipes/pairs.jsonl", 40, start=1000)
     both = macpo("gen", "--round", "0", "-r", "recipes/mine.yaml", "--set", "run=b", fake=True)

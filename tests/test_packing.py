@@ -97,15 +97,15 @@ def test_values(kind: str, attention: str) -> None:
 def test_gradients_with_lora(kind: str, checkpointing: bool) -> None:
     """Of a loss that is no plain sum, so that every token has its own upstream gradient."""
     model = with_lora(tiny(kind), checkpointing)
-    found: list[tuple[float, dict[str, torch.Tensor]]] = []
+    losses_and_gradients: list[tuple[float, dict[str, torch.Tensor]]] = []
     for together in (False, True):
         model.zero_grad()
         logprobs, _ = answer_logprobs(model, PROMPTS, ANSWERS, 0, shared=together)
         loss = torch.tanh(logprobs.sum(1) / 50).sum() + (logprobs**2).mean()
         torch.autograd.backward(loss)
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        found.append((loss.item(), grads))
-    (plain_loss, plain), (shared_loss, shared) = found
+        losses_and_gradients.append((loss.item(), grads))
+    (plain_loss, plain), (shared_loss, shared) = losses_and_gradients
     assert shared_loss == pytest.approx(plain_loss, rel=1e-5)
     assert plain.keys() == shared.keys() and len(plain) == 8
     for name, grad in plain.items():

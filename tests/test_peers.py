@@ -138,7 +138,7 @@ def test_that_peers_are_not_the_papers(recipe_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    ("sets", "message"),
     [
         (
             ["agents.teacher2=null", "agents.teacher3=null"],
@@ -152,10 +152,10 @@ def test_that_peers_are_not_the_papers(recipe_file: Path) -> None:
         (["select.under=all"], "select.under: input should be 'learner' or 'peers'"),
     ],
 )
-def test_what_peers_do_not_fit(sets: list[str], said: str, recipe_file: Path) -> None:
+def test_what_peers_do_not_fit(sets: list[str], message: str, recipe_file: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(recipe_file), [PEERS, *sets])
-    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(said)
+    assert len(caught.value.problems) == 1 and caught.value.problems[0].startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,13 @@ def test_the_plan_of_costs_counts_a_pass_for_each_teacher(
 
 
 def test_a_round_by_the_command(macpo: Macpo, recipe_file: Path) -> None:
-    told = macpo("run", "--until", "1", "--recipe", recipe_file, "--set", PEERS, fake=True)
-    assert told.returncode == 0, told.stderr
-    assert "warning: method macpo is not its paper's: select.under=peers" in told.stderr
-    found = macpo("status", "--recipe", recipe_file, "--set", PEERS, fake=True)
-    assert found.returncode == 0 and "waiting" not in found.stdout and "ready" not in found.stdout
+    ran = macpo("run", "--until", "1", "--recipe", recipe_file, "--set", PEERS, fake=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "warning: method macpo is not its paper's: select.under=peers" in ran.stderr
+    status = macpo("status", "--recipe", recipe_file, "--set", PEERS, fake=True)
+    assert (
+        status.returncode == 0 and "waiting" not in status.stdout and "ready" not in status.stdout
+    )
 
 
 def least_perplexing(run: Run) -> tuple[pl.DataFrame, dict[tuple[str, str, int], float]]:
@@ -226,11 +228,11 @@ def test_the_student_learns_what_the_other_teachers_find_least_perplexing(
     plain = finish(open_run("sampling.n=2", "sampling.max_new_tokens=24"))
     pool, other = dataset(run, 1), dataset(plain, 1)
     assert pool["chosen"].to_list() != other["chosen"].to_list()
-    made = run.store.manifest(run.plan.name(gen(run.plan, 1, "student"))) or {}
+    facts = run.store.manifest(run.plan.name(gen(run.plan, 1, "student"))) or {}
     fingerprint = run.plan.policy_fingerprint(learner)
-    assert made["scored_under"] == {str(learner): {"fake": fingerprint}}
+    assert facts["scored_under"] == {str(learner): {"fake": fingerprint}}
     # The sets of scores that ranked are inputs, one for each teacher, and one of the learner's.
-    read = [name.split("-")[0] for name in made["inputs"] if name.startswith("scores/")]
+    read = [name.split("-")[0] for name in facts["inputs"] if name.startswith("scores/")]
     assert sorted(read) == ["scores/student", *(f"scores/teacher{k}" for k in (1, 2, 3))]
 
 

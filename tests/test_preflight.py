@@ -162,11 +162,11 @@ def test_a_base_that_cannot_be_read(
         (base / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     spoil(base)
     run = open_run(f"agents.student.base={base}", fake=False)
-    problems = [f.detail for f in found(run) if f.status == "problem"]
+    problems = [f.detail for f in health_of(run) if f.status == "problem"]
     assert len(problems) == 1 and words in problems[0]
 
 
-def found(run: Any) -> list[Health]:
+def health_of(run: Any) -> list[Health]:
     return look(needs_of(run, run.plan.steps))
 
 
@@ -217,19 +217,19 @@ def test_a_machine_that_is_too_small(
 ) -> None:
     """Memory and disk of a few bytes hold nothing; a quarter more than there is, is a warning."""
     run = open_run(f"agents.student.base={tiny_base}", fake=False)
-    assert not [f for f in found(run) if f.what in ("memory", "disk")]
+    assert not [f for f in health_of(run) if f.what in ("memory", "disk")]
     usual = hardware.here()
     one_gib = hardware.Hardware("1xCPU-1GB", 1, False, GIB, GIB + 1000, 1e11, 2e10)
     monkeypatch.setattr(hardware, "here", lambda: one_gib)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    problems = {f.what: f for f in found(run) if f.status == "problem"}
+    problems = {f.what: f for f in health_of(run) if f.status == "problem"}
     assert {"memory", "disk"} <= problems.keys()
-    assert "train student" in " ".join(f.detail for f in found(run))
+    assert "train student" in " ".join(f.detail for f in health_of(run))
     assert "0.0 GB free" in problems["disk"].detail and "--runs" in problems["disk"].mend
     need = max(f.way.peak for f in room._fits(run.plan, _voices(run), usual))
     close = hardware.Hardware("1xCPU-1GB", 1, False, GIB, GIB + 0.9 * need, 1e11, 2e10)
     monkeypatch.setattr(hardware, "here", lambda: close)
-    memory = [f.status for f in found(run) if f.what == "memory"]
+    memory = [f.status for f in health_of(run) if f.what == "memory"]
     assert "warning" in memory and "problem" not in memory
 
 
@@ -243,9 +243,9 @@ def test_looking_takes_no_time_where_nothing_is_asked(open_run: OpenRun) -> None
     """The fake engine and the embedded world, whatever else runs here: processor time."""
     for fake in (True, False):
         run = open_run(fake=fake)
-        found(run)  # imports
+        health_of(run)  # imports
         begun = time.process_time()
-        assert not [f for f in found(run) if f.status == "problem"]
+        assert not [f for f in health_of(run) if f.status == "problem"]
         assert time.process_time() - begun < 0.1
 
 
@@ -256,9 +256,9 @@ def test_doctor_shows_the_same_list(
     sets = ["--set", "agents.student.base=./nowhere", "--set", "train.launcher=./no.yaml"]
     doctor = CliRunner().invoke(app, ["doctor", "-r", str(recipe_file), "--json", *sets])
     run = CliRunner().invoke(app, ["run", "--until", "1", "-r", str(recipe_file), *sets])
-    told = [
+    lines = [
         f"{f['detail']}; {f['mend']}" for f in json.loads(doctor.stdout) if f["status"] == "problem"
     ]
-    assert len(told) == 2 and doctor.exit_code == run.exit_code == 1
-    for problem in told:
+    assert len(lines) == 2 and doctor.exit_code == run.exit_code == 1
+    for problem in lines:
         assert problem in run.stderr

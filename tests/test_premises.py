@@ -68,11 +68,11 @@ def test_from_recipe_to_table(tmp_path: Path) -> None:
     for _ in range(2):
         finished = subprocess.run(command, capture_output=True, text=True, check=True)
         printed.append(finished.stdout)
-        made = {
+        times = {
             path: path.stat().st_mtime_ns for path in tmp_path.glob("*/adapters/*/manifest.json")
         }
-        assert len(made) == 18  # of two seeds: four agents and their twins, and the ceiling
-        printed.append(str(made))
+        assert len(times) == 18  # of two seeds: four agents and their twins, and the ceiling
+        printed.append(str(times))
     assert printed[:2] == printed[2:]
     assert printed[0].count("\n") == 5  # two lines of head, two seeds, their mean
 

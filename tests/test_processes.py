@@ -67,7 +67,7 @@ def lane(cwd: Path, code: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def said(process: subprocess.Popen[str]) -> Any:
+def output_of(process: subprocess.Popen[str]) -> Any:
     """What the commands of a lane said, when they have ended."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -77,7 +77,7 @@ def said(process: subprocess.Popen[str]) -> Any:
 def both(cwd: Path, one: str, other: str) -> tuple[Any, Any]:
     """Two lanes at once."""
     with lane(cwd, one) as first, lane(cwd, other) as second:
-        return said(first), said(second)
+        return output_of(first), output_of(second)
 
 
 def finish(open_run: OpenRun, *sets: str) -> Path:
@@ -191,7 +191,7 @@ def test_three_pushes_into_one_folder(open_run: OpenRun, tmp_path: Path) -> None
         codes.append(f"said.append(macpo(*{words}))")
     with ExitStack() as stack:
         lanes = [stack.enter_context(lane(tmp_path, code)) for code in codes]
-        pushes = [said(each)[0] for each in lanes]
+        pushes = [output_of(each)[0] for each in lanes]
     assert [push["out"] for push in pushes] == ["wrote  hub\n"] * 3, pushes
     index = json.loads((tmp_path / "hub/macpo/index.json").read_text())
     assert index.keys() == {"round_1_teacher1", "round_0_teacher1", "round_1_student"}
@@ -225,7 +225,7 @@ def test_what_changed_under_a_step_seals_nothing(open_run: OpenRun) -> None:
 
 def clean(tmp_path: Path, *words: str) -> str:
     with lane(tmp_path, f"said.append(macpo('clean', *{words}))") as process:
-        (done,) = said(process)
+        (done,) = output_of(process)
     assert done["code"] == 0, done
     return str(done["out"])
 

@@ -34,14 +34,14 @@ def test_scores() -> None:
     2 is a tie once and unreadable once (.5 of 2 for both). Mean over two meetings: 0 has
     (1 + .5) / 2, 1 has (0 + .25) / 2, 2 has (.5 + .25) / 2. When both orders have to agree, only
     0's win over 1 stays."""
-    found = judged((0, 1, "a", "a"), (0, 2, "a", "b"), (1, 2, "tie", None))
-    assert ranking.scores(ANSWERS, found, "each").to_list() == [0.75, 0.125, 0.375, None, None]
-    assert ranking.scores(ANSWERS, found, "agree").to_list() == [0.5, 0.0, 0.0, None, None]
+    scored = judged((0, 1, "a", "a"), (0, 2, "a", "b"), (1, 2, "tie", None))
+    assert ranking.scores(ANSWERS, scored, "each").to_list() == [0.75, 0.125, 0.375, None, None]
+    assert ranking.scores(ANSWERS, scored, "agree").to_list() == [0.5, 0.0, 0.0, None, None]
 
 
 def test_an_unseen_pair_counts_by_its_win() -> None:
-    found = judged((3, 4, None, None)).with_columns(shown=pl.lit(False), win=pl.lit(0.5))
-    assert ranking.scores(ANSWERS, found, "each").to_list()[3:] == [0.5, 0.5]
+    scored = judged((3, 4, None, None)).with_columns(shown=pl.lit(False), win=pl.lit(0.5))
+    assert ranking.scores(ANSWERS, scored, "each").to_list()[3:] == [0.5, 0.5]
 
 
 def test_ranks_and_ties() -> None:
@@ -74,8 +74,10 @@ def test_swiss_finds_the_best_in_few_meetings(n: int, order: object) -> None:
     for _ in range(ranking.swiss_rounds(n)):
         score = ranking.scores(answers, met, "each")
         new = ranking.swiss_meetings(answers.with_columns(score=score), met)
-        told = ["a" if strength[a] > strength[b] else "b" for a, b in new.select("a", "b").rows()]
-        verdict = pl.Series(told, dtype=pl.String)
+        verdicts = [
+            "a" if strength[a] > strength[b] else "b" for a, b in new.select("a", "b").rows()
+        ]
+        verdict = pl.Series(verdicts, dtype=pl.String)
         new = new.with_columns(
             first=verdict, second=verdict, shown=pl.lit(True), win=pl.lit(None, pl.Float64)
         )

@@ -185,7 +185,7 @@ def test_no_such_recipe(name: str, expected: str) -> None:
 
 def test_all_mistakes_at_once(tmp_path: Path) -> None:
     """One mistake of each kind; each is said once and begins with its dotted path."""
-    found = problems(
+    mistakes = problems(
         tmp_path,
         {
             "run": "../up",
@@ -220,11 +220,11 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         "dpo.beta",
         "train.warmup",
     }
-    assert sorted(p.split(": ")[0] for p in found) == sorted(begins)
-    assert "sed: unknown key (did you mean seed?)" in found
-    assert "agents.s.temprature: unknown key" in found
-    assert "agents: 2 agents with role student, 1 is needed" in found
-    assert any(p.startswith("run: a name has only letters") for p in found)
+    assert sorted(p.split(": ")[0] for p in mistakes) == sorted(begins)
+    assert "sed: unknown key (did you mean seed?)" in mistakes
+    assert "agents.s.temprature: unknown key" in mistakes
+    assert "agents: 2 agents with role student, 1 is needed" in mistakes
+    assert any(p.startswith("run: a name has only letters") for p in mistakes)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_junk_as_settings(tmp_path_factory: pytest.TempPathFactory, sets: list[s
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("seed=-1", "seed: input should be greater than or equal to 0"),
         ("seed=true", "seed: input should be a valid integer"),
@@ -391,8 +391,8 @@ def test_junk_as_settings(tmp_path_factory: pytest.TempPathFactory, sets: list[s
         ("train.micro_batch_size=3", "train.micro_batch_size: 3 does not divide sft's 16"),
     ],
 )
-def test_what_the_trainer_would_only_find_late(setting: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(said)):
+def test_what_the_trainer_would_only_find_late(setting: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
         load_recipe("quickstart", [setting])
 
 

@@ -68,8 +68,8 @@ def test_quantiles_and_margins_by_hand() -> None:
         },
         schema_overrides=PAIRS,
     )  # fmt: skip
-    found = {(r["kind"], r["measure"]): r for r in report._spread(pairs, candidates)}
-    middles = {key: row["middle"] for key, row in found.items()}
+    spread = {(r["kind"], r["measure"]): r for r in report._spread(pairs, candidates)}
+    middles = {key: row["middle"] for key, row in spread.items()}
     assert middles == {
         ("candidates", "perplexity"): 2.0,
         ("candidates", "length"): 2.0,
@@ -80,7 +80,7 @@ def test_quantiles_and_margins_by_hand() -> None:
         ("rejected", "perplexity"): 4.0,
         ("rejected", "length"): 4.0,
     }
-    assert found["candidates", "perplexity"]["lower"] == 1.5
+    assert spread["candidates", "perplexity"]["lower"] == 1.5
 
 
 def test_all_of_a_run_and_of_two(open_run: OpenRun) -> None:
@@ -123,13 +123,13 @@ def test_a_curve_is_thinned(open_run: OpenRun) -> None:
 
 
 def test_the_command_writes_one_file(macpo: Macpo, recipe_file: Path, tmp_path: Path) -> None:
-    made = macpo("run", "--until", "1", "--recipe", recipe_file, fake=True)
-    assert "The student did not clearly change" in made.stdout
+    ran = macpo("run", "--until", "1", "--recipe", recipe_file, fake=True)
+    assert "The student did not clearly change" in ran.stdout
     done = macpo("report", recipe_file, fake=True)
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "runs/test/report.html").read_text()
     assert html.startswith("<!doctype html>") and "http-equiv" in html
-    (line,) = [row for row in made.stdout.splitlines() if row.startswith("The student did not")]
+    (line,) = [row for row in ran.stdout.splitlines() if row.startswith("The student did not")]
     assert line.strip() in html  # the same headline as in the terminal
 
 

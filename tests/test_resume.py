@@ -224,9 +224,9 @@ def test_processes_that_somebody_else_started(
 
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = [process("two", RANK=rank, LOCAL_RANK=rank, **shared) for rank in ("0", "1")]
-    said = [each.communicate(timeout=300)[0] for each in both]
+    outputs = [each.communicate(timeout=300)[0] for each in both]
     assert [each.returncode for each in both] == [0, 0]
-    assert said[0].startswith("wrote    two\n") and said[1] == ""
+    assert outputs[0].startswith("wrote    two\n") and outputs[1] == ""
     assert process("one").wait(timeout=300) == 0
     alone, together = (
         json.loads((tmp_path / out / "manifest.json").read_text()) for out in ("one", "two")
@@ -287,9 +287,9 @@ def test_a_fall_of_earlier_rounds_is_told_at_once(
     settings = job.settings.model_copy(update={"epochs": 2})
     begun = replace(job, start_signs={"rejected_shift": fallen}, settings=settings)
     facts = train(unheard, replace(begun, out=tmp_path / "out"))
-    found, shift = facts["signs"]["rejected_shift"], column(facts, "rejected_shift")
+    sign, shift = facts["signs"]["rejected_shift"], column(facts, "rejected_shift")
     change = sum(shift[-WINDOW:]) / WINDOW - shift[0]
-    assert found["value"] == pytest.approx(change - 99, rel=1e-4) and found["before"] == -99
+    assert sign["value"] == pytest.approx(change - 99, rel=1e-4) and sign["before"] == -99
     (line,) = [row for row in capsys.readouterr().err.splitlines() if "collapse" in row]
     assert f"step {WINDOW}: the rejected responses collapse: nats -" in line
     assert "(-99 before, line -15)" in line
@@ -313,10 +313,10 @@ def test_falls_add_up_in_the_rounds_of_a_run(open_run: OpenRun, tiny_recipe: Pat
             shift = column(manifest, name)
             assert len(shift) == 6 and abs(shift[0]) < 1e-4  # the reference is the start
             total = sum(shift[-WINDOW:]) / WINDOW - shift[0] + min(earlier.get(name, 0.0), 0.0)
-            found = manifest["signs"][name]
-            assert found["value"] == pytest.approx(total, rel=1e-3, abs=1e-6)
-            assert found["before"] == earlier.get(name)
-            earlier[name] = found["value"]
+            sign = manifest["signs"][name]
+            assert sign["value"] == pytest.approx(total, rel=1e-3, abs=1e-6)
+            assert sign["before"] == earlier.get(name)
+            earlier[name] = sign["value"]
 
 
 def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_round_needs_no_reference_pass(open_run: OpenRun, tiny_recipe: Path) -
 
 def test_a_training_needs_no_engine(macpo: Macpo, tiny_recipe: Path) -> None:
     """What was written elsewhere is trained on where no vLLM or Ray is installed."""
-    said = ["--round", "0", "--learner", "teacher1", "-r", tiny_recipe]
-    assert macpo("gen", *said).returncode == 0
-    done = macpo("train", *said, "--set", "engine.name=ray")
+    options = ["--round", "0", "--learner", "teacher1", "-r", tiny_recipe]
+    assert macpo("gen", *options).returncode == 0
+    done = macpo("train", *options, "--set", "engine.name=ray")
     assert done.returncode == 0, done.stderr

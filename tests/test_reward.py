@@ -69,13 +69,13 @@ def test_which_output_is_the_reward() -> None:
     assert one_reward(logits, 1, "m").tolist() == [2.0, -1.0]
     assert one_reward(logits, (0.5, 0.0, 0.25), "m").tolist() == [1.5, 2.0]
     assert one_reward(logits[:, :1], None, "m").tolist() == [1.0, 0.0]
-    for head, said in (
+    for head, message in (
         (None, "choose one"),
         (3, "outputs 0..2"),
         (-1, "0..2"),
         ((1.0,), "weights"),
     ):
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=message):
             one_reward(logits, head, "m")
 
 
@@ -85,12 +85,12 @@ def test_a_batch_scores_as_each_answer_alone(classifier: Path) -> None:
 
     rows = answers(7)
     base = Base(str(classifier), None)
-    found = rewards(
+    rewards_ = rewards(
         lambda *_: None, Engine(batch_size=3), Scorer(base, None, "tokenizer", 2, "x"), rows
     )
     model: Any = load_classifier(base).eval()
     chat = load_chat(base, "tokenizer")
-    for row, reward in zip(rows.iter_rows(named=True), found, strict=True):
+    for row, reward in zip(rows.iter_rows(named=True), rewards_, strict=True):
         ids = chat.prompt_ids(row["prompt"])
         ids += chat.response_ids(row["response"], row["finish_reason"] == "stop")
         with torch.no_grad():
@@ -121,11 +121,11 @@ def test_a_reward_that_is_no_number_stops(
 def test_a_judge_by_reward_reads_how_answers_ended(open_run: OpenRun) -> None:
     ctx, seen = open_run().context(), []
 
-    def told(rows: Rows, model: RewardModel) -> pl.Series:
+    def scored(rows: Rows, model: RewardModel) -> pl.Series:
         seen.append(rows["finish_reason"].to_list())
         return pl.Series([0.0] * len(rows))
 
-    ctx.rewards = told  # type: ignore[method-assign]
+    ctx.rewards = scored  # type: ignore[method-assign]
     by = Judge(kind="reward", reward=RewardModel(model="org/m"))
     rows = answers(3).rename({"response": "a", "finish_reason": "a_finish_reason"})
     judge.compare(ctx, by, rows.with_columns(b=pl.lit("Bad.")))
@@ -143,27 +143,27 @@ def test_a_killed_scoring_goes_on_at_its_shard(classifier: Path, tmp_path: Path)
     rows, engine = answers(10), Engine(batch_size=4)
     whole = Shards(tmp_path / "whole", rows["prompt_id"].to_list(), 4)
     score(lambda *_: None, engine, scorer, rows, whole)
-    told: list[int] = []
+    sizes: list[int] = []
     again = Shards(tmp_path / "whole", rows["prompt_id"].to_list(), 4)
     kept = [path.read_bytes() for path in again.files]
     again.files[1].unlink()
-    score(lambda done, total, note: told.append(total), engine, scorer, rows, again)
-    assert told == [4] and [path.read_bytes() for path in again.files] == kept
+    score(lambda done, total, note: sizes.append(total), engine, scorer, rows, again)
+    assert sizes == [4] and [path.read_bytes() for path in again.files] == kept
 
 
 def test_equal_answers_are_scored_once_and_stored(open_run: OpenRun) -> None:
     run = open_run()
     context = run.context()
     rows = pl.concat([answers(5), answers(5), answers(1).with_columns(response=None)])
-    found = context.rewards(rows, RewardModel(model="org/model"))
-    assert found[:5].to_list() == found[5:10].to_list() and found[10] is None
+    rewards_ = context.rewards(rows, RewardModel(model="org/model"))
+    assert rewards_[:5].to_list() == rewards_[5:10].to_list() and rewards_[10] is None
     (name,) = [name for name in context.used if name.startswith("rewards/")]
     assert run.store.verify(name)["rows"] == 5
     created = run.store.verify(name)["created"]
-    assert run.context().rewards(rows, RewardModel(model="org/model")).equals(found)
+    assert run.context().rewards(rows, RewardModel(model="org/model")).equals(rewards_)
     assert run.store.verify(name)["created"] == created
     other = run.context().rewards(rows, RewardModel(model="org/model", head=1))
-    assert not other.equals(found)
+    assert not other.equals(rewards_)
 
 
 def test_what_the_judge_cannot_read_is_out(
@@ -227,10 +227,10 @@ def test_a_dry_run_trains_nothing(
 @given(st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 1.0, None]), st.sampled_from([0.0, None]))))
 def test_accuracy_counts_a_tie_as_half(pairs: list[tuple[float | None, float | None]]) -> None:
     chosen, rejected = [c for c, _ in pairs], [r for _, r in pairs]
-    found = accuracy(chosen, rejected)
+    share = accuracy(chosen, rejected)
     scored = [(c > r) + 0.5 * (c == r) for c, r in pairs if c is not None and r is not None]
-    assert found["held_out_unscored"] == len(pairs) - len(scored)
-    mean = found["held_out_accuracy"]["mean"]
+    assert share["held_out_unscored"] == len(pairs) - len(scored)
+    mean = share["held_out_accuracy"]["mean"]
     assert mean == (pytest.approx(np.mean(scored)) if scored else None)
 
 

@@ -250,8 +250,8 @@ def test_the_mean_of_several_draws(open_run: OpenRun) -> None:
     prompts, candidates = task(open_run)
     some = candidates.filter(pl.col("prompt_id") == prompts["prompt_id"][0]).head(3)
     first, second, third = some["response"].to_list()
-    said = {first: ["4", "1", "?"], second: ["3", "3", "3"], third: ["2", "2", "2"]}
-    left = {text: list(draws) for text, draws in said.items()}
+    points = {first: ["4", "1", "?"], second: ["3", "3", "3"], third: ["2", "2", "2"]}
+    left = {text: list(draws) for text, draws in points.items()}
     three = "judge={kind: points, agent: sum, sampling: {n: 3, temperature: 1.0}}"
     with serve(lambda _, messages: f"Score: {left[alone(messages)].pop(0)}") as server:
         ctx = context(open_run, server, three)
@@ -273,9 +273,9 @@ def test_a_mixture_behind_servers(open_run: OpenRun) -> None:
     plain = {json.dumps(prompt) for prompt in turns["prompt"].to_list()}
     for name in ("one", "two", "three"):
         assert {json.dumps(s.messages) for s in seen if s.model == name} == plain
-    told = [s.messages for s in seen if s.model == "sum"]
-    assert len(told) == len(turns)
-    for system, *rest in told:
+    asked_of_sum = [s.messages for s in seen if s.model == "sum"]
+    assert len(asked_of_sum) == len(turns)
+    for system, *rest in asked_of_sum:
         assert json.dumps(rest) in plain and system["role"] == "system"
         last = rest[-1]["content"]
         end = "\n\n".join(f"{n}. {m} on {last}" for n, m in enumerate(("one", "two", "three"), 1))

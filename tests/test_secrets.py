@@ -349,7 +349,7 @@ def test_no_key_of_the_environment_reaches_a_file_or_a_screen(
         sets += ["--set", "eval.judge={kind: llm, agent: j}"]
         # The fake engine asks no server, so one dataset is made without it.
         asks = moaa(tmp_path, server, api_key_env="CANARY_KEY")[3:]
-        said, moaa_recipe = "", asks[-2:]
+        screens, moaa_recipe = "", asks[-2:]
         for command in (
             asks,
             ["push", "--round", "0", "--to", "asked", *moaa_recipe],
@@ -373,13 +373,13 @@ def test_no_key_of_the_environment_reaches_a_file_or_a_screen(
             )
             if command[0] != "doctor":  # which also says what this machine lacks
                 assert done.returncode == 0, done.stderr
-            said += done.stdout + done.stderr
+            screens += done.stdout + done.stderr
         assert {seen.key for seen in server.seen} == {key}
         pushed = [f.content for repo in hub.repos.values() for t in repo.commits.values()
                   for f in t.values()]  # fmt: skip
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 100 and len(pushed) > 20 and (tmp_path / "tree/README.md").is_file()
     for secret in (CANARY, hub_server.TOKEN):
-        assert secret not in said
+        assert secret not in screens
         assert not [path for path in files if secret.encode() in path.read_bytes()]
         assert not [content for content in pushed if secret.encode() in content]

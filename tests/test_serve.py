@@ -91,11 +91,11 @@ def check(folder: Path, base: Base, parts: dict[str, int]) -> dict[str, Any]:
     """
     manifests, requests, written = {}, [], []
     for part, count in parts.items():
-        found = sorted((folder / "runs/test/samples").glob(f"*-{part}-*"))
-        assert len(found) == count
+        folders = sorted((folder / "runs/test/samples").glob(f"*-{part}-*"))
+        assert len(folders) == count
         (file,) = folder.glob(f"runs/test/data/prompts-*/{part}.parquet")
         prompts = pl.read_parquet(file).select("prompt_id", "prompt")
-        for path in found:
+        for path in folders:
             manifest = json.loads((path / "manifest.json").read_text())
             manifests[f"{manifest['policy']} {part}"] = manifest
             rows = pl.concat(pl.read_parquet(f) for f in sorted(path.glob("shards/*.parquet")))
@@ -104,8 +104,8 @@ def check(folder: Path, base: Base, parts: dict[str, int]) -> dict[str, Any]:
             asked = rows.join(prompts, on="prompt_id", maintain_order="left")["prompt"]
             requests += [Request(voice, prompt, GREEDY, 0, path.name) for prompt in asked]
             written += [text.rstrip("\ufffd") for text in rows["response"]]
-    said = dict(TransformersEngine(base, Engine()).generate(requests))
-    assert written == [str(said[i].text).rstrip("\ufffd") for i in range(len(requests))]
+    answers = dict(TransformersEngine(base, Engine()).generate(requests))
+    assert written == [str(answers[i].text).rstrip("\ufffd") for i in range(len(requests))]
     assert len(set(written)) > len(manifests)
     return manifests
 

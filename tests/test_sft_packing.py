@@ -138,5 +138,5 @@ def test_a_packed_training_is_the_padded_one(dpo_job: Job, tmp_path: Path) -> No
     assert len(wanted) == 4
     for name in ("packed", "cut"):
         for term in ("loss", "grad_norm"):
-            found = [row[term] for row in facts[name]["history"]]
-            assert found == pytest.approx([row[term] for row in wanted], rel=1e-4), (name, term)
+            curve = [row[term] for row in facts[name]["history"]]
+            assert curve == pytest.approx([row[term] for row in wanted], rel=1e-4), (name, term)

@@ -32,7 +32,7 @@ TOKENS = st.lists(st.lists(st.sampled_from("abcde"), min_size=1, max_size=8), mi
 
 
 def crossed(signs: Signs) -> set[str]:
-    return {name for name, found in signs.items() if found["crossed"]}
+    return {name for name, sign in signs.items() if sign["crossed"]}
 
 
 def dataset(**columns: list[Any]) -> pl.DataFrame:
@@ -84,9 +84,9 @@ def test_the_same_text_again_and_again(text: list[str], times: int) -> None:
 @FEW
 @given(TOKENS)
 def test_self_bleu_is_bounded_and_of_no_order(texts: list[list[str]]) -> None:
-    found = self_bleu(pl.Series(texts))
-    assert found is not None and -1e-6 <= found <= 100 + 1e-6
-    assert self_bleu(pl.Series(texts[::-1])) == pytest.approx(found)
+    score = self_bleu(pl.Series(texts))
+    assert score is not None and -1e-6 <= score <= 100 + 1e-6
+    assert self_bleu(pl.Series(texts[::-1])) == pytest.approx(score)
 
 
 def test_self_bleu_of_nothing_in_common() -> None:
@@ -99,9 +99,9 @@ def test_a_sample_is_of_the_first_prompts_and_words() -> None:
     rows = [(f"{n:03}", "word " * 2 * WORDS) for n in range(TEXTS + 9)]
     rows += [("000", "another")]
     frame = pl.DataFrame(rows, schema=["prompt_id", "response"], orient="row")
-    found = sample(frame)
-    assert found.list.len().to_list() == [WORDS] * TEXTS
-    assert found.equals(sample(frame[:-1].reverse()))
+    sampled = sample(frame)
+    assert sampled.list.len().to_list() == [WORDS] * TEXTS
+    assert sampled.equals(sample(frame[:-1].reverse()))
 
 
 def test_the_line_is_on_the_side_of_the_value() -> None:
@@ -111,8 +111,8 @@ def test_the_line_is_on_the_side_of_the_value() -> None:
     assert sign("distinct_2", 0.1) == Sign(value=0.1, before=None, line=None, crossed=False)
     assert sign("self_bleu", 31, 20)["line"] == 30 and not sign("self_bleu", 29, 20)["crossed"]
     lines = {value: sign("chars", value, 60.0) for value in (39.0, 41.0, 89.0, 91.0)}
-    assert [found["line"] for found in lines.values()] == [40, 90, 90, 90]
-    assert [found["crossed"] for found in lines.values()] == [True, False, False, True]
+    assert [each["line"] for each in lines.values()] == [40, 90, 90, 90]
+    assert [each["crossed"] for each in lines.values()] == [True, False, False, True]
 
 
 def test_a_dataset_by_hand() -> None:
@@ -127,8 +127,8 @@ def test_a_dataset_by_hand() -> None:
         rejected_sum_logprob=[-2.0, -4.0], rejected_eot_logprob=[-3.0, 0.0],
         chosen_finish_reason=["stop", "stop"],
     )  # fmt: skip
-    found = of_dataset(pairs, candidates([0.6, 0.5, -1.0], ["t", "u", "u"]), {}, {})
-    values = {name: one["value"] for name, one in found.items()}
+    signs = of_dataset(pairs, candidates([0.6, 0.5, -1.0], ["t", "u", "u"]), {}, {})
+    values = {name: one["value"] for name, one in signs.items()}
     assert values == pytest.approx(
         {
             "perplexity": 2.0,
@@ -151,7 +151,7 @@ def test_a_dataset_by_hand() -> None:
         },
         rel=1e-4,
     )
-    assert crossed(found) == {"loops", "cut"}
+    assert crossed(signs) == {"loops", "cut"}
 
 
 def test_a_dataset_that_goes_wrong() -> None:
@@ -172,12 +172,12 @@ def test_a_dataset_that_goes_wrong() -> None:
         chosen=same, rejected=same, chosen_agent=["t"] * 8,
         chosen_perplexity=[4.0] * 8, rejected_perplexity=[4.1] * 8,
     )  # fmt: skip
-    found = of_dataset(wrong, candidates([0.9, -1.0], ["t", "u"]), first, first)
-    assert set(found) == set(first)
+    signs = of_dataset(wrong, candidates([0.9, -1.0], ["t", "u"]), first, first)
+    assert set(signs) == set(first)
     # The rejected ones are as likely, not likelier; all are long, and begin alike.
-    assert crossed(found) == set(found) - {"gap", "reversed", "first_word", "chosen_short"}
-    assert found["perplexity"] == Sign(value=4.0, before=2.0, line=2.2, crossed=True)
-    lines = sentences(found)
+    assert crossed(signs) == set(signs) - {"gap", "reversed", "first_word", "chosen_short"}
+    assert signs["perplexity"] == Sign(value=4.0, before=2.0, line=2.2, crossed=True)
+    lines = sentences(signs)
     assert len(lines) == 7 and all("; " in line for line in lines)  # those of one kind are one
     assert "distinct-2 0.0795 (1 before" in next(row for row in lines if "self-BLEU 100" in row)
     (alone,) = sentences(of_dataset(wrong[:1], candidates([]), {}, {}))  # with nothing before it
@@ -200,14 +200,14 @@ def test_a_decline_slow_or_sudden(values: list[float], held: tuple[float, float,
     )
     start = of_dataset(first, candidates([]), {}, {})
     middle = of_dataset(before, candidates([]), start, start)
-    found = of_dataset(now, candidates([]), middle, start)["perplexity"]
-    assert (found["before"], found["line"], found["crossed"]) == held
+    sign = of_dataset(now, candidates([]), middle, start)["perplexity"]
+    assert (sign["before"], sign["line"], sign["crossed"]) == held
 
 
 def test_fine_tuning_data_has_no_rejected_side() -> None:
-    found = of_dataset(dataset(chosen=["one answer", "another answer"]), candidates([]), {}, {})
+    signs = of_dataset(dataset(chosen=["one answer", "another answer"]), candidates([]), {}, {})
     lengths = {"chosen_chars", "chosen_short"}
-    assert set(found) == {*lengths, "distinct_1", "distinct_2", "self_bleu"}
+    assert set(signs) == {*lengths, "distinct_1", "distinct_2", "self_bleu"}
 
 
 @pytest.mark.parametrize(
@@ -234,15 +234,15 @@ def test_pairs_are_too_easy_by_two_signs(right: int | None, alike: int, easy: bo
         rejected=["YES: what else could it be"] * alike + ["No, or so I think."] * (20 - alike),
         **({} if right is None else scores),
     )
-    found = of_dataset(pairs, candidates([]), {}, {})
-    assert found["first_word"]["value"] == alike / 20
+    signs = of_dataset(pairs, candidates([]), {}, {})
+    assert signs["first_word"]["value"] == alike / 20
     if right is None:
-        assert "ranked" not in found
+        assert "ranked" not in signs
     else:
-        assert found["ranked"]["value"] == right / 20
-    assert crossed(found) == ({"ranked", "first_word"} if easy else set())
+        assert signs["ranked"]["value"] == right / 20
+    assert crossed(signs) == ({"ranked", "first_word"} if easy else set())
     if easy:
-        (line,) = sentences(found)
+        (line,) = sentences(signs)
         assert "before training 1 (line 0.95), with the same first word 0 (line 0.05); " in line
 
 
@@ -261,19 +261,19 @@ def with_gap(nats: float) -> pl.DataFrame:
     ("nats", "alike"), [(0.051, False), (0.049, True), (-0.049, True), (-0.051, False)]
 )
 def test_sides_are_alike_where_no_pair_is_apart(nats: float, alike: bool) -> None:
-    found = of_dataset(with_gap(nats), candidates([]), {}, {})
-    assert found["gap"]["value"] == pytest.approx(nats, rel=1e-3) and found["gap"]["line"] is None
-    assert found["apart"]["value"] == pytest.approx(abs(nats), rel=1e-3)
-    assert crossed(found) & {"gap", "apart", "reversed"} == ({"apart"} if alike else set())
+    signs = of_dataset(with_gap(nats), candidates([]), {}, {})
+    assert signs["gap"]["value"] == pytest.approx(nats, rel=1e-3) and signs["gap"]["line"] is None
+    assert signs["apart"]["value"] == pytest.approx(abs(nats), rel=1e-3)
+    assert crossed(signs) & {"gap", "apart", "reversed"} == ({"apart"} if alike else set())
 
 
 def test_pairs_apart_to_either_side_are_not_alike() -> None:
     """Half of them by 0.3 nats, half by -0.3: a gap of 0, as a learner passes it."""
     pairs = pl.concat([with_gap(0.3), with_gap(-0.3)])
-    found = of_dataset(pairs, candidates([]), {}, {})
-    assert found["gap"]["value"] == pytest.approx(0, abs=1e-9)
-    assert found["apart"]["value"] == pytest.approx(0.3)
-    assert not crossed(found) & {"gap", "apart", "reversed"}
+    signs = of_dataset(pairs, candidates([]), {}, {})
+    assert signs["gap"]["value"] == pytest.approx(0, abs=1e-9)
+    assert signs["apart"]["value"] == pytest.approx(0.3)
+    assert not crossed(signs) & {"gap", "apart", "reversed"}
 
 
 @pytest.mark.parametrize(
@@ -291,8 +291,8 @@ def test_a_gap_falls_below_0(gaps: list[float], held: tuple[float, float, bool])
     for nats in gaps:
         earlier = (rounds[-1], rounds[0]) if rounds else ({}, {})
         rounds.append(of_dataset(with_gap(nats), candidates([]), *earlier))
-    found = rounds[-1]["reversed"]
-    assert (found["before"], found["line"], found["crossed"]) == held
+    sign = rounds[-1]["reversed"]
+    assert (sign["before"], sign["line"], sign["crossed"]) == held
 
 
 @pytest.mark.parametrize(("bad", "is_crossed"), [(2, False), (3, True)])
@@ -305,8 +305,8 @@ def test_chosen_that_are_cut_or_short(bad: int, is_crossed: bool) -> None:
     assert cut["chosen_cut"] == Sign(value=bad / 20, before=None, line=0.1, crossed=is_crossed)
     assert crossed(cut) == ({"chosen_cut"} if is_crossed else set())
     short = dataset(chosen=["only three words."] * bad + fine[bad:])
-    found = of_dataset(short, candidates([]), first, first)["chosen_short"]
-    assert found == Sign(value=bad / 20, before=0.0, line=0.1, crossed=is_crossed)
+    sign = of_dataset(short, candidates([]), first, first)["chosen_short"]
+    assert sign == Sign(value=bad / 20, before=0.0, line=0.1, crossed=is_crossed)
     # Where short answers are what the prompts ask for, they are no sign.
     alone = of_dataset(dataset(chosen=["42"] * 20), candidates([]), {}, {})["chosen_short"]
     assert alone == Sign(value=1.0, before=None, line=None, crossed=False)
@@ -391,9 +391,9 @@ def test_what_is_since_round_0_by_reference(
 ) -> None:
     """Round 1 fell by 10 nats, as its own sign says, and round 2 by 10 more."""
     start = of_training(shifts(0.0, -10.0))
-    found = of_training(history, start, reference)["rejected_shift"]
-    assert found["value"] == value
-    assert found["before"] == (-12 if reference == "initial" else -10)
+    sign = of_training(history, start, reference)["rejected_shift"]
+    assert sign["value"] == value
+    assert sign["before"] == (-12 if reference == "initial" else -10)
 
 
 def test_a_fine_tuning() -> None:
@@ -430,13 +430,13 @@ def test_an_evaluation_by_hand() -> None:
     """
     falls, stands = {0: [1.0] * 4, 1: [0.0] * 4}, {0: [1.0] * 4, 1: [1.0] * 4}
     responses = pl.concat([answers("s", falls), answers("t", stands)])
-    found = of_evaluation(responses, ["t"], NONE)
+    signs = of_evaluation(responses, ["t"], NONE)
     gold = Sign(value=0.0, before=1.0, line=1.0, crossed=True)
-    assert found["s-positive-1"]["gold"] == gold
-    assert found["t-positive-1"]["gold"]["crossed"] is False
-    assert found["teachers-1"]["plateau"]["crossed"] is True
-    assert found["s-positive-1"]["chars"]["crossed"] is True  # 12 to 23 characters
-    assert crossed(found["s-positive-0"]) == set()
+    assert signs["s-positive-1"]["gold"] == gold
+    assert signs["t-positive-1"]["gold"]["crossed"] is False
+    assert signs["teachers-1"]["plateau"]["crossed"] is True
+    assert signs["s-positive-1"]["chars"]["crossed"] is True  # 12 to 23 characters
+    assert crossed(signs["s-positive-0"]) == set()
     assert "teachers-1" not in of_evaluation(responses, ["t", "u"], NONE)  # of u nothing is known
     rises = answers("t", {0: [0.0] * 4, 2: [1.0, 0.9, 1.0, 0.9]})
     assert of_evaluation(rises, ["t"], NONE)["teachers-2"]["plateau"]["crossed"] is False
@@ -483,13 +483,13 @@ def test_a_win_rate_falls_and_teachers_stand_still() -> None:
     """
     responses = unscored("st", 2)
     fell, stood = {0: [1.0] * 4, 1: [0.0] * 4}, {0: [1.0, 0.0] * 2, 1: [1.0, 0.0] * 2}
-    found = of_evaluation(responses, ["t"], pl.concat([verdicts("s", fell), verdicts("t", stood)]))
-    assert found["s-positive-1"]["win"] == Sign(value=0.0, before=1.0, line=1.0, crossed=True)
+    signs = of_evaluation(responses, ["t"], pl.concat([verdicts("s", fell), verdicts("t", stood)]))
+    assert signs["s-positive-1"]["win"] == Sign(value=0.0, before=1.0, line=1.0, crossed=True)
     # An interval of 0 to 0 meets 0 and does not fall, nor is it a gain.
-    assert found["t-positive-1"]["win"] == Sign(value=0.5, before=0.5, line=0.5, crossed=False)
-    assert found["teachers-1"]["plateau"] == Sign(value=0.0, before=None, line=0.0, crossed=True)
-    assert not {"gold", "win"} & set(found["s-positive-0"])
-    (line,) = [row for row in sentences(found["s-positive-1"]) if "win rate" in row]
+    assert signs["t-positive-1"]["win"] == Sign(value=0.5, before=0.5, line=0.5, crossed=False)
+    assert signs["teachers-1"]["plateau"] == Sign(value=0.0, before=None, line=0.0, crossed=True)
+    assert not {"gold", "win"} & set(signs["s-positive-0"])
+    (line,) = [row for row in sentences(signs["s-positive-1"]) if "win rate" in row]
     assert line.startswith("the held-out answers get worse: win rate 0 (1 before, line 1); ")
     rose = verdicts("t", {0: [0.0] * 4, 1: [1.0, 0.5] * 2})
     assert not of_evaluation(responses, ["t"], rose)["teachers-1"]["plateau"]["crossed"]
@@ -510,9 +510,9 @@ def test_win_rates_are_paired_by_prompt_and_baseline() -> None:
     slow = {r: [0.0] * lost + [1.0] * (40 - lost) for r, lost in ((1, 0), (2, 2), (3, 4))}
     other = verdicts("s", {1: [1.0] * 20 + [None] * 20, 2: [None] * 20 + [0.0] * 20}, "chosen")
     judged = pl.concat([verdicts("s", slow, "s-positive-0"), other])
-    found = of_evaluation(unscored("s", 4), ["s"], judged)
-    assert "win" not in found["s-positive-1"]
-    second, third = (found[f"s-positive-{r}"]["win"] for r in (2, 3))
+    signs = of_evaluation(unscored("s", 4), ["s"], judged)
+    assert "win" not in signs["s-positive-1"]
+    second, third = (signs[f"s-positive-{r}"]["win"] for r in (2, 3))
     assert not second["crossed"] and third["crossed"]
     assert (second["value"], second["before"]) == (0.95, 1.0)
     assert (third["value"], third["before"]) == (0.9, 1.0)
@@ -534,8 +534,8 @@ def test_held_out_answers_grow_short(short: int, is_crossed: bool) -> None:
         for r, each in texts.items()
         for n, text in enumerate(each)
     ]
-    found = of_evaluation(pl.DataFrame(rows, RESPONSES), [], NONE)["s-positive-1"]["short"]
-    assert found == Sign(value=short / 20, before=0.0, line=0.1, crossed=is_crossed)
+    sign = of_evaluation(pl.DataFrame(rows, RESPONSES), [], NONE)["s-positive-1"]["short"]
+    assert sign == Sign(value=short / 20, before=0.0, line=0.1, crossed=is_crossed)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -550,32 +550,32 @@ def test_manifests_hold_them_and_the_page_tells(open_run: OpenRun) -> None:
     run = open_run("rounds=2")
     for each in range(3):
         assert not run.finish_round(each).waiting
-    made = {
+    manifests = {
         (s.round, s.learner): run.store.manifest(run.plan.name(s)) or {}
         for s in run.plan.steps
         if s.kind == "gen"
     }
-    for (round_, learner), manifest in made.items():
-        before = made.get((round_ - 1, learner), {}) if round_ > 1 else {"signs": {}}
-        for name, found in manifest["signs"].items():
+    for (round_, learner), manifest in manifests.items():
+        before = manifests.get((round_ - 1, learner), {}) if round_ > 1 else {"signs": {}}
+        for name, now in manifest["signs"].items():
             if not name.endswith("chars"):
-                assert found["before"] == before["signs"].get(name, {}).get("value")
-    found = evaluate(run.context(), trained(run.plan, run.store), "student-positive-0")
-    held_out = run.store.manifest(f"eval/{found.paths[0].name}") or {}
+                assert now["before"] == before["signs"].get(name, {}).get("value")
+    evaluation = evaluate(run.context(), trained(run.plan, run.store), "student-positive-0")
+    held_out = run.store.manifest(f"eval/{evaluation.paths[0].name}") or {}
     assert {"gold", "win"} <= set(held_out["signs"]["student-positive-2"])
     assert "win" not in held_out["signs"]["student-positive-1"]  # the first that is compared
     warnings = collect([Source("mine", run.plan, run.store)])["recipes"][0]["warnings"]
     step = next(s for s in run.plan.steps if (s.kind, s.round, s.learner) == ("gen", 2, "student"))
-    told = [f"{step}: {line}" for line in flags(made[2, "student"])]
-    assert told and {*told, *flags(held_out)} <= set(warnings)
+    lines = [f"{step}: {line}" for line in flags(manifests[2, "student"])]
+    assert lines and {*lines, *flags(held_out)} <= set(warnings)
     name = run.plan.name(step)
-    old = {k: v for k, v in made[2, "student"].items() if k != "signs"}
+    old = {k: v for k, v in manifests[2, "student"].items() if k != "signs"}
     run.store.finish(name, old)
     newer: Any = {"unheard": {"crossed": True}}
     assert flags({"kind": "gen", "signs": newer}) == []
     assert flags({"warnings": ["as it was"]}) == ["as it was"] and flags(old) == []
     warnings = collect([Source("mine", run.plan, run.store)])["recipes"][0]["warnings"]
-    assert not set(told) & set(warnings)
+    assert not set(lines) & set(warnings)
 
 
 def test_the_commands_tell(recipe_file: Path, tmp_path: Path) -> None:
@@ -596,5 +596,5 @@ def test_the_commands_tell(recipe_file: Path, tmp_path: Path) -> None:
     assert line in macpo("show", "--round", "0")
     assert "!" not in macpo("gen", "--round", "0")  # it was told when it was made
     assert line in macpo("status").splitlines()
-    (told,) = [row["signs"] for row in json.loads(macpo("status", "--json")) if row["signs"]]
-    assert line.removeprefix("! gen round 0 student: ") in told
+    (signs,) = [row["signs"] for row in json.loads(macpo("status", "--json")) if row["signs"]]
+    assert line.removeprefix("! gen round 0 student: ") in signs

@@ -126,9 +126,9 @@ def test_raw_hh_agrees_with_a_reading_by_hand() -> None:
     half = {"count": 1000}
     parts, unusable = read(source="hh_rlhf", path=path, d1=half, d2=half, test={"count": 250})
     assert_contract(parts, unusable)
-    found = counts(unusable)
+    reasons = counts(unusable)
     twins = len(usable) - len({prompt for prompt, _, _ in usable})
-    assert found == {**why, "duplicate_prompt": twins}
+    assert reasons == {**why, "duplicate_prompt": twins}
 
     expected = set(usable)
     names = {"user": "Human", "assistant": "Assistant"}
@@ -141,12 +141,12 @@ def test_raw_hh_agrees_with_a_reading_by_hand() -> None:
 def test_both_forms_of_hh_give_the_same_rows() -> None:
     """The parquet is the raw file's 2,299 usable rows; each of the two has every prompt once."""
     counted = {"d1": {"count": 1000}, "d2": {"count": 1000}, "test": {"count": 297}}
-    found = []
+    tables = []
     for name in ("hh_harmless_raw_test.jsonl.gz", "hh_harmless_multiturn.parquet"):
         parts, _ = read(source="hh_rlhf", path=real(name), **counted)
-        found.append(set().union(*(ids(frame) for frame in parts.values())))
-    assert found[0] == found[1]
-    assert len(found[0]) == 2297
+        tables.append(set().union(*(ids(frame) for frame in parts.values())))
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 2297
 
 
 def test_parts_from_their_own_files() -> None:
@@ -247,8 +247,8 @@ def test_a_second_dataset_has_the_rights_of_the_first(tmp_path: Path) -> None:
     }
     parts, unusable = read(source="pairs", **files)
     assert len(parts["d1"]) == 3 + 7
-    told = {"prompt_in_test": 1, "prompt_in_d1": 2, "empty_prompt": 1}
-    assert counts(unusable) == told and set(unusable["part"]) == {"d1"}
+    expected = {"prompt_in_test": 1, "prompt_in_d1": 2, "empty_prompt": 1}
+    assert counts(unusable) == expected and set(unusable["part"]) == {"d1"}
     for limit in (4, 2):
         some, _ = read(source="pairs", limit=limit, **files)
         assert some["d1"].equals(parts["d1"].head(limit))
@@ -336,9 +336,9 @@ def test_pairs_in_every_form_and_file(form: str, suffix: str, tmp_path: Path) ->
     one = {"count": 1}
     parts, unusable = read(source="pairs", path=str(path), d1=one, d2=one, test=one)
     assert_contract(parts, unusable)
-    found = {f["prompt"][0][0]["content"]: f.row(0)[1:4] for f in parts.values()}
-    assert set(found) == {"p", "p0", "p1"}
-    assert found["p"] == ([user("p")], "c", "r")
+    sides = {f["prompt"][0][0]["content"]: f.row(0)[1:4] for f in parts.values()}
+    assert set(sides) == {"p", "p0", "p1"}
+    assert sides["p"] == ([user("p")], "c", "r")
     assert unusable.is_empty()
 
 
@@ -583,25 +583,27 @@ def one_line(**values: Any) -> str:
 def test_fewer_than_asked(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", [*plain(9), *plain(1), {**plain(1, 9)[0], "chosen": ""}])
     four = {"count": 4}
-    said = one_line(source="pairs", path=path, d1=four, d2=four, test=four)
-    assert "data.d2 asks for 4 rows, 1 usable rows are left for it" in said
-    assert "1 duplicate_prompt, 1 empty_chosen" in said
-    assert "set data.d2.count to 1 or less" in said
-    said = one_line(source="pairs", path=path, d1=four, d2={"count": 9}, test={"count": 5})
-    assert "no usable row is left" in said
+    message = one_line(source="pairs", path=path, d1=four, d2=four, test=four)
+    assert "data.d2 asks for 4 rows, 1 usable rows are left for it" in message
+    assert "1 duplicate_prompt, 1 empty_chosen" in message
+    assert "set data.d2.count to 1 or less" in message
+    message = one_line(source="pairs", path=path, d1=four, d2={"count": 9}, test={"count": 5})
+    assert "no usable row is left" in message
 
 
 def test_no_usable_row(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}])
-    said = one_line(source="pairs", path=path, d1={"count": 1}, d2={"count": 1}, test={"count": 1})
-    assert "no usable row" in said
-    assert "1 same_sides" in said
+    message = one_line(
+        source="pairs", path=path, d1={"count": 1}, d2={"count": 1}, test={"count": 1}
+    )
+    assert "no usable row" in message
+    assert "1 same_sides" in message
 
 
 def test_parts_that_share_need_counts(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "x.jsonl", plain(9))
-    said = one_line(source="pairs", path=path, d1={"count": 2})
-    assert said.endswith("set data.test.count, data.d2.count")
+    message = one_line(source="pairs", path=path, d1={"count": 2})
+    assert message.endswith("set data.test.count, data.d2.count")
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def test_the_table_between_seeds() -> None:
     for seed in range(3):
         measured += [Measured("a", seed, a[seed])]
         measured += [Measured("b", seed, b[seed], "diverged" if seed == 2 else None)]
-    found = Standings(measured, ["student"])
-    assert columns(found, [0, 1]) == {
+    standings = Standings(measured, ["student"])
+    assert columns(standings, [0, 1]) == {
         "variant": ["a", "b"],
         "round 0": [".400±.248", ".600±.657"],
         "round 1": [".600±.248", ".650±.635"],
@@ -83,11 +83,11 @@ def test_the_table_between_seeds() -> None:
         "p": ["", ""],
         "p Holm": ["", ""],
     }
-    assert notes(found)[-2:] == [
+    assert notes(standings)[-2:] == [
         "not tested, counted as p = 1, since seeds or spread are missing: b",
         "failed: b, seed 2: diverged",
     ]
-    assert found.results.select("variant", "seed", "round").rows()[:4] == [
+    assert standings.results.select("variant", "seed", "round").rows()[:4] == [
         ("a", 0, 0), ("a", 0, 1), ("b", 0, 0), ("b", 0, 1)
     ]  # fmt: skip
 
@@ -114,28 +114,28 @@ def test_every_lead_is_corrected_for_their_number() -> None:
     b: mean .2, deviation .1, t = 2 sqrt(3), p = 1 - sqrt(12 / 14) = .0742. c: mean .11, deviation
     .01732, t = 11, p = 1 - 11 / sqrt(123) = .0082. d: t = 0, p = 1. Holm: 3 * .0082, 2 * .0742, 1.
     """
-    found = Standings(by_seed(LASTS), ["student"])
-    table = columns(found, [0, 1])
+    standings = Standings(by_seed(LASTS), ["student"])
+    table = columns(standings, [0, 1])
     assert table["ahead"] == ["", "+.200±.248", "+.110±.043 *", "+.000±.248"]
     assert (table["p"], table["p Holm"]) == (
         ["", ".074", ".008", "1.000"], ["", ".148", ".024", "1.000"]
     )  # fmt: skip
-    assert "3 comparisons were corrected (Holm): * significant at .05 after it" in notes(found)
-    assert primary(found) is None
+    assert "3 comparisons were corrected (Holm): * significant at .05 after it" in notes(standings)
+    assert primary(standings) is None
 
 
 def test_the_primary_contrast_is_tested_alone() -> None:
     """a - b: -.2 ± 4.303 * .1 / sqrt(3) = .248, and p as above; of the others Holm takes two."""
-    found = Standings(by_seed(LASTS), ["student"], A_TO_B)
-    table = columns(found, [0, 1])
+    standings = Standings(by_seed(LASTS), ["student"], A_TO_B)
+    table = columns(standings, [0, 1])
     assert table["ahead"] == ["", "+.200±.248 †", "+.110±.043 *", "+.000±.248"]
     assert table["p Holm"] == ["", "primary", ".016", "1.000"]
-    assert primary(found) == (
+    assert primary(standings) == (
         "primary: a minus b in the last round: -.200 (95 % t-interval over 3 seed means -.448 to "
         "+.048), p = .074, tested alone at .05"
     )
-    assert "2 comparisons were corrected (Holm): * significant at .05 after it" in notes(found)
-    assert str(primary(found)) in markdown(found, "x").replace("\\", "")
+    assert "2 comparisons were corrected (Holm): * significant at .05 after it" in notes(standings)
+    assert str(primary(standings)) in markdown(standings, "x").replace("\\", "")
     other = Standings(by_seed(LASTS), ["student"], Primary(first="c", second="b"))
     assert columns(other, [1])["p Holm"] == ["", ".148", ".024", "1.000"]
     assert str(primary(other)).startswith("primary: c minus b in the last round: -.090 (95 % t-")
@@ -147,9 +147,9 @@ def test_a_variant_that_fails_makes_no_other_significant() -> None:
         replace(m, problem="diverged") if m.variant == "d" and m.seed else m
         for m in by_seed({name: LASTS[name] for name in "acd"})
     ]
-    found = Standings(measured, ["student"])
-    assert columns(found, [1])["p Holm"] == ["", ".016", ""]
-    assert [n for n in notes(found) if "not tested" in n] == [
+    standings = Standings(measured, ["student"])
+    assert columns(standings, [1])["p Holm"] == ["", ".016", ""]
+    assert [n for n in notes(standings) if "not tested" in n] == [
         "not tested, counted as p = 1, since seeds or spread are missing: d"
     ]
 
@@ -233,17 +233,17 @@ def test_what_stands_beside_the_scores() -> None:
     ]
     measured = []
     for seed, answers in enumerate(texts):
-        found = evaluation([0.1, 0.2], [[0.1, 0.1], [0.2, 0.2]])
+        outcome = evaluation([0.1, 0.2], [[0.1, 0.1], [0.2, 0.2]])
         last = pl.col("round") == 1
-        before = found.responses.filter(~last)
-        after = found.responses.filter(last).with_columns(
+        before = outcome.responses.filter(~last)
+        after = outcome.responses.filter(last).with_columns(
             response=pl.Series([text for text, _ in answers]),
             finish_reason=pl.Series([reason for _, reason in answers]),
         )
-        found = replace(found, responses=before.vstack(after))
+        outcome = replace(outcome, responses=before.vstack(after))
         budgets = {"student": Budget(10 + seed, 4, None if seed == 2 else 1000 * (seed + 1))}
         problem = "diverged" if seed == 2 else None
-        measured.append(Measured("a", seed, found, problem, budgets=budgets))
+        measured.append(Measured("a", seed, outcome, problem, budgets=budgets))
     table = columns(Standings(measured, ["student"]), [1])
     assert {name: table[name][0] for name in ("words", "cut", "pairs", "steps", "written")} == {
         "words": "3.5", "cut": "25.0%", "pairs": "10.5", "steps": "4", "written": "1,500"
@@ -285,17 +285,17 @@ def test_the_table_of_one_seed() -> None:
     """Intervals over prompts: a's answers gain .3 each, so that the change has no spread."""
     a = evaluation([0.2, 0.5], [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
     b = evaluation([0.2, 0.6], [[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]])
-    found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
-    one, other = found.rows
+    standings = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
+    one, other = standings.rows
     assert one.ahead is None and other.ahead is not None
     ahead = other.ahead.difference
     assert [round(v, 6) for v in (*one.change, *ahead)] == [0.3] * 3 + [0.1] * 3
     assert one.rounds[0].low < 0.2 < one.rounds[0].high
-    assert "over the prompts of one seed" in notes(found)[0]
-    assert notes(found)[1] == "measured on greedy answers"
+    assert "over the prompts of one seed" in notes(standings)[0]
+    assert notes(standings)[1] == "measured on greedy answers"
     hot = replace(b, sampling=Sampling(temperature=0.7, top_p=1, top_k=0, n=4))
-    found = Standings([Measured("a", 3, a), Measured("b", 3, hot)], ["student"])
-    assert notes(found)[1] == "measured on greedy answers (a); 4 answers at temperature 0.7 (b)"
+    standings = Standings([Measured("a", 3, a), Measured("b", 3, hot)], ["student"])
+    assert notes(standings)[1] == "measured on greedy answers (a); 4 answers at temperature 0.7 (b)"
 
 
 def test_a_prompt_that_lacks_a_score_is_left_out() -> None:
@@ -306,27 +306,27 @@ def test_a_prompt_that_lacks_a_score_is_left_out() -> None:
     """
     a = evaluation([0.2] * 3, [[0.1, 0.2, 0.0], [0.1, 0.2, 0.9], [0.4, 0.5, None]])
     b = evaluation([0.2] * 2, [[0.1, 0.2, 0.3], [0.5, 0.6, 0.9]])
-    found = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
-    one, other = found.rows
+    standings = Standings([Measured("a", 3, a), Measured("b", 3, b)], ["student"])
+    one, other = standings.rows
     assert other.ahead is not None
     ahead = other.ahead.difference
     assert [round(v, 6) for v in (*one.change, *ahead)] == [0.3] * 3 + [0.1] * 3
 
 
 def test_nothing_was_measured(tmp_path: Path) -> None:
-    found = Standings([Measured("a|b", 0, None, "no luck")], ["student"])
-    written = write(found, tmp_path, "*title*")
+    standings = Standings([Measured("a|b", 0, None, "no luck")], ["student"])
+    written = write(standings, tmp_path, "*title*")
     assert [p.name for p in written] == ["results.parquet", "table.md"]
     assert "- failed: a\\|b, seed 0: no luck" in written[1].read_text()
 
 
 def test_a_plot_that_fails_costs_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does that of an earlier table stay beside the new one. A bell in a title is fine."""
-    found = Standings([Measured("a", 0, evaluation([0.2], [[0.1, 0.3]]))], ["student"])
-    assert write(found, tmp_path, "a\x07bell")[2].is_file()
+    standings = Standings([Measured("a", 0, evaluation([0.2], [[0.1, 0.3]]))], ["student"])
+    assert write(standings, tmp_path, "a\x07bell")[2].is_file()
     monkeypatch.setattr("macpo_run.sweep.plot.VEGA_LITE", "0.1")
     with pytest.raises(MacpoError, match="no plot, its table is written: "):
-        write(found, tmp_path, "new")
+        write(standings, tmp_path, "new")
     assert "# new" in (tmp_path / "table.md").read_text()
     assert not (tmp_path / "plot.svg").exists()
 
@@ -336,11 +336,11 @@ def test_the_plot(count: int) -> None:
     """Every name is in it as text, whatever it holds; equal results give equal bytes."""
     names = [f"<b>{n}&" for n in range(count)]
     measured = [Measured(n, s, evaluation([0.1 * s, 0.2])) for s in (0, 1) for n in names]
-    found = Standings(measured, ["student"])
-    svg = plot(found, "title")
-    assert svg is not None and svg == plot(found, "title")
+    standings = Standings(measured, ["student"])
+    svg = plot(standings, "title")
+    assert svg is not None and svg == plot(standings, "title")
     assert {*names, "title"} <= set(texts_of(svg))
-    assert all(name in markdown(found, "x").replace("\\", "") for name in names)
+    assert all(name in markdown(standings, "x").replace("\\", "") for name in names)
 
 
 def texts_of(svg: str) -> list[str]:
@@ -377,8 +377,8 @@ def contrast_ratio(one: str, other: str) -> float:
 def test_the_plot_is_legible_on_a_light_and_a_dark_page(count: int) -> None:
     """Text has the contrast that WCAG asks of it, 4.5; marks are seen, which 2 is enough for."""
     assert contrast_ratio("#000000", "#ffffff") == pytest.approx(21)
-    found = Standings(by_seed({str(n): [n / 10, n / 9] for n in range(count)}), ["student"])
-    svg = plot(found, "title") or ""
+    standings = Standings(by_seed({str(n): [n / 10, n / 9] for n in range(count)}), ["student"])
+    svg = plot(standings, "title") or ""
     assert "<style>@media (prefers-color-scheme: dark){" in svg
     for page in ({}, DARK):
         paper = page.get(PAPER, PAPER)

@@ -53,7 +53,7 @@ def open_sweep(recipe_file: Path, tmp_path: Path) -> OpenSweep:
     return call
 
 
-def made(root: Path) -> set[Path]:
+def results_in(root: Path) -> set[Path]:
     return {
         p for kind in ("data/round-*", "adapters/*") for p in root.glob(f"{kind}/manifest.json")
     }
@@ -77,12 +77,12 @@ def test_the_plan_says_what_is_made(open_sweep: OpenSweep) -> None:
     assert (plan.distinct, plan.todo) == (16, 16)
     sweep.make()
     root = sweep.home.store.root
-    assert len(made(root)) == 16
-    before = {p: p.stat().st_mtime_ns for p in made(root)}
+    assert len(results_in(root)) == 16
+    before = {p: p.stat().st_mtime_ns for p in results_in(root)}
     again = open_sweep(grid=GRID)
     assert (again.outline().todo, again.todo(again.answers)) == (0, [])
     again.make()
-    assert {p: p.stat().st_mtime_ns for p in made(root)} == before
+    assert {p: p.stat().st_mtime_ns for p in results_in(root)} == before
 
 
 def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
@@ -100,20 +100,20 @@ def test_a_killed_sweep_goes_on(recipe_file: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "macpo", *args, "--set", "engine.name=fake", "--runs"]
     assert subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True).returncode == 0
     whole, killed = tmp_path / "whole" / "test", tmp_path / "killed" / "test"
-    total = len(made(whole))
+    total = len(results_in(whole))
     process = subprocess.Popen(
         [*command, "killed"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while process.poll() is None and len(made(killed)) < total // 2:
+    while process.poll() is None and len(results_in(killed)) < total // 2:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert 0 < len(made(killed)) < total
+    assert 0 < len(results_in(killed)) < total
     done = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "[2/2] sft.epochs=2, seed 3: " in done.stderr
-    assert {p.relative_to(killed) for p in made(killed)} == {
-        p.relative_to(whole) for p in made(whole)
+    assert {p.relative_to(killed) for p in results_in(killed)} == {
+        p.relative_to(whole) for p in results_in(whole)
     }
     for name in ("table.md", "plot.svg"):
         (one,), (other,) = (root.glob(f"sweep/*/{name}") for root in (killed, whole))
@@ -125,9 +125,9 @@ def test_one_variant_fails_and_the_others_go_on(macpo: Macpo, recipe_file: Path)
     study.write_text(
         f"recipe: {recipe_file}\nrun: one\nvariants:\n  none left: {IMPOSSIBLE}\n  fine: {{}}\n"
     )
-    found = macpo("sweep", "./study.yaml", fake=True)
-    assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert "[1/2] none left, seed 0: failed: " in found.stderr
+    done = macpo("sweep", "./study.yaml", fake=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "[1/2] none left, seed 0: failed: " in done.stderr
     table = (study.parent / "runs/one/sweep/study/table.md").read_text()
     assert "failed: none left, seed 0: gen round 0 student: no pair is left" in table
     results = pl.read_parquet(study.parent / "runs/one/sweep/study/results.parquet")
@@ -150,13 +150,13 @@ def test_a_variant_without_memory_is_a_line(
 
 
 def test_who_is_measured(open_sweep: OpenSweep) -> None:
-    found = open_sweep(agents=["student", "teacher3"], variants={
+    family = open_sweep(agents=["student", "teacher3"], variants={
         "three": {}, "two": {"agents.teacher3": None}
     }).make()  # fmt: skip
-    assert [(row.variant, row.agent) for row in found.rows] == [
+    assert [(row.variant, row.agent) for row in family.rows] == [
         ("three", "student"), ("two", "student"), ("three", "teacher3")
     ]  # fmt: skip
-    assert columns(found, [0, 1])["variant"][0] == "three, student"
+    assert columns(family, [0, 1])["variant"][0] == "three, student"
     assert open_sweep(agents=["student", "student"], seeds=2).agents == ["student"]
     with pytest.raises(
         MacpoError, match=r"no agent 'x' that is trained: measure student, teacher1"
@@ -169,9 +169,9 @@ def test_who_is_measured(open_sweep: OpenSweep) -> None:
 
 def test_a_bare_base_as_baseline(open_sweep: OpenSweep) -> None:
     """It is in the results, and no round of the table; one that is not there is told at once."""
-    found = open_sweep(seeds=2, rounds=0, set={"eval.against": "student-base"}).make()
-    assert None in found.results["round"].to_list()
-    assert [list(row.rounds) for row in found.rows] == [[0]] and not found.rows[0].problems
+    standings = open_sweep(seeds=2, rounds=0, set={"eval.against": "student-base"}).make()
+    assert None in standings.results["round"].to_list()
+    assert [list(row.rounds) for row in standings.rows] == [[0]] and not standings.rows[0].problems
     with pytest.raises(MacpoError, match=r"late: eval.against: no policy 'student-positive-9'"):
         open_sweep(variants={"fine": {}, "late": {"eval.against": "student-positive-9"}})
 
@@ -185,14 +185,14 @@ def test_one_yardstick_for_all(open_sweep: OpenSweep) -> None:
         Measured(m.variant, m.seed, m.evaluation and only(m.evaluation, "win"), None, m.yardsticks)
         for m in other.measured
     ]
-    (said,) = [n for n in notes(Standings(wins, ["student"])) if "yardstick" in n]
-    assert "win depends on" in said
+    (note,) = [n for n in notes(Standings(wins, ["student"])) if "yardstick" in n]
+    assert "win depends on" in note
     assert Standings([*wins[:1], *wins[:1]], ["student"]).is_fair
     assert not open_sweep(grid={"data.test.count": [3, 4]}, rounds=0).make().is_fair
 
 
-def only(found: Evaluation, measure: str) -> Evaluation:
-    return replace(found, table=found.table.filter(measure=measure))
+def only(evaluation: Evaluation, measure: str) -> Evaluation:
+    return replace(evaluation, table=evaluation.table.filter(measure=measure))
 
 
 def test_processes_of_its_own_end_with_a_variant(
@@ -214,11 +214,11 @@ def test_a_converged_run_has_no_later_steps(open_sweep: OpenSweep) -> None:
     stop = {"stop": "converged", "stop_below": 1.0}
     sweep = open_sweep(variants={"all": {}, "stops": stop}, rounds=3)
     assert not sweep.twins()
-    found = sweep.make()
+    standings = sweep.make()
     plan = sweep.outline()
     (_, whole, _, _), (_, some, _, _) = plan.variants
     assert some < whole and plan.todo == 0 and plan.left == "nothing is left to make"
-    assert [list(row.rounds) for row in found.rows] == [[0, 1, 2, 3], [0, 1, 2]]
+    assert [list(row.rounds) for row in standings.rows] == [[0, 1, 2, 3], [0, 1, 2]]
     alone = open_sweep(variants={"stops": stop}, rounds=3, run="alone")
     alone.make()
     assert alone.outline().todo == 0 and not alone.todo(alone.answers)
@@ -231,7 +231,7 @@ def test_answers_are_left_to_make_too(
     for run in sweep.runs:
         run.finish_round(0)
     print_sweep(sweep.outline())
-    assert "0 to make\n" in (told := capsys.readouterr().out) and "nothing is left" not in told
+    assert "0 to make\n" in (output := capsys.readouterr().out) and "nothing is left" not in output
     sweep.make()
     print_sweep(sweep.outline())
     assert "nothing is left to make" in capsys.readouterr().out
@@ -246,14 +246,15 @@ def test_two_studies_in_one_folder(open_sweep: OpenSweep) -> None:
 
 
 def test_the_runs_own_reward_model_is_trained_first(open_sweep: OpenSweep) -> None:
-    found = open_sweep(seeds=2, rounds=0, set={"eval.reward": "trained"}).make()
-    assert set(found.results["measure"]) == {"gold", "reward"}
+    standings = open_sweep(seeds=2, rounds=0, set={"eval.reward": "trained"}).make()
+    assert set(standings.results["measure"]) == {"gold", "reward"}
     # Behind the prompts, which are each seed's own.
-    said = {
-        of: {m.yardsticks[of].split(" ", 1)[1] for m in found.measured} for of in ("gold", "reward")
+    prices = {
+        of: {m.yardsticks[of].split(" ", 1)[1] for m in standings.measured}
+        for of in ("gold", "reward")
     }
-    assert [len(each) for each in said.values()] == [1, 2]  # each seed has a model of its own
-    assert not any(m.problem for m in found.measured)
+    assert [len(each) for each in prices.values()] == [1, 2]  # each seed has a model of its own
+    assert not any(m.problem for m in standings.measured)
 
 
 def test_variants_that_come_out_the_same(open_sweep: OpenSweep) -> None:
@@ -397,10 +398,10 @@ def test_settings_have_an_order(recipe_file: Path) -> None:
         "set": {"dpo.beta": 1, "dpo.gamma": 1, "seed": 7, "lora.r": 1},
         "variants": {"a": {"dpo.gamma": 2, "lora.r": 2}}, "grid": {"lora.r": [3]},
     }  # fmt: skip
-    found = variants(load_study(None, fields), ["dpo.loss=ipo", "lora.alpha=9"])
-    assert [v.name for v in found] == ["a, lora.r=3"] * 2
-    assert [v.recipe.seed for v in found] == [7, 8]
-    recipe = found[0].recipe
+    recipes = variants(load_study(None, fields), ["dpo.loss=ipo", "lora.alpha=9"])
+    assert [v.name for v in recipes] == ["a, lora.r=3"] * 2
+    assert [v.recipe.seed for v in recipes] == [7, 8]
+    recipe = recipes[0].recipe
     assert (recipe.dpo.beta, recipe.dpo.gamma, recipe.lora.r, recipe.rounds) == (1, 2, 3, 5)
     assert (recipe.dpo.loss, recipe.lora.alpha, recipe.dpo.epochs) == ("ipo", 9, 1)
 
@@ -461,9 +462,9 @@ def test_the_last_lines_of_the_screen(macpo: Macpo, recipe_file: Path) -> None:
         "variants": {"a": {}, "b": {"sft.epochs": 2}}, "primary": {"first": "a", "second": "b"},
     }  # fmt: skip
     recipe_file.with_name("study.yaml").write_text(yaml.dump(study))
-    made = macpo("sweep", "./study.yaml", fake=True)
-    assert made.returncode == 0, made.stderr
-    lines = made.stdout.splitlines()
+    done = macpo("sweep", "./study.yaml", fake=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert lines[-4].startswith("primary: a minus b in the last round: ")
     assert [Path(line.split()[-1]).name for line in lines[-3:]] == [
         "results.parquet", "table.md", "plot.svg"

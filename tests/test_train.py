@@ -184,10 +184,10 @@ def test_accumulation_gives_the_same_adapter(
     whole = replace(started, settings=settings, out=tmp_path / "w")
     parts = replace(whole, train=Train(dtype="float32", micro_batch_size=4), out=tmp_path / "p")
     ragged = replace(whole, train=Train(dtype="float32", micro_batch_size=1), out=tmp_path / "r")
-    told = [train(quiet, job)["history"] for job in (whole, parts, ragged)]
+    histories = [train(quiet, job)["history"] for job in (whole, parts, ragged)]
     weights = [load_file(job.out / "adapter_model.safetensors") for job in (whole, parts, ragged)]
-    for other, matrices in zip(told[1:], weights[1:], strict=True):
-        for ours, theirs in zip(told[0], other, strict=True):
+    for other, matrices in zip(histories[1:], weights[1:], strict=True):
+        for ours, theirs in zip(histories[0], other, strict=True):
             assert theirs == pytest.approx(ours, abs=1e-4)
         for name, matrix in weights[0].items():
             torch.testing.assert_close(matrices[name], matrix, atol=1e-5, rtol=1e-3)
@@ -205,8 +205,8 @@ def test_a_pattern_of_modules_stays_one(job: Job, tmp_path: Path) -> None:
     pattern = r".*self_attn\.(q|v)_proj"
     foreign = begun(job, tmp_path / "pattern", target_modules=pattern)
     train(quiet, foreign)
-    said = json.loads((foreign.out / "adapter_config.json").read_text())
-    assert said["target_modules"] == pattern
+    config = json.loads((foreign.out / "adapter_config.json").read_text())
+    assert config["target_modules"] == pattern
     policy(replace(foreign, start=foreign.out))  # and it can be loaded again
 
 
@@ -248,9 +248,9 @@ def test_the_length_that_is_advised_would_do(job: Job) -> None:
     frame = pl.read_parquet(job.dataset)
     with pytest.raises(DataError, match="would do") as refused:
         encode(frame, chat, ["chosen"], Train(max_length=4, max_truncated=0.1))
-    found = re.search(r"max_length=(\d+) would do", str(refused.value))
-    assert found
-    encode(frame, chat, ["chosen"], Train(max_length=int(found[1]), max_truncated=0.1))
+    advised = re.search(r"max_length=(\d+) would do", str(refused.value))
+    assert advised
+    encode(frame, chat, ["chosen"], Train(max_length=int(advised[1]), max_truncated=0.1))
 
 
 def test_truncation_is_counted_and_nothing_vanishes(job: Job) -> None:
@@ -295,8 +295,8 @@ def test_tensorboard_gets_the_curve(job: Job, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    told = Train(dtype="float32", report_to="tensorboard")
-    facts = train(quiet, replace(job, train=told, logs=tmp_path / "logs"))
+    settings = Train(dtype="float32", report_to="tensorboard")
+    facts = train(quiet, replace(job, train=settings, logs=tmp_path / "logs"))
     events = EventAccumulator(str(tmp_path / "logs" / job.out.name))
     events.Reload()
     losses = [event.value for event in events.Scalars("train/loss")]

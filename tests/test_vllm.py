@@ -273,15 +273,23 @@ def test_the_recipe_reaches_vllm() -> None:
         memory=0.5, tensor_parallel=2, pipeline_parallel=3, max_model_len=99, enforce_eager=False
     )
     settings = Engine(name="vllm", quantization="fp8", vllm=hardware)
-    told = vllm_settings.engine_arguments(
+    arguments = vllm_settings.engine_arguments(
         vllm_settings.Shape(Base("org/x", "abc"), 2, 16, False), settings, "float16"
     )
-    assert told["gpu_memory_utilization"] == 0.5 and "kv_cache_memory_bytes" not in told
-    assert (told["tensor_parallel_size"], told["pipeline_parallel_size"]) == (2, 3)
-    assert told["max_model_len"] == 99 and told["enforce_eager"] is False
-    assert (told["quantization"], told["dtype"], told["revision"]) == ("fp8", "float16", "abc")
-    assert told["enable_lora"] and told["max_lora_rank"] == 16 and told["max_loras"] >= 2
-    assert told["trust_remote_code"] is False
+    assert arguments["gpu_memory_utilization"] == 0.5 and "kv_cache_memory_bytes" not in arguments
+    assert (arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]) == (2, 3)
+    assert arguments["max_model_len"] == 99 and arguments["enforce_eager"] is False
+    assert (arguments["quantization"], arguments["dtype"], arguments["revision"]) == (
+        "fp8",
+        "float16",
+        "abc",
+    )
+    assert (
+        arguments["enable_lora"]
+        and arguments["max_lora_rank"] == 16
+        and arguments["max_loras"] >= 2
+    )
+    assert arguments["trust_remote_code"] is False
 
 
 def test_the_engine_that_writes_and_the_one_that_scores() -> None:
@@ -381,12 +389,12 @@ def test_gen_that_is_killed_loses_and_doubles_no_row(name: str, base: Base, tmp_
 
 def _working_in(folder: Path) -> list[str]:
     """What processes still work in a folder."""
-    found = []
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if os.readlink(process / "cwd") == str(folder):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
+                processes.append((process / "cmdline").read_text().replace("\0", " "))
+    return processes
 
 
 def test_a_base_with_nan_says_nothing(base: Base, tmp_path: Path) -> None:

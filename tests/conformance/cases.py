@@ -16,7 +16,7 @@ def answer(text: str, **more: Any) -> Record:
     return {"role": "assistant", "content": text, **more}
 
 
-def said(who: str, text: str) -> Record:
+def spoken(who: str, text: str) -> Record:
     return {"from": who, "value": text}
 
 
@@ -49,12 +49,12 @@ CASES: dict[str, Record] = {
         "prompt": [user("Name a bird.")], **{s: a[0] for s, a in ANSWERS.items()}
     },
     "sharegpt": {
-        "conversations": [said("human", "Name a bird.")],
-        **{side: said("gpt", text) for side, text in SIDES.items()},
+        "conversations": [spoken("human", "Name a bird.")],
+        **{side: spoken("gpt", text) for side, text in SIDES.items()},
     },
     "sharegpt, sides as lists": {
-        "conversations": [said("human", "Name a bird.")],
-        **{side: [said("gpt", text)] for side, text in SIDES.items()},
+        "conversations": [spoken("human", "Name a bird.")],
+        **{side: [spoken("gpt", text)] for side, text in SIDES.items()},
     },
     "alpaca": {"instruction": "Name a bird.", "input": "A small one.", **SIDES},
     "alpaca with history": {

@@ -96,8 +96,8 @@ def expected(known: Any, record: Record) -> Seen:
 def _named_call(text: str) -> str:
     """Calls in a text of the template, as `plain` has them: whole ones are JSON as well."""
 
-    def named(found: re.Match[str]) -> str:
-        calls = plain({"tool_calls": json.loads(found[1])})["tool_calls"]
+    def named(match: re.Match[str]) -> str:
+        calls = plain({"tool_calls": json.loads(match[1])})["tool_calls"]
         return f"[call]{json.dumps(calls, ensure_ascii=False)}<|end|>"
 
     return re.sub(r"\[call\](\[.*?\])<\|end\|>", named, text)

@@ -88,12 +88,12 @@ def torchtune(tree: Path) -> int:
     rows = preference_dataset(Bytes(), source=str(tree), name=f"{NAME}_full")
     for at, pair in enumerate(expected(tree)):
         prompt = "".join(m["content"] for m in pair["prompt"]).encode()
-        said = "".join(m["content"] for m in pair["prompt"] if m["role"] == "assistant")
+        earlier = "".join(m["content"] for m in pair["prompt"] if m["role"] == "assistant")
         for side in ("chosen", "rejected"):
             assert bytes(rows[at][f"{side}_input_ids"]) == prompt + pair[side].encode()
             kept = [label for label in rows[at][f"{side}_labels"] if label != -100]
             # The user's turns carry no loss; the assistant's earlier ones do, in torchtune.
-            assert bytes(kept) == (said + pair[side]).encode()
+            assert bytes(kept) == (earlier + pair[side]).encode()
     return len(rows)
 
 
