@@ -51,7 +51,7 @@ def picks(run: Run) -> dict[str, Any]:
 
     def per_token(agent: str, behavior: Behavior) -> pl.Series:
         scored = context.score(texts, under=Policy(agent, behavior, 0))
-        return scored["sum_logprob"] / scored["num_tokens"]
+        return -scored["perplexity"].log()
 
     agents = [*run.recipe.teachers, student]
     likely = {agent: per_token(agent, "positive") for agent in agents}
