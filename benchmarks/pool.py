@@ -4,7 +4,8 @@ Gold is what the embedded world's judge says, or with eval.by=answer whether an 
 variant, seed and round of the student: mean gold of all candidates, of what became chosen, of
 the best possible, of the rejected, and of what the student writes on the same prompts after, where
 it was asked; how many pairs there are, in how many the chosen answer is the better one, the worse
-one, and the better one by topic alone, and how the training ended. No step of a method sees this.
+one, the better one by topic alone, and the likelier one before training (ranked), and how the
+training ended. No step of a method sees this.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
                 "right": (sides["chosen"] > sides["rejected"]).mean(),
                 "wrong": (sides["chosen"] < sides["rejected"]).mean(),
                 "by topic": (topic[0] > topic[1]).mean(),
+                "ranked": (pairs["chosen_perplexity"] < pairs["rejected_perplexity"]).mean(),
                 "after": gold(pl.read_parquet(after / "*.parquet"), asked).mean()
                 if after
                 else None,
