@@ -19,6 +19,7 @@ import polars as pl
 
 from macpo_data.generation.gold import Prompt, worth
 from macpo_data.methods.registry import called
+from macpo_data.recipe.section import digest
 from macpo_data.world import judge
 
 KEYS = {
@@ -62,7 +63,7 @@ def on_topic(frame: pl.DataFrame, asked: Asked, column: str) -> pl.Series:
 
 
 def variant(facts: dict[str, Any]) -> str:
-    """The method, and the keys that are not as MACPO has them."""
+    """The method, the keys that are not as MACPO has them, and a digest of all but the seed."""
     recipe = facts["recipe"]
     teachers = sum(agent["role"] == "teacher" for agent in recipe["agents"].values())
     changed = [] if teachers == 3 else [f"teachers={teachers}"]
@@ -71,7 +72,8 @@ def variant(facts: dict[str, Any]) -> str:
         if (value := (recipe[part] if part else recipe).get(key, default)) != default:
             changed.append(f"{path}={value}")
     judge = recipe["judge"] or {}
-    return " ".join([called(facts["method"], judge.get("kind")), *changed])
+    others = digest({key: value for key, value in recipe.items() if key != "seed"})[:4]
+    return " ".join([called(facts["method"], judge.get("kind")), *changed, f"#{others}"])
 
 
 def rounds_of(run: Path) -> list[dict[str, Any]]:
