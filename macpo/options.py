@@ -146,7 +146,11 @@ GridOption = Annotated[
     ),
 ]
 SeedsOption = Annotated[
-    str | None, typer.Option(help="So many (3), or these (3,4,5).", show_default="1")
+    str | None,
+    typer.Option(
+        help="So many (3; a study's first ones), or these (3,4,5, and 3, for one).",
+        show_default="1",
+    ),
 ]
 MeasuredOption = Annotated[
     str | None, typer.Option(help="Measure these, as student,teacher_1. Default: the student.")

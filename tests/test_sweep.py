@@ -350,6 +350,7 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
         (["--seeds", "0"], "sweep: seeds: input should be greater than or equal to 1"),
         (["--seeds", ""], "--seeds : write a count"),
+        (["noise", "--seeds", "20"], "--seeds 20: the study has 3, 20, 21, 22; for seed 20 alone"),
         (["--seeds", "1000000000000"], "sweep: seeds: input should be less than or equal to 1000"),
         (["--seeds", "2", "--set", "seed=4294967295"], "seeds: there is none above 4294967295"),
         (
@@ -389,6 +390,12 @@ def test_what_a_person_types() -> None:
         "a.b": [0.1, None, ["x", "y"]], "c": [True]
     }  # fmt: skip
     assert (parse_seeds("3"), parse_seeds("3,4"), parse_seeds("5,")) == (3, [3, 4], [5])
+
+
+@pytest.mark.parametrize(("asked", "seeds"), [(2, [20, 21]), (3, [20, 21, 22]), ([7], [7])])
+def test_so_many_are_the_first_that_a_study_lists(asked: int | list[int], seeds: list[int]) -> None:
+    """Else --seeds 2 would run seeds 0 and 1, on which settings were chosen."""
+    assert load_study("noise", {"seeds": asked}).seeds == seeds
 
 
 def test_settings_have_an_order(recipe_file: Path) -> None:

@@ -77,12 +77,31 @@ def load_study(study: str | None, changes: dict[str, Any]) -> Study:
     """
     try:
         values = read_yaml("", _text(study)) if study else {}
-        return Study.model_validate(values | changes)
+        own = Study.model_validate(values).seeds
+        return _first_of(own, Study.model_validate(values | changes))
     except RecipeError as error:
         problems = error.problems
     except ValidationError as error:
         problems = explain(error, Study)
     raise MacpoError(f"{f'study {study}' if study else 'sweep'}: {'; '.join(problems)}") from None
+
+
+def _first_of(own: int | list[int], study: Study) -> Study:
+    """A study that is asked for so many seeds takes the first ones of those that it lists.
+
+    Raises:
+        MacpoError: it lists fewer.
+    """
+    asked = study.seeds
+    if isinstance(own, int) or isinstance(asked, list):
+        return study
+    if asked > len(own):
+        listed = ", ".join(map(str, own))
+        raise MacpoError(
+            f"--seeds {asked}: the study has {len(own)}, {listed}; for seed {asked} alone write "
+            f"--seeds {asked},"
+        )
+    return study.model_copy(update={"seeds": own[:asked]})
 
 
 def _text(study: str) -> str:
