@@ -4,7 +4,8 @@ A row of Markdown for each setting of the study's grid, and how often two rules 
 heeds the advice, and whoever always goes on with mutual positives. A variant is right in a setting
 where its student is not significantly below the best one's in the last round (a t-test over seeds,
 paired, at .05; no correction, which is in favour of whoever is near the best). The first variant
-is read for the advice; the one called -MP is what `own positives` leads to.
+is read for the advice; the one called -MP is what `own positives` leads to, and its round 0 what
+`stop` does. More or cleaner labels are nobody's setting here, so that advice never counts as right.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from macpo_data import stats
 from macpo_data.evaluation import probe
 from macpo_data.evaluation.advice import Next, advise
 from macpo_run.rounds import Run
+from macpo_run.sweep.standings import MADE
 from macpo_run.sweep.study import Variant, load_study, variants
 from macpo_run.sweep.sweep import Sweep
 from macpo_run.terminal.progress import progress
 
-LEADS_TO = {Next.MUTUAL: "MACPO", Next.OWN: "-MP"}
+STOPPED = "round 0"
+LEADS_TO = {Next.MUTUAL: "MACPO", Next.OWN: "-MP", Next.STOP: STOPPED}
 LEVEL = 0.05
 RULES = ("the advice", "always MACPO")
 
@@ -32,7 +35,7 @@ def main() -> None:
     """Read a study that is finished, or finish it, and print the table."""
     study = load_study(sys.argv[1], {})
     sweep = Sweep(study, variants(study), Path("runs"), progress, _aside, sys.argv[1])
-    last = last_round(sweep.make().results)
+    last = ends(sweep.make().results, sweep.variants[0].name.partition(", ")[0])
     rows, right = [], Counter[str]()
     advised = _advised(sweep)
     for setting, names in advised.items():
@@ -40,24 +43,28 @@ def main() -> None:
         fine = not_below(means)
         right["always MACPO"] += len(names) if "MACPO" in fine else 0
         right["the advice"] += sum(LEADS_TO.get(name) in fine for name in names)
-        ends = (f"{name} {mean:.3f}" for name, mean in _means(means).items())
+        golds = (f"{name} {mean:.3f}" for name, mean in _means(means).items())
         counts = ", ".join(f"{n} x {name}" for name, n in Counter(names).items())
-        rows.append(f"| {setting} | {', '.join(ends)} | {', '.join(fine)} | {counts} |")
+        rows.append(f"| {setting} | {', '.join(golds)} | {', '.join(fine)} | {counts} |")
     head = ("| setting | last round | right | advised |", "| --- | --- | --- | --- |")
     print(*head, *rows, sep="\n")
     total = sum(map(len, advised.values()))
     print("", *(f"{rule}: right in {right[rule]} of {total}" for rule in RULES), sep="\n")
 
 
-def last_round(results: pl.DataFrame) -> pl.DataFrame:
-    """The student's gold in its last round: setting, variant, seed, mean."""
+def ends(results: pl.DataFrame, first: str) -> pl.DataFrame:
+    """The student's gold in each variant's last round, and in the first variant's round 0.
+
+    Returns:
+        Columns setting, variant, seed, mean.
+    """
     name = pl.col("variant").str.splitn(", ", 2)
-    policy = pl.col("agent") == "student"
-    rows = results.filter(policy, measure="gold").sort("round", maintain_order=True)
+    rows = results.filter(MADE, agent="student", measure="gold").sort("round", maintain_order=True)
     rows = rows.with_columns(name.struct[0].alias("variant"), name.struct[1].alias("setting"))
-    return rows.group_by("setting", "variant", "seed", maintain_order=True).agg(
-        pl.col("mean").last()
-    )
+    start = rows.filter(variant=first, round=0).with_columns(pl.lit(STOPPED).alias("variant"))
+    keys = ["setting", "variant", "seed"]
+    last = rows.group_by(keys, maintain_order=True).agg(pl.col("mean").last())
+    return pl.concat([last, start.select(last.columns)])
 
 
 def not_below(means: pl.DataFrame) -> list[str]:
