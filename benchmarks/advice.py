@@ -23,6 +23,7 @@ from macpo_run.rounds import Run
 from macpo_run.sweep.standings import MADE
 from macpo_run.sweep.study import Variant, load_study, variants
 from macpo_run.sweep.sweep import Sweep
+from macpo_run.terminal.lines import say_aside
 from macpo_run.terminal.progress import progress
 
 STOPPED = "round 0"
@@ -34,7 +35,7 @@ RULES = ("the advice", "always MACPO")
 def main() -> None:
     """Read a study that is finished, or finish it, and print the table."""
     study = load_study(sys.argv[1], {})
-    sweep = Sweep(study, variants(study), Path("runs"), progress, _aside, sys.argv[1])
+    sweep = Sweep(study, variants(study), Path("runs"), progress, say_aside, sys.argv[1])
     last = ends(sweep.make().results, sweep.variants[0].name.partition(", ")[0])
     rows, right = [], Counter[str]()
     advised = _advised(sweep)
@@ -57,6 +58,12 @@ def ends(results: pl.DataFrame, first: str) -> pl.DataFrame:
 
     Returns:
         Columns setting, variant, seed, mean.
+
+    >>> facts = {"agent": "student", "behavior": "positive", "measure": "gold", "seed": 7}
+    >>> golds = [("MACPO, easy", 0, 0.5), ("MACPO, easy", 2, 0.9), ("-MP, easy", 0, 0.5)]
+    >>> rows = [facts | {"variant": v, "round": n, "mean": mean} for v, n, mean in golds]
+    >>> ends(pl.DataFrame(rows), "MACPO").select("variant", "mean").rows()
+    [('MACPO', 0.9), ('-MP', 0.5), ('round 0', 0.5)]
     """
     name = pl.col("variant").str.splitn(", ", 2)
     rows = results.filter(MADE, agent="student", measure="gold").sort("round", maintain_order=True)
@@ -108,10 +115,6 @@ def _advice(variant: Variant, run: Run) -> Next:
     advice = advise(run.plan, probe.readings(run.plan, run.store))
     assert advice is not None, f"{variant.name}: nobody read a probe"
     return advice.next
-
-
-def _aside(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

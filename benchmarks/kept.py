@@ -8,7 +8,6 @@ of `macpo sweep`. What of the sweep is not made yet is made first.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +16,7 @@ from macpo_data.evaluation import probe
 from macpo_run.sweep.standings import MADE
 from macpo_run.sweep.study import load_study, parse_seeds, variants
 from macpo_run.sweep.sweep import Sweep
+from macpo_run.terminal.lines import say_aside
 from macpo_run.terminal.progress import progress
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     asked = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
     name = asked.pop("study")
     study = load_study(name, asked)
-    sweep = Sweep(study, variants(study), Path("runs"), progress, _aside, name)
+    sweep = Sweep(study, variants(study), Path("runs"), progress, say_aside, name)
     gold = student_gold(sweep.make().results)
     print("| variant | seed | best round | last minus best | kept | kept minus best |")
     print("| --- | --- | --- | --- | --- | --- |")
@@ -67,10 +67,6 @@ def row(variant: str, seed: int, gold: pl.DataFrame, kept: int) -> str:
     last, kept_behind = (text.replace("0.", ".") for text in behind)
     top = f"{by_round[best]:.3f}".removeprefix("0")
     return f"| {variant} | {seed} | {best}: {top} | {last} | {kept} | {kept_behind} |"
-
-
-def _aside(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":
