@@ -25,7 +25,7 @@ from macpo_data.schema import EVALUATION, JUDGEMENTS, RESPONSES, empty
 from macpo_data.stats import Sides, between, holm, paired_p
 from macpo_run.sweep.budget import Budget
 from macpo_run.sweep.budget import mean as budget_mean
-from macpo_run.sweep.plot import DARK, GRID, MOST_LINES, PAPER, apart, plot
+from macpo_run.sweep.plot import DARK, GRID, MOST_LINES, PADDING, PAPER, WIDTH, apart, plot
 from macpo_run.sweep.standings import Measured, Standings
 from macpo_run.sweep.study import Primary
 from macpo_run.sweep.sweep import write
@@ -359,6 +359,14 @@ def test_many_variants_are_sorted_by_their_last_round() -> None:
     assert "gold in the last round; the line is at v0" in texts_of(svg)
     failed = [replace(m, problem="diverged") for m in measured]
     assert plot(Standings(failed, ["student"]), "title") is None
+
+
+def test_a_long_name_has_room_in_a_wide_font() -> None:
+    """It ends at the plot, and DejaVu's n is .634 of 12 pixels wide, Helvetica's .556."""
+    lasts = {f"{letter}{'n' * 60}": [0.1, 0.2] for letter in "abcdefghijkl"}
+    svg = plot(Standings(by_seed(lasts), ["student"]), "title") or ""
+    width = float(ElementTree.fromstring(svg).attrib["width"])
+    assert width - WIDTH - PADDING["right"] >= 60 * 0.634 * 12
 
 
 def contrast_ratio(one: str, other: str) -> float:

@@ -23,6 +23,9 @@ DARK = {PAPER: "#0d1117", INK: "#e6e6e6", DIM: "#8b949e", GRID: "#21262d"}
 DARK |= {"#000000": "#f5f5f5", "#0072B2": "#2f7de0", "#009E73": "#1fc598"}
 MOST_LINES = len(COLOURS)
 WIDTH, HEIGHT, LINE = 620, 380, 15  # of the plot and of a label in it, in pixels
+# Names are measured in a font that not everybody has; others are wider, by so many pixels a letter.
+PADDING = {"left": 5, "top": 5, "right": 40, "bottom": 5}
+WIDER = 1.5
 ROW = 20  # pixels of a variant among many
 SIDE_BY_SIDE = 0.35  # of the way between two rounds, the most over which bars are spread
 
@@ -71,8 +74,7 @@ def _frame(standings: Standings, title: str) -> dict[str, Any]:
     quiet = {"labelColor": INK, "titleColor": INK, "titleFontWeight": "normal"}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        # Names are measured in a font that not everybody has; others are wider.
-        "padding": {"left": 5, "top": 5, "right": 40, "bottom": 5},
+        "padding": PADDING,
         "background": PAPER,
         "title": {
             "text": title, "anchor": "start", "frame": "bounds", "fontSize": 15, "color": INK,
@@ -110,6 +112,7 @@ def _dots(standings: Standings, rows: list[Row]) -> dict[str, Any]:
             "transform": [{"filter": "datum.first"}], "encoding": {"x": x}}  # fmt: skip
     return {
         "width": WIDTH,
+        "padding": PADDING | {"left": 5 + WIDER * max(map(len, order))},
         "height": {"step": ROW},
         "data": {"values": points},
         "layer": [
