@@ -98,7 +98,7 @@ def _first_of(own: int | list[int], study: Study) -> Study:
     if asked > len(own):
         listed = ", ".join(map(str, own))
         raise MacpoError(
-            f"--seeds {asked}: the study has {len(own)}, {listed}; for seed {asked} alone write "
+            f"--seeds {asked}: the study lists {len(own)} ({listed}); for seed {asked} alone write "
             f"--seeds {asked},"
         )
     return study.model_copy(update={"seeds": own[:asked]})
