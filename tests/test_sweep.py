@@ -350,7 +350,7 @@ def test_time_as_it_is_said(left: tuple[float, int], expected: str) -> None:
         (["--seeds", "x"], "--seeds x: write a count such as 3, or seeds"),
         (["--seeds", "0"], "sweep: seeds: input should be greater than or equal to 1"),
         (["--seeds", ""], "--seeds : write a count"),
-        (["noise", "--seeds", "20"], r"--seeds 20: the study lists 3 \(20, 21, 22\); for seed 20 alone"),
+        (["noise", "--seeds", "20"], r"--seeds 20: the study lists 3 \(20, 21, 22\); for"),
         (["--seeds", "1000000000000"], "sweep: seeds: input should be less than or equal to 1000"),
         (["--seeds", "2", "--set", "seed=4294967295"], "seeds: there is none above 4294967295"),
         (
