@@ -1,91 +1,137 @@
-"""A judge that nobody trained on: a head on SmolLM2's frozen states, on human pairs.
+"""A judge that nobody trained on: the first layers of SmolLM2, fine-tuned on human pairs.
 
-The pairs are those of HH-RLHF of several turns and of PKU-SafeRLHF. One whose last user turn occurs
-in a D1, D2 or test of the recipes is left out. The frozen base reads each answer once, up to one of
-its layers; its normalised state at the answer's end is kept on disk. A logistic regression on the
-differences is the reward. Beside it stand the rules of length and a linear model of words.
+One purpose, harmless answers: HH-RLHF harmless of one turn and of several, and PKU-SafeRLHF. No
+pair is learned whose prompt is in HH's test set, or in three tenths of all prompts, by their hash.
+One of these is for choosing settings. The others measure the judge, and are left to experiments:
+their D1, D2 and test are written beside it. `macpo train --reward` learns the rest.
 
-    python -m benchmarks.judge --base packaged:smollm2-135m --rows 600 --layer 12 --out DIR
+    python -m benchmarks.judge DIR --held-out calibration --set reward.epochs=2
+    python -m benchmarks.judge DIR
+    macpo eval --recipe smollm2_harmless --set eval.reward=DIR/judge
 
-Frozen states in place of fine-tuning: one pass, and none backwards, is what two cores bear. Layers
-and head are written as a sequence classifier: `macpo eval --set eval.reward=DIR/judge`.
+On the same held-out pairs: the rules of length, and a linear model of words that learned all pairs,
+or those of this set alone. Means over prompts; the judge minus the better linear one is paired.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from benchmarks.models import DATA
 from benchmarks.reward_model import by_words
 from macpo_data import stats
-from macpo_data.generation.reward_model import accuracy
-from macpo_data.models.base import Base, load_chat, load_model, load_tokenizer
+from macpo_data.generation.reward_model import Scorer, rewards, trained_scorer
+from macpo_data.loading.load import load_recipe
+from macpo_data.models import fits
+from macpo_data.models.base import Base, load_chat, load_classifier
+from macpo_data.recipe.engine import Engine
 from macpo_data.schema import Message
+from macpo_run.policies import train_reward
+from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
-from macpo_run.training import make_bases
 
-SETS = {
-    "HH-harmless, turns": "hh_harmless_multiturn",
-    "HH-helpful, turns": "hh_helpful_multiturn",
-    "PKU-SafeRLHF": "pku_saferlhf",
+ONE_TURN, TEST = "HH-harmless, one turn", "hh_harmless_test"
+LEARNED = {
+    ONE_TURN: ("hh_harmless_d1", "hh_harmless_d2"),
+    "HH-harmless, several turns": ("hh_harmless_multiturn",),
+    "PKU-SafeRLHF": ("pku_saferlhf",),
 }
-USED = ("hh_harmless_d1", "hh_harmless_d2", "hh_harmless_test")
 SIDES = ("chosen", "rejected")
+PARTS = {"d1": "hh_harmless_d1", "d2": "hh_harmless_d2", "test": TEST}  # of experiments
+HELD_OUT, CALIBRATION = (0, 1), (2,)  # tenths
 
-BATCH = 8  # answers that are read at once
-STRENGTHS = (1e-4, 1e-3, 1e-2)  # of the regression, chosen within the learned pairs
+SETTINGS = [
+    "reward.base=weakened:packaged:smollm2-135m?drop=12-28",
+    "reward.chat_template=chatml",  # SmolLM2's own puts a system sentence before each
+    "reward.learning_rate=3e-4",
+    "reward.epochs=1",
+    "reward.batch_size=32",
+    "train.micro_batch_size=2",  # little padding
+    "train.max_length=192",
+    "train.truncation=keep_end",
+    "train.max_truncated=1",
+    "train.gradient_checkpointing=false",
+    "train.dtype=bfloat16",
+    "train.warmup=0.05",
+    "data.probe.count=0",
+]
 
 
 def main() -> None:
     """A row for each set and each way."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--base", default="packaged:smollm2-135m")
-    parser.add_argument("--rows", type=int, default=600, help="pairs of each set")
-    parser.add_argument("--layer", type=int, default=12, help="after which the states are taken")
-    parser.add_argument("--tokens", type=int, default=320, help="of a row; the start is cut off")
-    parser.add_argument("--out", type=Path, required=True, help="folder of states and judge")
+    parser.add_argument("out", type=Path, help="folder of data, runs and judge")
+    parser.add_argument("--held-out", choices=["calibration", "test"], default="test")
+    parser.add_argument("--share", type=float, default=1.0, help="of the pairs that are learned")
+    parser.add_argument("--set", action="append", default=[], help="over the settings above")
     asked = parser.parse_args()
-    make_bases([asked.base], progress)
-    used = {last_turn(prompt) for file in USED for prompt in read(file)["prompt"]}
-    learned, held_out, states = [], [], {}
-    for name, file in SETS.items():
-        rows = read(file).filter(~pl.col("prompt").map_elements(
-            lambda prompt: last_turn(prompt) in used, return_dtype=pl.Boolean))  # fmt: skip
-        rows = rows.unique("prompt", keep="first", maintain_order=True)
-        rows = rows.sample(min(asked.rows, len(rows)), seed=0, shuffle=True)
-        states[name] = read_once(rows, asked.base, asked.layer, asked.tokens, asked.out / file)
-        third = len(rows) // 3
-        held_out.append((name, rows[:third], states[name][:third]))
-        learned.append((name, rows[third:], states[name][third:]))
-    words = pl.concat(rows.select(SIDES) for _, rows, _ in learned)
-    head = fit(np.concatenate([each for _, _, each in learned]))
-    print(f"{len(words)} pairs learned, layer {asked.layer} of {asked.base}")
-    for name, rows, each in held_out:
-        print(f"{name}, {len(rows)} pairs held out")
-        ours = [each[:, side] @ head for side in (0, 1)]
-        longer = [rows[side].str.len_chars().cast(float).to_list() for side in SIDES]
-        shorter = [[-length for length in lengths] for lengths in longer]
-        tell("head on frozen states", [list(side) for side in ours])
-        tell("linear model of words", by_words(words, rows))
-        tell("the longer answer wins", longer)
-        tell("the shorter answer wins", shorter)
-        agree = np.mean((ours[0] > ours[1]) == (np.array(longer[0]) > np.array(longer[1])))
-        print(f"the head prefers the longer answer of {agree:.3f}")
-    save(asked.base, asked.layer, head, asked.out / "judge")
+    learned, held_out = split(asked.out / "data", asked.held_out, asked.share)
+    all_pairs = pl.concat(learned.values()).sample(fraction=1.0, shuffle=True, seed=0)
+    begun = time.monotonic()
+    judge = fit(all_pairs, asked.out, [*SETTINGS, *asked.set])
+    counts = ", ".join(f"{len(rows)} {name}" for name, rows in learned.items())
+    print(f"learned in {time.monotonic() - begun:.0f} s: {len(all_pairs)} pairs ({counts})")
+    for name, rows in held_out.items():
+        prompts = rows["asked"].n_unique()
+        print(f"{name}, {len(rows)} pairs of {prompts} prompts held out ({asked.held_out})")
+        chosen, rejected = (rows[side].str.len_chars().cast(int) for side in SIDES)
+        longer = (chosen - rejected).to_numpy()
+        linear = [apart(by_words(pairs, rows)) for pairs in (all_pairs, learned[name])]
+        ours = apart(score(judge, rows))
+        best = max(map(right, linear), key=np.mean)
+        for what, values in {
+            "judge": right(ours),
+            "linear model of words, all pairs": right(linear[0]),
+            "linear model of words, these pairs": right(linear[1]),
+            "the shorter answer wins": right(-longer),
+            "judge minus the better linear one": right(ours) - best,
+            "the judge prefers the longer": right(ours * np.sign(longer)),
+        }.items():
+            by_prompt = rows.select("asked", value=values).group_by("asked").agg(pl.mean("value"))
+            of = stats.mean(by_prompt["value"].to_numpy())
+            print(f"| {what} | {of.mean:.3f} [{of.low:.3f}, {of.high:.3f}] |", flush=True)
+
+
+def split(
+    folder: Path, held: str, share: float
+) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
+    """Pairs to learn and pairs held out, by set; the experiments' files are written."""
+    test = read(TEST)
+    learned, held_out = {}, {}
+    for name, files in LEARNED.items():
+        rows = pl.concat(map(read, files)).filter(~pl.col("asked").is_in(set(test["asked"])))
+        learned[name] = rows.filter(~pl.col("tenth").is_in({*HELD_OUT, *CALIBRATION})).sample(
+            fraction=share, seed=0
+        )
+        measured = rows.filter(pl.col("tenth").is_in(HELD_OUT))
+        if held == "calibration":
+            measured = rows.filter(pl.col("tenth").is_in(CALIBRATION))
+        elif name == ONE_TURN:
+            measured = test
+        held_out[name] = measured
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, file in PARTS.items():
+        kept = read(file)
+        if part != "test":
+            kept = kept.filter(pl.col("tenth").is_in(HELD_OUT))
+        kept.select("prompt", *SIDES).write_parquet(folder / f"{part}.parquet")
+    return learned, held_out
 
 
 def read(file: str) -> pl.DataFrame:
-    """Prompts and both answers of a file beside the project."""
-    return pl.read_parquet(DATA / f"{file}.parquet", columns=["prompt", *SIDES])
+    """Prompts and both answers of a file beside the project, and which tenth each prompt is in."""
+    rows = pl.read_parquet(DATA / f"{file}.parquet", columns=["prompt", *SIDES])
+    turns = [last_turn(prompt) for prompt in rows["prompt"]]
+    tenths = [int(hashlib.sha256(turn.encode()).hexdigest(), 16) % 10 for turn in turns]
+    return rows.with_columns(asked=pl.Series(turns), tenth=pl.Series(tenths))
 
 
 def last_turn(prompt: Sequence[Message]) -> str:
@@ -93,78 +139,45 @@ def last_turn(prompt: Sequence[Message]) -> str:
     return " ".join(prompt[-1]["content"].lower().split())
 
 
-@torch.no_grad()
-def read_once(rows: pl.DataFrame, base: str, layer: int, tokens: int, cache: Path) -> np.ndarray:
-    """States at the end of both answers, pairs x 2 x width; from disk where they are there."""
-    file = cache.with_name(f"{cache.name}-{layer}-{tokens}-{len(rows)}.npy")
-    if file.is_file():
-        return np.asarray(np.load(file))
-    begun, loaded = time.monotonic(), Base(base, None)
-    model, chat = load_model(loaded, "float32").model, load_chat(loaded, "tokenizer")
-    model.layers = model.layers[:layer]
-    model.norm.weight.fill_(1)  # the head has weights of its own
-    finished = [[True] * len(rows)] * 2
-    prompts, sides = chat.row_ids(
-        rows["prompt"].to_list(), [rows[side].to_list() for side in SIDES], finished
+def fit(pairs: pl.DataFrame, out: Path, sets: list[str]) -> Scorer:
+    """Train on the pairs; the result is a classifier of one folder, measured as it is saved."""
+    file, few = out / "data" / "pairs.parquet", out / "data" / "d1.parquet"
+    pairs.select("prompt", *SIDES).write_parquet(file)
+    parts = {"d1": f"path: {file}"} | dict.fromkeys(("d2", "test"), f"path: {few}, count: 8")
+    data = [f"data.{part}={{{where}}}" for part, where in parts.items()]
+    recipe = load_recipe("hh_harmless", [*data, *sets])
+    with Run(recipe, out / "runs", progress, print) as run:
+        train_reward(run)
+        trained = trained_scorer(run.plan, run.store, run.lock)
+    model: Any = load_classifier(trained.base, "bfloat16", new_head=True)
+    adapter = Path(str(trained.adapter))
+    whole = fits.load_adapter(model, adapter, trained.base).merge_and_unload()
+    chat = load_chat(trained.base, trained.chat_template)
+    chat.tokenizer.chat_template = chat.template
+    whole.save_pretrained(out / "judge")
+    chat.tokenizer.save_pretrained(out / "judge")
+    return Scorer(Base(str(out / "judge"), None), None, "tokenizer", None, trained.fingerprint)
+
+
+def score(judge: Scorer, rows: pl.DataFrame) -> list[list[float | None]]:
+    """Rewards of chosen and rejected answers."""
+    answers = pl.concat(
+        rows.select("prompt", response=side, finish_reason=pl.lit("stop")) for side in SIDES
     )
-    ids = [[*prompt, *each][-tokens:] for side in sides
-           for prompt, each in zip(prompts, side, strict=True)]  # fmt: skip
-    ends = np.empty((len(ids), model.config.hidden_size), dtype=np.float32)
-    order = sorted(range(len(ids)), key=lambda n: len(ids[n]))
-    for at in range(0, len(order), BATCH):
-        batch = order[at : at + BATCH]
-        width = max(len(ids[n]) for n in batch)
-        padded = torch.tensor([[*ids[n], *[0] * (width - len(ids[n]))] for n in batch])
-        mask = torch.tensor([[1] * len(ids[n]) + [0] * (width - len(ids[n])) for n in batch])
-        given = model(padded, attention_mask=mask, use_cache=False).last_hidden_state
-        ends[batch] = given[range(len(batch)), [len(ids[n]) - 1 for n in batch]].numpy()
-        if at % (20 * BATCH) == 0:
-            print(f"{cache.name}: {at} of {len(ids)}, {time.monotonic() - begun:.0f} s", flush=True)
-    states = ends.reshape(2, len(rows), -1).swapaxes(0, 1)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, states)
-    return states
+    with progress("scoring held-out pairs") as report:
+        both = rewards(report, Engine(), judge, answers)
+    return [both[: len(rows)], both[len(rows) :]]
 
 
-@torch.no_grad()
-def save(base: str, layer: int, head: np.ndarray, out: Path) -> None:
-    """The layers and the head as a sequence classifier of transformers, with the tokenizer."""
-    from transformers import AutoModelForSequenceClassification
-
-    loaded = Base(base, None)
-    tokenizer = load_tokenizer(loaded)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        loaded.source, num_hidden_layers=layer, num_labels=1, pad_token_id=tokenizer.pad_token_id
-    )
-    model.model.norm.weight.fill_(1)
-    model.score.weight.copy_(torch.from_numpy(head)[None])
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    print(f"wrote {out}")
+def apart(scores: list[list[float | None]]) -> np.ndarray:
+    """By how much each chosen answer scores higher."""
+    chosen, rejected = (np.array(side, dtype=float) for side in scores)
+    return np.asarray(chosen - rejected)
 
 
-def fit(states: np.ndarray) -> np.ndarray:
-    """The direction in which chosen answers lie; its strength is chosen on a fifth of the pairs."""
-    apart = states[:, 0] - states[:, 1]
-    scale = StandardScaler(with_mean=False).fit(apart)
-    x, fifth = scale.transform(apart), len(apart) // 5
-    order = np.random.default_rng(0).permutation(len(x))
-    kept, rest = order[:fifth], order[fifth:]
-    right = {c: np.mean(_direction(x[rest], c) @ x[kept].T > 0) for c in STRENGTHS}
-    best = max(STRENGTHS, key=lambda c: right[c])
-    return np.asarray(_direction(x, best) / scale.scale_)
-
-
-def _direction(x: np.ndarray, strength: float) -> np.ndarray:
-    signs = np.where(np.arange(len(x)) % 2, 1, -1)
-    model = LogisticRegression(fit_intercept=False, C=strength, max_iter=1000)
-    return np.asarray(model.fit(x * signs[:, None], signs).coef_[0])
-
-
-def tell(what: str, scores: list[list[float | None]]) -> None:
-    """A line of a table."""
-    right = stats.Estimate(**accuracy(*scores)["held_out_accuracy"])
-    print(f"| {what} | {right.mean:.3f} [{right.low:.3f}, {right.high:.3f}] |")
+def right(higher: np.ndarray) -> np.ndarray:
+    """1 where the chosen answer scores higher, a half at a tie."""
+    return np.asarray((np.sign(higher) + 1) / 2)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 A row of Markdown per seed, and their mean. Gold is that of greedy answers to the held-out prompts,
 of all of them and, in the embedded world, in brackets of those about each third of the topics. An
-answer is right from .9 on. With eval.by=answer gold is 1 of a right answer, and 0 of another.
+answer is right from .9 on. With eval.by=answer gold is 1 of a right answer, and 0 of another. Where
+nobody knows what is right, but eval.reward is set, the rewards of bare bases and policies instead.
 
 Round 0, the ceiling and the student's pairs of round 1 are made where they are missing, in the
 recipe's own run folder: what was killed goes on, and `macpo run` goes on from there.
@@ -72,8 +73,12 @@ def premises(run: Run) -> dict[str, Any]:
     Raises:
         MacpoError: the recipe's method has no teachers who write for a student.
     """
-    if run.recipe.method != "macpo" or not run.recipe.has_gold:
-        raise MacpoError("premises are those of method macpo in the world, or with eval.by=answer")
+    if run.recipe.method != "macpo" or not (run.recipe.has_gold or run.recipe.eval.reward):
+        raise MacpoError(
+            "premises are those of method macpo in the world, with eval.by=answer or eval.reward"
+        )
+    if not run.recipe.has_gold:
+        return rewarded(run)
     (student,) = run.recipe.students
     run.finish_round(0)
     run.make("gen", 1, student)
@@ -103,6 +108,36 @@ def premises(run: Run) -> dict[str, Any]:
         "same first word": signs["first_word"]["value"],
         "ranked right before training": signs["ranked"]["value"],
     }
+
+
+def rewarded(run: Run) -> dict[str, Any]:
+    """Rewards of greedy answers before round 1, of bare bases and of policies: means, intervals.
+
+    The oracle takes the best of the teachers' answers to each prompt, by the same rewards.
+    """
+    (student,) = run.recipe.students
+    run.finish_round(0)
+    weak, ceiling = gap.ends(run.plan)
+    assert ceiling is not None
+    bare = [Policy(teacher.agent) for teacher in weak] + [Policy(student)]
+    policies = [*bare, *weak, Policy(student, "positive", 0), ceiling]
+    answers = run.evaluate(policies).responses.sort("prompt_id")
+    rewards = {policy: rewards_of(answers, policy) for policy in policies}
+    teachers = [rewards[teacher] for teacher in weak]
+    best = max(teachers, key=lambda values: float(values.mean()))
+    return {
+        **{str(policy): stats.mean(values) for policy, values in rewards.items()},
+        "oracle": stats.mean(np.max(teachers, axis=0)),
+        "ceiling minus the best teacher": stats.mean(rewards[ceiling] - best),
+    }
+
+
+def rewards_of(answers: pl.DataFrame, policy: Policy) -> stats.Values:
+    """The reward of a policy's answer to each prompt, in the prompts' order."""
+    own = answers.filter(
+        pl.col("round").eq_missing(policy.round), agent=policy.agent, behavior=policy.behavior
+    )
+    return own["reward"].to_numpy()
 
 
 def asked_of(run: Run, part: Part) -> Asked:

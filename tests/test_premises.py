@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from benchmarks import premises
+from macpo_data.plan import Policy
 
 
 def answers(*gold: float) -> pl.DataFrame:
@@ -75,6 +76,51 @@ def test_from_recipe_to_table(tmp_path: Path) -> None:
         printed.append(str(times))
     assert printed[:2] == printed[2:]
     assert printed[0].count("\n") == 5  # two lines of head, two seeds, their mean
+
+
+@pytest.mark.slow
+def test_rewards_where_nobody_knows_what_is_right(tmp_path: Path) -> None:
+    """Of three bare bases, three policies, the ceiling, the oracle; the gap last."""
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{part} {n}"}],
+            "chosen": "Yes.",
+            "rejected": "No.",
+        }
+        for part in ("d1", "d2", "test")
+        for n in range(8)
+    ]
+    sets = ["--set=engine.name=fake", "--set=eval.reward=org/scorer"]
+    for n, part in enumerate(("d1", "d2", "test")):
+        pl.DataFrame(rows[8 * n : 8 * n + 8]).write_parquet(tmp_path / f"{part}.parquet")
+        sets.append(f"--set=data.{part}={{path: {tmp_path / part}.parquet}}")
+    command = [sys.executable, "-m", "benchmarks.premises", "smollm2_harmless"]
+    finished = subprocess.run(
+        [*command, "--runs", str(tmp_path), *sets], capture_output=True, text=True, check=True
+    )
+    head, _, values = (line.strip("| ").split(" | ") for line in finished.stdout.splitlines())
+    assert head[1:4] == ["teacher_1-base", "teacher_2-base", "student-base"]
+    assert head[6:] == [
+        "student-positive-0", "student-ceiling-0", "oracle", "ceiling minus the best teacher",
+    ]  # fmt: skip
+    means = dict(zip(head[1:], (float(value.split()[0]) for value in values[1:]), strict=True))
+    best = max(means["teacher_1-positive-0"], means["teacher_2-positive-0"])
+    assert means["oracle"] >= best
+    gap = means["student-ceiling-0"] - best
+    assert means["ceiling minus the best teacher"] == pytest.approx(gap, abs=0.015)  # two digits
+
+
+def test_rewards_of_one_policy() -> None:
+    """In the prompts' order, the bare base apart from what was trained."""
+    rows = [
+        ("p0", "s", "positive", None, 0.1), ("p0", "s", "positive", 0, 0.2),
+        ("p1", "s", "positive", None, 0.3), ("p1", "s", "positive", 0, 0.4),
+        ("p1", "t", "positive", 0, 0.5),
+    ]  # fmt: skip
+    columns = ["prompt_id", "agent", "behavior", "round", "reward"]
+    both = pl.DataFrame(rows, schema=columns, orient="row")
+    assert premises.rewards_of(both, Policy("s")).tolist() == [0.1, 0.3]
+    assert premises.rewards_of(both, Policy("s", "positive", 0)).tolist() == [0.2, 0.4]
 
 
 def test_other_methods_are_refused(tmp_path: Path) -> None:
