@@ -3,14 +3,15 @@
 One purpose, harmless answers: HH-RLHF harmless of one turn and of several, and PKU-SafeRLHF. No
 pair is learned whose prompt is in HH's test set, or in three tenths of all prompts, by their hash.
 One of these is for choosing settings. The others measure the judge, and are left to experiments:
-their D1, D2 and test are written beside it. `macpo train --reward` learns the rest.
+their D1, D2 and test are written beside it. The rest is learned, several pairs of one prompt too.
 
-    python -m benchmarks.judge DIR --held-out calibration --set reward.epochs=2
+    python -m benchmarks.judge DIR --held-out calibration
     python -m benchmarks.judge DIR
     macpo eval --recipe smollm2_harmless --set eval.reward=DIR/judge
 
-On the same held-out pairs: the rules of length, and a linear model of words that learned all pairs,
-or those of this set alone. Means over prompts; the judge minus the better linear one is paired.
+The second measures what the first one trained. Beside it, on the same held-out pairs: the rule of
+length, and a linear model of words that learned all pairs, or those of this set alone. Means over
+prompts; the judge minus the better linear one is paired.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ import polars as pl
 from benchmarks.models import DATA
 from benchmarks.reward_model import by_words
 from macpo_data import stats
-from macpo_data.generation.reward_model import Scorer, rewards, trained_scorer
-from macpo_data.loading.load import load_recipe
+from macpo_data.generation.reward_model import Scorer, rewards
 from macpo_data.models import fits
 from macpo_data.models.base import Base, load_chat, load_classifier
 from macpo_data.recipe.engine import Engine
+from macpo_data.recipe.training import Lora, RewardTraining, Train
 from macpo_data.schema import Message
-from macpo_run.policies import train_reward
-from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
+from macpo_run.training import make_bases
+from macpo_train.job import Job
+from macpo_train.train import train
 
 ONE_TURN, TEST = "HH-harmless, one turn", "hh_harmless_test"
 LEARNED = {
@@ -48,21 +50,17 @@ SIDES = ("chosen", "rejected")
 PARTS = {"d1": "hh_harmless_d1", "d2": "hh_harmless_d2", "test": TEST}  # of experiments
 HELD_OUT, CALIBRATION = (0, 1), (2,)  # tenths
 
-SETTINGS = [
-    "reward.base=weakened:packaged:smollm2-135m?drop=12-28",
-    "reward.chat_template=chatml",  # SmolLM2's own puts a system sentence before each
-    "reward.learning_rate=3e-4",
-    "reward.epochs=1",
-    "reward.batch_size=32",
-    "train.micro_batch_size=2",  # little padding
-    "train.max_length=192",
-    "train.truncation=keep_end",
-    "train.max_truncated=1",
-    "train.gradient_checkpointing=false",
-    "train.dtype=bfloat16",
-    "train.warmup=0.05",
-    "data.probe.count=0",
-]
+BASE = "weakened:packaged:smollm2-135m?drop=12-28"
+TEMPLATE = "chatml"  # SmolLM2's own puts a system sentence before each prompt
+LORA = Lora(r=16, alpha=32, targets=["all-linear"])
+TRAIN = Train(
+    dtype="bfloat16",
+    max_length=192,
+    truncation="keep_end",
+    max_truncated=1.0,
+    micro_batch_size=2,  # little padding
+    warmup=0.05,
+)
 
 
 def main() -> None:
@@ -71,12 +69,14 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of data, runs and judge")
     parser.add_argument("--held-out", choices=["calibration", "test"], default="test")
     parser.add_argument("--share", type=float, default=1.0, help="of the pairs that are learned")
-    parser.add_argument("--set", action="append", default=[], help="over the settings above")
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     asked = parser.parse_args()
     learned, held_out = split(asked.out / "data", asked.held_out, asked.share)
     all_pairs = pl.concat(learned.values()).sample(fraction=1.0, shuffle=True, seed=0)
     begun = time.monotonic()
-    judge = fit(all_pairs, asked.out, [*SETTINGS, *asked.set])
+    settings = RewardTraining(epochs=asked.epochs, learning_rate=asked.learning_rate)
+    judge = fit(all_pairs, asked.out, settings)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in learned.items())
     print(f"learned in {time.monotonic() - begun:.0f} s: {len(all_pairs)} pairs ({counts})")
     for name, rows in held_out.items():
@@ -139,24 +139,25 @@ def last_turn(prompt: Sequence[Message]) -> str:
     return " ".join(prompt[-1]["content"].lower().split())
 
 
-def fit(pairs: pl.DataFrame, out: Path, sets: list[str]) -> Scorer:
-    """Train on the pairs; the result is a classifier of one folder, measured as it is saved."""
-    file, few = out / "data" / "pairs.parquet", out / "data" / "d1.parquet"
-    pairs.select("prompt", *SIDES).write_parquet(file)
-    parts = {"d1": f"path: {file}"} | dict.fromkeys(("d2", "test"), f"path: {few}, count: 8")
-    data = [f"data.{part}={{{where}}}" for part, where in parts.items()]
-    recipe = load_recipe("hh_harmless", [*data, *sets])
-    with Run(recipe, out / "runs", progress, print) as run:
-        train_reward(run)
-        trained = trained_scorer(run.plan, run.store, run.lock)
-    model: Any = load_classifier(trained.base, "bfloat16", new_head=True)
-    adapter = Path(str(trained.adapter))
-    whole = fits.load_adapter(model, adapter, trained.base).merge_and_unload()
-    chat = load_chat(trained.base, trained.chat_template)
-    chat.tokenizer.chat_template = chat.template
-    whole.save_pretrained(out / "judge")
-    chat.tokenizer.save_pretrained(out / "judge")
-    return Scorer(Base(str(out / "judge"), None), None, "tokenizer", None, trained.fingerprint)
+def fit(pairs: pl.DataFrame, out: Path, settings: RewardTraining) -> Scorer:
+    """Train on the pairs, unless that is done; the result is a classifier of one folder."""
+    folder, adapter, file = (out / name for name in ("judge", "adapter", "data/pairs.parquet"))
+    if not (folder / "tokenizer.json").is_file():
+        pairs.select("prompt", *SIDES).write_parquet(file)
+        make_bases([BASE], progress)
+        base = Base(BASE, None)
+        job = Job(
+            dataset=file, column="chosen", base=base, chat_template=TEMPLATE, start=None,
+            out=adapter, settings=settings, lora=LORA, train=TRAIN,
+        )  # fmt: skip
+        with progress(f"training the judge on {len(pairs)} pairs") as report:
+            train(report, job)
+        model: Any = load_classifier(base, "bfloat16", new_head=True)
+        fits.load_adapter(model, adapter, base).merge_and_unload().save_pretrained(folder)
+        chat = load_chat(base, TEMPLATE)
+        chat.tokenizer.chat_template = chat.template
+        chat.tokenizer.save_pretrained(folder)
+    return Scorer(Base(str(folder), None), None, "tokenizer", None, str(folder))
 
 
 def score(judge: Scorer, rows: pl.DataFrame) -> list[list[float | None]]:

@@ -16,8 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from benchmarks.models import DATA, llama, tokenizer
 from macpo_data import stats
@@ -77,6 +75,9 @@ def save_base(folder: Path, width: int, layers: int) -> Path:
 
 def by_words(learned: pl.DataFrame, held_out: pl.DataFrame) -> list[list[float | None]]:
     """Scores of chosen and rejected answers by a linear model of words and pairs of words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     words.fit([*learned["chosen"], *learned["rejected"]])
     apart = words.transform(learned["chosen"]) - words.transform(learned["rejected"])
