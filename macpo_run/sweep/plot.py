@@ -71,7 +71,6 @@ def with_style(svg: str) -> str:
 
 def _frame(standings: Standings, title: str) -> dict[str, Any]:
     """What both kinds of plot have alike."""
-    quiet = {"labelColor": INK, "titleColor": INK, "titleFontWeight": "normal"}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "padding": PADDING,
@@ -82,12 +81,18 @@ def _frame(standings: Standings, title: str) -> dict[str, Any]:
             "subtitle": f"{standings.agents[0]}: {standings.measure}, mean over held-out prompts, "
             f"{standings.answers}; {standings.interval}",
         },
-        "config": {
-            "font": "Helvetica, Arial, sans-serif",
-            "view": {"stroke": None},
-            "axis": quiet | {"labelFontSize": 12, "titleFontSize": 12, "gridColor": GRID,
-                             "domainColor": DIM, "tickColor": DIM},
-        },
+        "config": axes(),
+    }  # fmt: skip
+
+
+def axes() -> dict[str, Any]:
+    """In Vega-Lite: how all plots of studies look."""
+    quiet = {"labelColor": INK, "titleColor": INK, "titleFontWeight": "normal"}
+    return {
+        "font": "Helvetica, Arial, sans-serif",
+        "view": {"stroke": None},
+        "axis": quiet | {"labelFontSize": 12, "titleFontSize": 12, "gridColor": GRID,
+                         "domainColor": DIM, "tickColor": DIM},
     }  # fmt: skip
 
 
