@@ -23,6 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+pytest_plugins = ["hub_case"]  # fixtures of those that publish and fetch
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 RECIPE = """
