@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -351,6 +352,36 @@ def test_a_column_of_a_study(open_run: OpenRun) -> None:
     text = "\n".join([*notes(standings), *details(standings)])
     assert "bootstrap interval over seeds and prompts" in text
     assert "floor, the best teacher of round 0: teacher2-positive-0 (a)" in text
+
+
+def test_variants_with_the_same_teachers_have_one_floor(open_run: OpenRun) -> None:
+    """One that trains the labeller alone is measured from the best teacher that another trained."""
+    plan, rows = open_run(CEILING).plan, answers(SCORES)
+    (all_,) = gap.measured(plan, rows)
+    assert all_.floor == Policy("teacher2", "positive", 0)
+    lone = replace(
+        all_,
+        floor=Policy("teacher1", "positive", 0),
+        scores=all_.scores.drop("teacher2-positive-0", "teacher3-positive-0"),
+    )
+    table = pl.DataFrame(
+        [{"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": 0.5}
+         for t in (0, 1)],
+        schema=EVALUATION,
+    )  # fmt: skip
+    run = Evaluation(table, rows, empty(JUDGEMENTS), [], plan.sampling("test"))
+
+    def told(teachers: str) -> list[str]:
+        measured = [
+            Measured("all", 0, run, gaps={"gold": all_}, teachers="same"),
+            Measured("lone", 0, run, gaps={"gold": lone}, teachers=teachers),
+        ]
+        return columns(Standings(measured, ["student"]), [0, 1])["gap recovered"]
+
+    alone = lone.recovered(lone.students[-1]).share
+    assert alone is not None and alone.mean != 0.5
+    same, other = told("same"), told("other")
+    assert same[0] == same[1] == other[0] != other[1]
 
 
 def test_a_study_measures_what_the_gap_is_between(recipe_file: Path, tmp_path: Path) -> None:

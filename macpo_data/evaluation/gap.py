@@ -7,7 +7,7 @@ student no better than its teachers, 1 for one as good as if it had learned from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -42,6 +42,13 @@ class Gap:
             self.scores[str(policy)].to_numpy() for policy in (student, self.floor, self.ceiling)
         )
         return stats.Sides(student_, floor, ceiling)
+
+    def above(self, other: Gap) -> Gap:
+        """The same gap above the floor of another one, by the prompts that both have."""
+        floor = str(other.floor)
+        own = self.scores.drop(floor, strict=False)
+        scores = own.join(other.scores.select("prompt_id", floor), on="prompt_id")
+        return replace(self, floor=other.floor, scores=scores)
 
     def recovered(self, student: Policy) -> stats.Recovered:
         """How much of the gap a student's policy recovered."""

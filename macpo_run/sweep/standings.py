@@ -52,6 +52,7 @@ class Measured:
     yardsticks: Mapping[str, str] = field(default_factory=dict)
     gaps: Mapping[str, Gap] = field(default_factory=dict)  # by measure, where there is a ceiling
     budgets: Mapping[str, Budget] = field(default_factory=dict)  # by agent, where it ended
+    teachers: str = ""  # what decides the teachers of round 0, as a digest
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,22 @@ class Standings:
 
     def _gaps(self, variant: str) -> list[Gap]:
         """The gap of each seed that came to its end."""
-        return [gap for m in self._whole(variant) if (gap := m.gaps.get(self.measure or ""))]
+        whole = [(m, m.gaps.get(self.measure or "")) for m in self._whole(variant)]
+        return [self._from_the_best(m, gap) for m, gap in whole if gap]
+
+    def _from_the_best(self, of: Measured, own: Gap) -> Gap:
+        """A gap with the best teacher as its floor that any variant with the same teachers trained.
+
+        Some methods train the labelling teacher alone, which is no floor to compare them by.
+        """
+        alike = [
+            gap
+            for m in self.measured
+            if (m.seed, m.teachers, m.yardsticks) == (of.seed, of.teachers, of.yardsticks)
+            and (gap := m.gaps.get(own.measure))
+        ]
+        best = max([own, *alike], key=lambda gap: gap.mean(gap.floor))
+        return own if best is own else own.above(best)
 
 
 def _by_seed(rows: pl.DataFrame, column: str) -> pl.Series:

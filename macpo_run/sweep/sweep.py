@@ -256,7 +256,10 @@ class Sweep:
         gaps = gap.measured(run.plan, evaluation.responses) if evaluation else []
         by_measure = {each.measure: each for each in gaps}
         budgets = {} if problem else self._budgets(run)
-        return Measured(variant.name, seed, evaluation, problem, yardsticks, by_measure, budgets)
+        return Measured(
+            variant.name, seed, evaluation, problem, yardsticks, by_measure, budgets,
+            teachers=_teachers(run.recipe),
+        )  # fmt: skip
 
     def _budgets(self, run: Run) -> dict[str, Budget]:
         """What each measured agent's last policy took."""
@@ -278,6 +281,13 @@ class Sweep:
         between = [*teachers, ceiling] if ceiling else []
         mine = [p for p in policies if p.behavior == "positive" and p.agent in self.agents]
         return mine + [p for p in policies if p in between and p not in mine]
+
+
+def _teachers(recipe: Recipe) -> str:
+    """What decides the teachers of round 0, whether or not a method trains all of them."""
+    agents = {name: recipe.agents[name].model_dump(mode="json") for name in recipe.teachers}
+    sections = (recipe.data, recipe.sft, recipe.lora, recipe.train)
+    return digest([agents, *(section.model_dump(mode="json") for section in sections)])
 
 
 def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
