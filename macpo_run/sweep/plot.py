@@ -105,6 +105,7 @@ def _dots(standings: Standings, rows: list[Row]) -> dict[str, Any]:
     line_at = f"; the line is at {first}" if first in ends else ""
     x = {
         "field": "mean", "type": "quantitative", "scale": {"zero": False},
+        "axis": {"tickCount": 8},  # more would touch each other in a wider font
         "title": f"{standings.measure} in the last round{line_at}",
     }  # fmt: skip
     y = {
