@@ -66,7 +66,7 @@ TRAIN = Train(
 def main() -> None:
     """A row for each set and each way."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("out", type=Path, help="folder of data, runs and judge")
+    parser.add_argument("out", type=Path, help="folder of data, adapter and judge")
     parser.add_argument("--held-out", choices=["calibration", "test"], default="test")
     parser.add_argument("--share", type=float, default=1.0, help="of the pairs that are learned")
     parser.add_argument("--epochs", type=float, default=1.0)
