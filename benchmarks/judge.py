@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +46,11 @@ LEARNED = {
     "PKU-SafeRLHF": ("pku_saferlhf",),
 }
 SIDES = ("chosen", "rejected")
-PARTS = {"d1": "hh_harmless_d1", "d2": "hh_harmless_d2", "test": TEST}  # of experiments
 HELD_OUT, CALIBRATION = (0, 1), (2,)  # tenths
 
 BASE = "weakened:packaged:smollm2-135m?drop=12-28"
 TEMPLATE = "chatml"  # SmolLM2's own puts a system sentence before each prompt
+REWARD = RewardTraining(epochs=1, learning_rate=3e-4)
 LORA = Lora(r=16, alpha=32, targets=["all-linear"])
 TRAIN = Train(
     dtype="bfloat16",
@@ -68,17 +67,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path, help="folder of data, adapter and judge")
     parser.add_argument("--held-out", choices=["calibration", "test"], default="test")
-    parser.add_argument("--share", type=float, default=1.0, help="of the pairs that are learned")
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
     asked = parser.parse_args()
-    learned, held_out = split(asked.out / "data", asked.held_out, asked.share)
+    write_parts(asked.out / "data")
+    learned, held_out = split(asked.held_out)
     all_pairs = pl.concat(learned.values()).sample(fraction=1.0, shuffle=True, seed=0)
-    begun = time.monotonic()
-    settings = RewardTraining(epochs=asked.epochs, learning_rate=asked.learning_rate)
-    judge = fit(all_pairs, asked.out, settings)
+    judge = fit(all_pairs, asked.out)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in learned.items())
-    print(f"learned in {time.monotonic() - begun:.0f} s: {len(all_pairs)} pairs ({counts})")
+    print(f"{len(all_pairs)} pairs learned: {counts}")
     for name, rows in held_out.items():
         prompts = rows["asked"].n_unique()
         print(f"{name}, {len(rows)} pairs of {prompts} prompts held out ({asked.held_out})")
@@ -100,29 +95,25 @@ def main() -> None:
             print(f"| {what} | {of.mean:.3f} [{of.low:.3f}, {of.high:.3f}] |", flush=True)
 
 
-def split(
-    folder: Path, held: str, share: float
-) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
-    """Pairs to learn and pairs held out, by set; the experiments' files are written."""
+def write_parts(folder: Path) -> None:
+    """The files of experiments: what of D1 and D2 the judge never sees, and the test set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    d1, d2 = (read(file).filter(pl.col("tenth").is_in(HELD_OUT)) for file in LEARNED[ONE_TURN])
+    for part, rows in {"d1": d1, "d2": d2, "test": read(TEST)}.items():
+        rows.select("prompt", *SIDES).write_parquet(folder / f"{part}.parquet")
+
+
+def split(held: str) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
+    """Pairs to learn and pairs held out (calibration or test), by set."""
     test = read(TEST)
+    tenths = CALIBRATION if held == "calibration" else HELD_OUT
     learned, held_out = {}, {}
     for name, files in LEARNED.items():
         rows = pl.concat(map(read, files)).filter(~pl.col("asked").is_in(set(test["asked"])))
-        learned[name] = rows.filter(~pl.col("tenth").is_in({*HELD_OUT, *CALIBRATION})).sample(
-            fraction=share, seed=0
-        )
-        measured = rows.filter(pl.col("tenth").is_in(HELD_OUT))
-        if held == "calibration":
-            measured = rows.filter(pl.col("tenth").is_in(CALIBRATION))
-        elif name == ONE_TURN:
-            measured = test
-        held_out[name] = measured
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, file in PARTS.items():
-        kept = read(file)
-        if part != "test":
-            kept = kept.filter(pl.col("tenth").is_in(HELD_OUT))
-        kept.select("prompt", *SIDES).write_parquet(folder / f"{part}.parquet")
+        learned[name] = rows.filter(~pl.col("tenth").is_in({*HELD_OUT, *CALIBRATION}))
+        held_out[name] = rows.filter(pl.col("tenth").is_in(tenths))
+    if held == "test":
+        held_out[ONE_TURN] = test
     return learned, held_out
 
 
@@ -139,7 +130,7 @@ def last_turn(prompt: Sequence[Message]) -> str:
     return " ".join(prompt[-1]["content"].lower().split())
 
 
-def fit(pairs: pl.DataFrame, out: Path, settings: RewardTraining) -> Scorer:
+def fit(pairs: pl.DataFrame, out: Path) -> Scorer:
     """Train on the pairs, unless that is done; the result is a classifier of one folder."""
     folder, adapter, file = (out / name for name in ("judge", "adapter", "data/pairs.parquet"))
     if not (folder / "tokenizer.json").is_file():
@@ -148,7 +139,7 @@ def fit(pairs: pl.DataFrame, out: Path, settings: RewardTraining) -> Scorer:
         base = Base(BASE, None)
         job = Job(
             dataset=file, column="chosen", base=base, chat_template=TEMPLATE, start=None,
-            out=adapter, settings=settings, lora=LORA, train=TRAIN,
+            out=adapter, settings=REWARD, lora=LORA, train=TRAIN,
         )  # fmt: skip
         with progress(f"training the judge on {len(pairs)} pairs") as report:
             train(report, job)

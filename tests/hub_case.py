@@ -24,14 +24,18 @@ REPO = "org/pairs"
 FAKE = "--set=engine.name=fake"
 
 
+def run_fake(folder: Path, *words: str) -> Path:
+    """Write the recipe into a folder, and run it there on the fake engine."""
+    (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
+    command = [sys.executable, "-m", "macpo", "run", *words]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def fake_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and a finished run of it, on the fake engine."""
-    folder = tmp_path_factory.mktemp("made")
-    (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
-    command = [sys.executable, "-m", "macpo", "run", "--until", "1"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
+    return run_fake(tmp_path_factory.mktemp("made"), "--until", "1")
 
 
 @pytest.fixture

@@ -331,16 +331,18 @@ def test_the_ceiling_needs_no_bad_answers(open_run: OpenRun, tmp_path: Path) -> 
 # ---------------------------------------------------------------------------- studies
 
 
+def of_two_rounds(plan: Plan, rows: pl.DataFrame) -> Evaluation:
+    """An evaluation of the student in rounds 0 and 1, .5 each."""
+    facts = {"agent": "student", "behavior": "positive", "measure": "gold", "mean": 0.5}
+    table = pl.DataFrame([facts | {"round": t} for t in (0, 1)], schema=EVALUATION)
+    return Evaluation(table, rows, empty(JUDGEMENTS), [], plan.sampling("test"))
+
+
 def test_a_column_of_a_study(open_run: OpenRun) -> None:
     """Two seeds that both recovered half; of the one that failed nothing is counted."""
     plan, rows = open_run(CEILING).plan, answers(SCORES)
     (gap_,) = gap.measured(plan, rows)
-    table = pl.DataFrame(
-        [{"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": 0.5}
-         for t in (0, 1)],
-        schema=EVALUATION,
-    )  # fmt: skip
-    run = Evaluation(table, rows, empty(JUDGEMENTS), [], plan.sampling("test"))
+    run = of_two_rounds(plan, rows)
     measured = [
         Measured("a", 0, run, None, {}, {"gold": gap_}),
         Measured("a", 1, run, None, {}, {"gold": gap_}),
@@ -364,14 +366,9 @@ def test_variants_with_the_same_teachers_have_one_floor(open_run: OpenRun) -> No
         floor=Policy("teacher1", "positive", 0),
         scores=all_.scores.drop("teacher2-positive-0", "teacher3-positive-0"),
     )
-    table = pl.DataFrame(
-        [{"agent": "student", "behavior": "positive", "round": t, "measure": "gold", "mean": 0.5}
-         for t in (0, 1)],
-        schema=EVALUATION,
-    )  # fmt: skip
-    run = Evaluation(table, rows, empty(JUDGEMENTS), [], plan.sampling("test"))
+    run = of_two_rounds(plan, rows)
 
-    def told(teachers: str) -> list[str]:
+    def recovered(teachers: str) -> list[str]:
         measured = [
             Measured("all", 0, run, gaps={"gold": all_}, teachers="same"),
             Measured("lone", 0, run, gaps={"gold": lone}, teachers=teachers),
@@ -380,7 +377,7 @@ def test_variants_with_the_same_teachers_have_one_floor(open_run: OpenRun) -> No
 
     alone = lone.recovered(lone.students[-1]).share
     assert alone is not None and alone.mean != 0.5
-    same, other = told("same"), told("other")
+    same, other = recovered("same"), recovered("other")
     assert same[0] == same[1] == other[0] != other[1]
 
 

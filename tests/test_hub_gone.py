@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE
+from hub_case import run_fake
 
 COMMANDS = [
     ["pull", "org/pairs", "--round", "0"],
@@ -49,11 +49,7 @@ PACKED = gzip.compress(gzip.compress(b" " * 2**28))  # 256 MiB in a kB
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and a finished round of it, on the fake engine."""
-    folder = tmp_path_factory.mktemp("made")
-    (folder / "macpo.yaml").write_text(RECIPE.replace("engine: {", "engine: {name: fake, "))
-    command = [sys.executable, "-m", "macpo", "run", "--round", "0"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
+    return run_fake(tmp_path_factory.mktemp("made"), "--round", "0")
 
 
 def ask(words: list[str], cwd: Path, hub: str, **env: str) -> tuple[str, float]:

@@ -14,21 +14,15 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data")
 @pytest.mark.parametrize("held", ["calibration", "test"])
 def test_no_prompt_is_learned_that_is_wanted_elsewhere(tmp_path: Path, held: str) -> None:
     """By what the user says last, in one spelling."""
-    learned, held_out = judge.split(tmp_path, held, 1.0)
+    learned, held_out = judge.split(held)
     prompts = {asked for pairs in learned.values() for asked in pairs["asked"]}
     assert len(prompts) > 7000
     for pairs in held_out.values():
         assert len(pairs) > 100 and not prompts & set(pairs["asked"])
+    judge.write_parts(tmp_path)
     for part in ("d1", "d2", "test"):
         left = pl.read_parquet(tmp_path / f"{part}.parquet")
         assert len(left) > 700 and not prompts & {judge.last_turn(p) for p in left["prompt"]}
-
-
-def test_a_share_of_the_pairs(tmp_path: Path) -> None:
-    """Of each set; what is held out stays whole."""
-    (learned, held_out), (few, same) = (judge.split(tmp_path, "test", s) for s in (1.0, 0.1))
-    assert [len(few[name]) for name in learned] == [len(learned[name]) // 10 for name in learned]
-    assert [len(pairs) for pairs in same.values()] == [len(pairs) for pairs in held_out.values()]
 
 
 def test_right_and_ties() -> None:

@@ -285,9 +285,9 @@ class Sweep:
 
 def _teachers(recipe: Recipe) -> str:
     """What decides the teachers of round 0, whether or not a method trains all of them."""
-    agents = {name: recipe.agents[name].model_dump(mode="json") for name in recipe.teachers}
+    agents = {name: recipe.agents[name].identity() for name in recipe.teachers}
     sections = (recipe.data, recipe.sft, recipe.lora, recipe.train)
-    return digest([agents, *(section.model_dump(mode="json") for section in sections)])
+    return digest([agents, *(section.identity() for section in sections)])
 
 
 def _tried(run: Run, work: Callable[[Run], T]) -> tuple[T | None, str | None]:
