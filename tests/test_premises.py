@@ -91,6 +91,8 @@ def test_rewards_where_nobody_knows_what_is_right(tmp_path: Path) -> None:
         for n in range(8)
     ]
     sets = ["--set=engine.name=fake", "--set=eval.reward=org/scorer"]
+    for agent in ("teacher_1", "teacher_2", "student"):  # which needs no package
+        sets.append(f"--set=agents.{agent}.base=world:tiny")
     for n, part in enumerate(("d1", "d2", "test")):
         pl.DataFrame(rows[8 * n : 8 * n + 8]).write_parquet(tmp_path / f"{part}.parquet")
         sets.append(f"--set=data.{part}={{path: {tmp_path / part}.parquet}}")
