@@ -20,11 +20,13 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from benchmarks.loops import loop
 from benchmarks.models import DATA
 from benchmarks.reward_model import by_words
 from macpo_data import stats
@@ -46,6 +48,7 @@ LEARNED = {
     "PKU-SafeRLHF": ("pku_saferlhf",),
 }
 SIDES = ("chosen", "rejected")
+LOOPS = 1_500  # pairs whose worse side is a loop
 HELD_OUT, CALIBRATION = (0, 1), (2,)  # tenths
 
 BASE = "weakened:packaged:smollm2-135m?drop=12-28"
@@ -70,10 +73,11 @@ def main() -> None:
     asked = parser.parse_args()
     write_parts(asked.out / "data")
     learned, held_out = split(asked.held_out)
-    all_pairs = pl.concat(learned.values()).sample(fraction=1.0, shuffle=True, seed=0)
-    judge = fit(all_pairs, asked.out)
+    all_pairs = pl.concat(learned.values())
+    judge = fit(pl.concat([all_pairs, looping(all_pairs).head(LOOPS)]), asked.out)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in learned.items())
-    print(f"{len(all_pairs)} pairs learned: {counts}")
+    print(f"{len(all_pairs)} pairs learned: {counts}; and {LOOPS} loops")
+    held_out["loops"] = looping(held_out[ONE_TURN])
     for name, rows in held_out.items():
         prompts = rows["asked"].n_unique()
         print(f"{name}, {len(rows)} pairs of {prompts} prompts held out ({asked.held_out})")
@@ -117,6 +121,15 @@ def split(held: str) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
     return learned, held_out
 
 
+def looping(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs of the beginning of a good answer and a loop made from it, in a random order."""
+    random = Random(0)
+    rows = pairs.sample(fraction=1.0, shuffle=True, seed=0).to_dicts()
+    made = ((row, loop(row["chosen"], random)) for row in rows)
+    both = [row | dict(zip(SIDES, sides, strict=True)) for row, sides in made if sides]
+    return pl.DataFrame(both, schema=pairs.schema)
+
+
 def read(file: str) -> pl.DataFrame:
     """Prompts and both answers of a file beside the project, and which tenth each prompt is in."""
     rows = pl.read_parquet(DATA / f"{file}.parquet", columns=["prompt", *SIDES])
@@ -134,7 +147,8 @@ def fit(pairs: pl.DataFrame, out: Path) -> Scorer:
     """Train on the pairs, unless that is done; the result is a classifier of one folder."""
     folder, adapter, file = (out / name for name in ("judge", "adapter", "data/pairs.parquet"))
     if not (folder / "tokenizer.json").is_file():
-        pairs.select("prompt", *SIDES).write_parquet(file)
+        shuffled = pairs.sample(fraction=1.0, shuffle=True, seed=0)
+        shuffled.select("prompt", *SIDES).write_parquet(file)
         make_bases([BASE], progress)
         base = Base(BASE, None)
         job = Job(
