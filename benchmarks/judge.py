@@ -3,7 +3,8 @@
 One purpose, harmless answers: HH-RLHF harmless of one turn and of several, and PKU-SafeRLHF. No
 pair is learned whose prompt is in HH's test set, or in three tenths of all prompts, by their hash.
 One of these is for choosing settings. The others measure the judge, and are left to experiments:
-their D1, D2 and test are written beside it. The rest is learned, several pairs of one prompt too.
+their D1, D2 and test are written beside it. The rest is learned, several pairs of one prompt too,
+and loops made from good answers, which no person writes and small models do.
 
     python -m benchmarks.judge DIR --held-out calibration
     python -m benchmarks.judge DIR
@@ -74,10 +75,9 @@ def main() -> None:
     write_parts(asked.out / "data")
     learned, held_out = split(asked.held_out)
     all_pairs = pl.concat(learned.values())
-    judge = fit(pl.concat([all_pairs, looping(all_pairs).head(LOOPS)]), asked.out)
+    judge = fit(all_pairs, asked.out)
     counts = ", ".join(f"{len(rows)} {name}" for name, rows in learned.items())
-    print(f"{len(all_pairs)} pairs learned: {counts}; and {LOOPS} loops")
-    held_out["loops"] = looping(held_out[ONE_TURN])
+    print(f"{len(all_pairs)} pairs learned: {counts}")
     for name, rows in held_out.items():
         prompts = rows["asked"].n_unique()
         print(f"{name}, {len(rows)} pairs of {prompts} prompts held out ({asked.held_out})")
@@ -118,6 +118,8 @@ def split(held: str) -> tuple[dict[str, pl.DataFrame], dict[str, pl.DataFrame]]:
         held_out[name] = rows.filter(pl.col("tenth").is_in(tenths))
     if held == "test":
         held_out[ONE_TURN] = test
+    learned["loops"] = looping(pl.concat(learned.values())).head(LOOPS)
+    held_out["loops"] = looping(held_out[ONE_TURN])
     return learned, held_out
 
 
