@@ -1,26 +1,31 @@
 """What selection had to choose from, by gold: `python -m benchmarks.pool runs/RUN ...`.
 
-Gold is what the embedded world's judge says, or with eval.by=answer whether an answer is right. Per
-variant, seed and round of the student: mean gold of all candidates, of what became chosen, of
-the best possible, of the rejected, and of what the student writes on the same prompts after, where
-it was asked; how many pairs there are, in how many the chosen answer is the better one, the worse
-one, the better one by topic alone, and the likelier one before training (ranked), and how the
-training ended. No step of a method sees this.
+Gold is what the embedded world's judge says, or with eval.by=answer whether an answer is right.
+On other data `--reward FOLDER` takes a reward model's scores in its place, those of a sequence
+classifier that brings a chat template. Per variant, seed and round of the student: mean gold of all
+candidates, of what became chosen, of the best possible, of the rejected, and of what the student
+writes on the same prompts after, where it was asked; how many pairs there are, in how many the
+chosen answer is the better one, the worse one, the better one by topic alone, and the likelier one
+before training (ranked), and how the training ended. No step of a method sees this.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from macpo_data.generation.gold import Prompt, worth
+from macpo_data.generation.reward_model import Scorer, rewards
 from macpo_data.methods.registry import called
+from macpo_data.models.base import Base
+from macpo_data.recipe.engine import Engine
 from macpo_data.recipe.section import digest
 from macpo_data.world import judge
+from macpo_run.terminal.progress import progress
 
 KEYS = {
     "positives": "mutual",
@@ -54,12 +59,36 @@ def gold(frame: pl.DataFrame, asked: Asked, column: str = "response") -> pl.Seri
     return pl.Series([worth(*asked[i], text or "") for i, text in rows], dtype=pl.Float64)
 
 
+def worths(
+    frame: pl.DataFrame, prompts: pl.DataFrame, model: Path | None, column: str = "response"
+) -> pl.Series:
+    """The score of each row's response: gold, or a reward model's."""
+    if model:
+        return rewarded(frame, prompts, column, model)
+    return gold(frame, asked_in(prompts), column)
+
+
+def rewarded(frame: pl.DataFrame, prompts: pl.DataFrame, column: str, model: Path) -> pl.Series:
+    """The score that a reward model gives each row's response."""
+    scorer = Scorer(Base(str(model), None), None, "tokenizer", None, str(model))
+    rows = frame.select("prompt_id", response=pl.col(column), finish_reason=pl.lit("stop"))
+    rows = rows.join(prompts.select("prompt_id", "prompt"), "prompt_id", maintain_order="left")
+    with progress(f"scoring {len(rows)} answers") as report:
+        return pl.Series(rewards(report, Engine(), scorer, rows), dtype=pl.Float64)
+
+
 def on_topic(frame: pl.DataFrame, asked: Asked, column: str) -> pl.Series:
     """How far each row's response answers what was asked, whatever its tone; null of no world's."""
     rows = [(*asked[i], text) for i, text in frame.select("prompt_id", column).iter_rows()]
     values = [None if right is not None else judge.gold(prompt, text or "").on_topic
               for prompt, right, text in rows]  # fmt: skip
     return pl.Series(values, dtype=pl.Float64)
+
+
+def by_topic(pairs: pl.DataFrame, asked: Asked) -> Any:
+    """In how many pairs the chosen answer is the better one by topic alone."""
+    chosen, rejected = (on_topic(pairs, asked, side) for side in ("chosen", "rejected"))
+    return (chosen > rejected).mean()
 
 
 def variant(facts: dict[str, Any]) -> str:
@@ -76,8 +105,13 @@ def variant(facts: dict[str, Any]) -> str:
     return " ".join([called(facts["method"], judge.get("kind")), *changed, f"#{others}"])
 
 
-def rounds_of(run: Path) -> list[dict[str, Any]]:
-    """One row per round that a run's student was trained on pairs."""
+def rounds_of(run: Path, model: Path | None = None) -> list[dict[str, Any]]:
+    """One row per round that a run's student was trained on pairs.
+
+    Args:
+        run: its folder.
+        model: folder of a reward model, whose scores stand in place of gold.
+    """
     wrote = {}
     for manifest in run.glob("samples/student-positive-*-d2-0-*/manifest.json"):
         wrote[json.loads(manifest.read_text("utf-8"))["adapter"]] = manifest.parent / "shards"
@@ -92,12 +126,11 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
         built = json.loads((prompts / "manifest.json").read_text("utf-8"))
         (source,) = (run / name for name in built["inputs"] if name.startswith("data/prompts"))
         d2 = pl.read_parquet(source / "d2.parquet")
-        asked = asked_in(d2)
         pool = pl.read_parquet(prompts / "candidates.parquet")
-        pool = pool.with_columns(gold=gold(pool, asked))
+        pool = pool.with_columns(gold=worths(pool, d2, model))
         pairs = pl.read_parquet(prompts / "pairs.parquet")
-        sides = {side: gold(pairs, asked, side) for side in ("chosen", "rejected")}
-        topic = [on_topic(pairs, asked, side) for side in ("chosen", "rejected")]
+        sides = {side: worths(pairs, d2, model, side) for side in ("chosen", "rejected")}
+        topic = None if model else by_topic(pairs, asked_in(d2))
         after = wrote.get(f"{manifest.parent.parent.name}/{manifest.parent.name}")
         last = facts["history"][-1]
         rows.append(
@@ -112,9 +145,9 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
                 "rejected": sides["rejected"].mean(),
                 "right": (sides["chosen"] > sides["rejected"]).mean(),
                 "wrong": (sides["chosen"] < sides["rejected"]).mean(),
-                "by topic": (topic[0] > topic[1]).mean(),
+                "by topic": topic,
                 "ranked": (pairs["chosen_perplexity"] < pairs["rejected_perplexity"]).mean(),
-                "after": gold(pl.read_parquet(after / "*.parquet"), asked).mean()
+                "after": worths(pl.read_parquet(after / "*.parquet"), d2, model).mean()
                 if after
                 else None,
                 "accuracy": last["accuracy"],
@@ -124,10 +157,19 @@ def rounds_of(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-if __name__ == "__main__":
-    table = pl.DataFrame([row for run in sys.argv[1:] for row in rounds_of(Path(run))])
+def main() -> None:
+    """Print a row for each round of each run, and the means over seeds."""
+    parser = argparse.ArgumentParser(description="What selection had to choose from.")
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--reward", type=Path, help="folder of a reward model")
+    asked = parser.parse_args()
+    table = pl.DataFrame([row for run in asked.runs for row in rounds_of(run, asked.reward)])
     means = table.group_by("variant", "round", maintain_order=True).agg(
         pl.len().alias("seeds"), pl.exclude("seed").mean()
     )
     with pl.Config(tbl_cols=-1, tbl_rows=-1, tbl_width_chars=200, float_precision=3):
         print(table.sort("variant", "seed", "round"), means.sort("variant", "round"), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from conftest import RECIPE, OpenRun, no_progress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import pool
 from macpo import cli
 from macpo_data.errors import ModelError, RecipeError
 from macpo_data.generation import judge
@@ -53,13 +54,17 @@ def answers(count: int) -> Rows:
 @pytest.fixture(scope="module")
 def classifier(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base as a classifier of three outputs."""
+    return make_classifier(tiny_base, tmp_path_factory.mktemp("classifier") / "three", 3)
+
+
+def make_classifier(base: Path, folder: Path, outputs: int) -> Path:
+    """A base with a new head, which says anything."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("classifier") / "three"
     torch.manual_seed(0)
     loader: Any = AutoModelForSequenceClassification
-    loader.from_pretrained(tiny_base, num_labels=3).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
+    loader.from_pretrained(base, num_labels=outputs).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder
 
 
@@ -96,6 +101,22 @@ def test_a_batch_scores_as_each_answer_alone(classifier: Path) -> None:
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([ids])).logits[0, 2].item()
         assert reward == pytest.approx(alone, abs=1e-5)
+
+
+def test_pools_are_measured_by_reward(tiny_base: Path, tmp_path: Path) -> None:
+    """Of any column of any order of rows, several to a prompt too: each row its own."""
+    model = make_classifier(tiny_base, tmp_path / "one", 1)
+    scorer = Scorer(Base(str(model), None), None, "tokenizer", None, "x")
+    prompts = answers(3)
+    texts = [("p2", "Yes."), ("p0", "No, I would not."), ("p2", "Perhaps so.")]
+    frame = pl.DataFrame(texts, schema=["prompt_id", "chosen"], orient="row")
+    pooled = pool.worths(frame, prompts, model, "chosen")
+    for (prompt_id, text), reward in zip(texts, pooled, strict=True):
+        row = prompts.filter(prompt_id=prompt_id).with_columns(
+            response=pl.lit(text), finish_reason=pl.lit("stop")
+        )
+        assert [reward] == pytest.approx(rewards(lambda *_: None, Engine(), scorer, row), abs=1e-5)
+    assert pooled.n_unique() == 3
 
 
 def test_what_does_not_fit_has_no_reward(classifier: Path) -> None:
