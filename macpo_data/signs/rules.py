@@ -108,7 +108,12 @@ RULES = {
         high=0.05,
     ),
     # Cut answers have no end to learn from; some are always there.
-    "cut": Rule("share", "the token limit cuts answers", "raise sampling.max_new_tokens", high=0.2),
+    "cut": Rule(
+        "share",
+        "the token limit cuts answers",
+        "raise sampling.max_new_tokens, or a mixture's mixture.sampling.max_new_tokens",
+        high=0.2,
+    ),
     # Without an end a perplexity is lower, so that cut answers are chosen where no filter drops
     # them: half the candidates' line, for here they are learned from.
     "chosen_cut": Rule(
