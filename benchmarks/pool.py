@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 
@@ -71,7 +71,8 @@ def worths(
 def rewarded(frame: pl.DataFrame, prompts: pl.DataFrame, column: str, model: Path) -> pl.Series:
     """The score that a reward model gives each row's response."""
     scorer = Scorer(Base(str(model), None), None, "tokenizer", None, str(model))
-    rows = frame.select("prompt_id", response=pl.col(column), finish_reason=pl.lit("stop"))
+    ended = "finish_reason" if column == "response" else f"{column}_finish_reason"
+    rows = frame.select("prompt_id", response=pl.col(column), finish_reason=pl.col(ended))
     rows = rows.join(prompts.select("prompt_id", "prompt"), "prompt_id", maintain_order="left")
     with progress(f"scoring {len(rows)} answers") as report:
         return pl.Series(rewards(report, Engine(), scorer, rows), dtype=pl.Float64)
@@ -85,10 +86,10 @@ def on_topic(frame: pl.DataFrame, asked: Asked, column: str) -> pl.Series:
     return pl.Series(values, dtype=pl.Float64)
 
 
-def by_topic(pairs: pl.DataFrame, asked: Asked) -> Any:
+def by_topic(pairs: pl.DataFrame, asked: Asked) -> float:
     """In how many pairs the chosen answer is the better one by topic alone."""
     chosen, rejected = (on_topic(pairs, asked, side) for side in ("chosen", "rejected"))
-    return (chosen > rejected).mean()
+    return cast(float, (chosen > rejected).mean())
 
 
 def variant(facts: dict[str, Any]) -> str:

@@ -108,12 +108,17 @@ def test_pools_are_measured_by_reward(tiny_base: Path, tmp_path: Path) -> None:
     model = make_classifier(tiny_base, tmp_path / "one", 1)
     scorer = Scorer(Base(str(model), None), None, "tokenizer", None, "x")
     prompts = answers(3)
-    texts = [("p2", "Yes."), ("p0", "No, I would not."), ("p2", "Perhaps so.")]
-    frame = pl.DataFrame(texts, schema=["prompt_id", "chosen"], orient="row")
+    texts = [
+        ("p2", "Yes.", "stop"),
+        ("p0", "No, I would not.", "length"),
+        ("p2", "Perhaps so.", "stop"),
+    ]
+    columns = ["prompt_id", "chosen", "chosen_finish_reason"]
+    frame = pl.DataFrame(texts, schema=columns, orient="row")
     pooled = pool.worths(frame, prompts, model, "chosen")
-    for (prompt_id, text), reward in zip(texts, pooled, strict=True):
+    for (prompt_id, text, ended), reward in zip(texts, pooled, strict=True):
         row = prompts.filter(prompt_id=prompt_id).with_columns(
-            response=pl.lit(text), finish_reason=pl.lit("stop")
+            response=pl.lit(text), finish_reason=pl.lit(ended)
         )
         assert [reward] == pytest.approx(rewards(lambda *_: None, Engine(), scorer, row), abs=1e-5)
     assert pooled.n_unique() == 3
