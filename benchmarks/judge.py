@@ -29,7 +29,7 @@ import polars as pl
 
 from benchmarks.loops import loop
 from benchmarks.models import DATA
-from benchmarks.reward_model import by_words
+from benchmarks.reward_model import by_words, scorer_of
 from macpo_data import stats
 from macpo_data.generation.reward_model import Scorer, rewards
 from macpo_data.models import fits
@@ -127,9 +127,9 @@ def looping(pairs: pl.DataFrame) -> pl.DataFrame:
     """Pairs of the beginning of a good answer and a loop made from it, in a random order."""
     random = Random(0)
     rows = pairs.sample(fraction=1.0, shuffle=True, seed=0).to_dicts()
-    made = ((row, loop(row["chosen"], random)) for row in rows)
-    both = [row | dict(zip(SIDES, sides, strict=True)) for row, sides in made if sides]
-    return pl.DataFrame(both, schema=pairs.schema)
+    drawn = ((row, loop(row["chosen"], random)) for row in rows)
+    longer = [row | dict(zip(SIDES, sides, strict=True)) for row, sides in drawn if sides]
+    return pl.DataFrame(longer, schema=pairs.schema)
 
 
 def read(file: str) -> pl.DataFrame:
@@ -164,7 +164,7 @@ def fit(pairs: pl.DataFrame, out: Path) -> Scorer:
         chat = load_chat(base, TEMPLATE)
         chat.tokenizer.chat_template = chat.template
         chat.tokenizer.save_pretrained(folder)
-    return Scorer(Base(str(folder), None), None, "tokenizer", None, str(folder))
+    return scorer_of(folder)
 
 
 def score(judge: Scorer, rows: pl.DataFrame) -> list[list[float | None]]:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 
+from benchmarks.reward_model import scorer_of
 from macpo_data.generation.gold import Prompt, worth
-from macpo_data.generation.reward_model import Scorer, rewards
+from macpo_data.generation.reward_model import rewards
 from macpo_data.methods.registry import called
-from macpo_data.models.base import Base
 from macpo_data.recipe.engine import Engine
 from macpo_data.recipe.section import digest
 from macpo_data.world import judge
@@ -59,23 +61,22 @@ def gold(frame: pl.DataFrame, asked: Asked, column: str = "response") -> pl.Seri
     return pl.Series([worth(*asked[i], text or "") for i, text in rows], dtype=pl.Float64)
 
 
-def worths(
-    frame: pl.DataFrame, prompts: pl.DataFrame, model: Path | None, column: str = "response"
-) -> pl.Series:
-    """The score of each row's response: gold, or a reward model's."""
+def measure(prompts: pl.DataFrame, model: Path | None) -> Callable[..., pl.Series]:
+    """What scores the answers to a part's prompts: gold, or the reward model of a folder."""
     if model:
-        return rewarded(frame, prompts, column, model)
-    return gold(frame, asked_in(prompts), column)
+        return partial(rewarded, prompts=prompts, model=model)
+    return partial(gold, asked=asked_in(prompts))
 
 
-def rewarded(frame: pl.DataFrame, prompts: pl.DataFrame, column: str, model: Path) -> pl.Series:
-    """The score that a reward model gives each row's response."""
-    scorer = Scorer(Base(str(model), None), None, "tokenizer", None, str(model))
+def rewarded(
+    frame: pl.DataFrame, prompts: pl.DataFrame, model: Path, column: str = "response"
+) -> pl.Series:
+    """The reward of each row's response."""
     ended = "finish_reason" if column == "response" else f"{column}_finish_reason"
     rows = frame.select("prompt_id", response=pl.col(column), finish_reason=pl.col(ended))
     rows = rows.join(prompts.select("prompt_id", "prompt"), "prompt_id", maintain_order="left")
     with progress(f"scoring {len(rows)} answers") as report:
-        return pl.Series(rewards(report, Engine(), scorer, rows), dtype=pl.Float64)
+        return pl.Series(rewards(report, Engine(), scorer_of(model), rows), dtype=pl.Float64)
 
 
 def on_topic(frame: pl.DataFrame, asked: Asked, column: str) -> pl.Series:
@@ -86,10 +87,10 @@ def on_topic(frame: pl.DataFrame, asked: Asked, column: str) -> pl.Series:
     return pl.Series(values, dtype=pl.Float64)
 
 
-def by_topic(pairs: pl.DataFrame, asked: Asked) -> float:
-    """In how many pairs the chosen answer is the better one by topic alone."""
+def better_by_topic(pairs: pl.DataFrame, asked: Asked) -> pl.Series:
+    """Whether the chosen answer of each pair is the better one by topic alone."""
     chosen, rejected = (on_topic(pairs, asked, side) for side in ("chosen", "rejected"))
-    return cast(float, (chosen > rejected).mean())
+    return chosen > rejected
 
 
 def variant(facts: dict[str, Any]) -> str:
@@ -127,11 +128,12 @@ def rounds_of(run: Path, model: Path | None = None) -> list[dict[str, Any]]:
         built = json.loads((prompts / "manifest.json").read_text("utf-8"))
         (source,) = (run / name for name in built["inputs"] if name.startswith("data/prompts"))
         d2 = pl.read_parquet(source / "d2.parquet")
+        scores = measure(d2, model)
         pool = pl.read_parquet(prompts / "candidates.parquet")
-        pool = pool.with_columns(gold=worths(pool, d2, model))
+        pool = pool.with_columns(gold=scores(pool))
         pairs = pl.read_parquet(prompts / "pairs.parquet")
-        sides = {side: worths(pairs, d2, model, side) for side in ("chosen", "rejected")}
-        topic = None if model else by_topic(pairs, asked_in(d2))
+        sides = {side: scores(pairs, column=side) for side in ("chosen", "rejected")}
+        topic = None if model else better_by_topic(pairs, asked_in(d2)).mean()
         after = wrote.get(f"{manifest.parent.parent.name}/{manifest.parent.name}")
         last = facts["history"][-1]
         rows.append(
@@ -148,9 +150,7 @@ def rounds_of(run: Path, model: Path | None = None) -> list[dict[str, Any]]:
                 "wrong": (sides["chosen"] < sides["rejected"]).mean(),
                 "by topic": topic,
                 "ranked": (pairs["chosen_perplexity"] < pairs["rejected_perplexity"]).mean(),
-                "after": worths(pl.read_parquet(after / "*.parquet"), d2, model).mean()
-                if after
-                else None,
+                "after": scores(pl.read_parquet(after / "*.parquet")).mean() if after else None,
                 "accuracy": last["accuracy"],
                 "margin": last["margin"],
             }

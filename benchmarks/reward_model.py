@@ -19,8 +19,9 @@ import polars as pl
 
 from benchmarks.models import DATA, llama, tokenizer
 from macpo_data import stats
-from macpo_data.generation.reward_model import accuracy
+from macpo_data.generation.reward_model import Scorer, accuracy
 from macpo_data.loading.load import load_recipe
+from macpo_data.models.base import Base
 from macpo_run.policies import train_reward
 from macpo_run.rounds import Run
 from macpo_run.terminal.progress import progress
@@ -71,6 +72,11 @@ def save_base(folder: Path, width: int, layers: int) -> Path:
     llama(len(fast), width, layers).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def scorer_of(folder: Path) -> Scorer:
+    """A classifier of one output whose folder brings its chat template."""
+    return Scorer(Base(str(folder), None), None, "tokenizer", None, str(folder))
 
 
 def by_words(learned: pl.DataFrame, held_out: pl.DataFrame) -> list[list[float | None]]:

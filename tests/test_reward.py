@@ -115,7 +115,7 @@ def test_pools_are_measured_by_reward(tiny_base: Path, tmp_path: Path) -> None:
     ]
     columns = ["prompt_id", "chosen", "chosen_finish_reason"]
     frame = pl.DataFrame(texts, schema=columns, orient="row")
-    pooled = pool.worths(frame, prompts, model, "chosen")
+    pooled = pool.measure(prompts, model)(frame, column="chosen")
     for (prompt_id, text, ended), reward in zip(texts, pooled, strict=True):
         row = prompts.filter(prompt_id=prompt_id).with_columns(
             response=pl.lit(text), finish_reason=pl.lit(ended)
