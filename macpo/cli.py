@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -43,11 +44,11 @@ finished is kept: the same command goes on where it stopped.
 
 
 def main() -> None:
-    """Run the command; a person's mistake is one line on stderr and exit code 1."""
+    """Run the command; a person's mistake is one line on stderr, and exit code 1 or 2."""
     if "_MACPO_COMPLETE" in os.environ:  # a shell asks, and takes each line for a name of its own
         os.environ["COLUMNS"] = "10000"
     with one_line_errors():
-        app(prog_name="macpo")
+        sys.exit(app(prog_name="macpo", standalone_mode=False))
 
 
 @app.callback()
@@ -166,7 +167,7 @@ def run(
 ) -> None:
     """Finish a round, or all rounds up to one: gen, train, gen, train."""
     if round_ is not None and until is not None:
-        raise typer.BadParameter("--round and --until exclude each other")
+        raise MacpoError("--round and --until exclude each other")
     _belongs(on, dry_run)
     making.run_rounds(RunOptions(recipe, runs, sets), round_, until, dry_run=dry_run, on=on)
 

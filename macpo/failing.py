@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from typer import Context, TyperException
+
 from macpo_data.errors import Interrupted, MacpoError, hidden_os_error, plain
 
 # What the system may be short of, of which it does not always say for which file.
@@ -25,7 +27,8 @@ def one_line_errors() -> Iterator[None]:
     """Turn a person's mistakes, Ctrl-C and what the system refuses into one line and an exit code.
 
     Raises:
-        SystemExit: always where something went wrong that is no bug; 130 after Ctrl-C, else 1.
+        SystemExit: always where something went wrong that is no bug; 130 after Ctrl-C, 2 where the
+            command line cannot be read, else 1.
     """
     # Raised as any other error, before typer would end silently.
     signal.signal(signal.SIGINT, _interrupt)
@@ -38,6 +41,10 @@ def one_line_errors() -> Iterator[None]:
         if ended.code == 130:  # what typer makes of the KeyboardInterrupt that polars raises
             print(f"error: {INTERRUPTED}", file=sys.stderr)
         raise
+    except TyperException as error:
+        if mistake := error.format_message():  # none where a bare `macpo` has shown its help
+            print(f"error: {_mistyped(error, mistake)}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except MacpoError as error:
         sys.exit(f"error: {plain(' '.join(str(error).split()))}")
     except OSError as error:
@@ -64,6 +71,15 @@ def refusal(error: OSError) -> str | None:
     if where and Path(where).is_symlink() and not os.path.exists(where):
         what = "a link that leads nowhere"
     return f"{what} ({where})" if where else what
+
+
+def _mistyped(error: TyperException, mistake: str) -> str:
+    """What is wrong on a command line, and which command explains what it takes."""
+    context: Context | None = getattr(error, "ctx", None)
+    command = "macpo" if context is None else context.command_path
+    mistake = plain(" ".join(mistake.split())).rstrip(".")
+    mistake += "" if mistake.endswith("?") else ";"
+    return f"{mistake[:1].lower()}{mistake[1:]} `{command} -h` explains what it takes"
 
 
 def _interrupt(*_: object) -> None:

@@ -132,6 +132,27 @@ def test_a_loop_by_hand(macpo: Macpo, recipe_file: Path) -> None:
     assert "removed" in other.stdout
 
 
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("trian", "no such command 'trian'. Did you mean 'train'? `macpo -h` explains what"),
+        ("gen", "missing option '--round'; `macpo gen -h` explains what it takes"),
+        ("gen --round one", "invalid value for '--round': "),
+        ("gen --rounds 2", "no such option: --rounds (Possible options: "),
+        ("init a b", "got unexpected extra argument"),
+    ],
+)
+def test_a_mistyped_command_is_one_line(macpo: Macpo, typed: str, expected: str) -> None:
+    done = macpo(*typed.split())
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
+
+
+def test_a_bare_command_is_its_help(macpo: Macpo) -> None:
+    done = macpo()
+    assert done.returncode == 2 and not done.stderr and "macpo run --until 2" in done.stdout
+
+
 def test_mistakes_are_one_line(macpo: Macpo, recipe_file: Path, tmp_path: Path) -> None:
     def error(*args: str | Path) -> str:
         done = macpo(*args)
