@@ -420,7 +420,7 @@ def test_what_was_interrupted_may_fail_as_much_in_all(
 
 
 def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path) -> None:
-    """It is told of an adapter when it does not know it; forgotten at a restart, told again."""
+    """It is told once of an adapter that it does not know; forgotten at a restart, told again."""
     trained, gone = tmp_path / "adapter", tmp_path / "gone"
     for folder, weights in ((trained, b"1"), (gone, b"2")):
         folder.mkdir()
@@ -438,6 +438,7 @@ def test_a_server_speaks_for_what_was_trained(open_run: OpenRun, tmp_path: Path)
         texts = {i: done.text for i, done in engine.generate(wanted[:3])}
         server.models = ["m0"]
         texts |= {3 + i: done.text for i, done in engine.generate(wanted[3:])}
+        assert len(server.loads) == 2  # three requests are under way at once each time
         (name,) = {load["lora_name"] for load in server.loads}
         assert name.startswith("macpo-0123abcd-")
         assert texts == {n: f"{name} says: Question {n}?" for n in range(6)}

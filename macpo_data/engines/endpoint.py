@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cache
@@ -81,6 +82,7 @@ class Line:
     endpoint: Endpoint
     client: AsyncOpenAI
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)  # one adapter after another
+    loaded: dict[str, float] = field(default_factory=dict)  # when, by time.monotonic, by its name
     todo: deque[int] = field(default_factory=deque)
     total: int = 0
     whole: int = 0  # with the rows of earlier runs, of which `max_failed` is a share
@@ -114,6 +116,7 @@ async def attempt(line: Line, request: Request, spoilt: int) -> Answer:
     from openai import APIConnectionError, APIStatusError
 
     body = _body(line.endpoint, request, spoilt)
+    begun = time.monotonic()
     try:
         async with asyncio.timeout(line.endpoint.timeout):
             # `chat.completions.create` would walk through all its types at each request.
@@ -129,7 +132,7 @@ async def attempt(line: Line, request: Request, spoilt: int) -> Answer:
         raise Trouble("not a chat completion") from None
     except APIStatusError as error:
         if error.status_code == 404 and request.voice.adapter:
-            await _load(line, request.voice)
+            await _load(line, request.voice, begun)
             raise Trouble("adapter not loaded yet") from None
         raise _refusal(line, error, body) from None
 
@@ -149,8 +152,13 @@ def _hashed(adapter: str, changed: int) -> str:
     return weights_sha256(Path(adapter))[:8]
 
 
-async def _load(line: Line, voice: Voice) -> None:
+async def _load(line: Line, voice: Voice, missed: float) -> None:
     """Have vLLM's server load an adapter; also anew, where the server was started anew.
+
+    Args:
+        line: the server.
+        voice: who has the adapter.
+        missed: when the request was sent that did not find it, by time.monotonic.
 
     Raises:
         ModelError: it will not.
@@ -158,10 +166,13 @@ async def _load(line: Line, voice: Voice) -> None:
     from httpx2 import Response
     from openai import APIConnectionError, APIStatusError
 
-    body = {"lora_name": _adapter_name(voice), "lora_path": str(Path(str(voice.adapter)).resolve())}
+    name = _adapter_name(voice)
+    body = {"lora_name": name, "lora_path": str(Path(str(voice.adapter)).resolve())}
     try:
         async with line.loading, asyncio.timeout(line.endpoint.timeout):
-            await line.client.post("/load_lora_adapter", cast_to=Response, body=body)
+            if line.loaded.get(name, 0.0) < missed:  # else for another request, in the meantime
+                await line.client.post("/load_lora_adapter", cast_to=Response, body=body)
+                line.loaded[name] = time.monotonic()
     except (TimeoutError, APIConnectionError):
         return  # the request is asked again in any case
     except APIStatusError as error:
