@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -133,6 +134,9 @@ def test_three_answers_are_measured_and_compared_draw_by_draw(
     assert (manifest["sampling"]["n"], manifest["sampling"]["temperature"]) == (3, 0.7)
     print_evaluation(evaluation)
     assert "held-out: 3 answers at temperature 0.7, mean over prompts" in capsys.readouterr().out
+    print_evaluation(replace(evaluation, table=evaluation.table.clear()))  # there is no judge
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in (str(STUDENT), "Nobody has scored", "eval.reward"))
 
 
 def test_what_was_answered_otherwise_stands_in_another_table(open_run: OpenRun) -> None:

@@ -39,13 +39,7 @@ def means(responses: pl.DataFrame, judgements: pl.DataFrame, by: dict[str, str])
     rows: list[dict[str, Any]] = []
     for (agent, behavior, round_), own in responses.group_by(WHO, maintain_order=True):
         policy = Policy(str(agent), behavior, round_)
-        facts = {
-            "agent": agent,
-            "behavior": behavior,
-            "round": round_,
-            "chars": own["response"].fill_null("").str.len_chars().mean(),
-            "truncated": (own["finish_reason"] == "length").mean(),
-        }
+        facts = {"agent": agent, "behavior": behavior, "round": round_, **lengths(own)}
         scored = draws.by_prompt(own, *BY_PROMPT)
         for measure in BY_PROMPT:
             values = scored[measure].drop_nulls().to_numpy()
@@ -53,6 +47,19 @@ def means(responses: pl.DataFrame, judgements: pl.DataFrame, by: dict[str, str])
                 rows.append(facts | _row(measure, by, stats.mean(values), len(values)))
         rows += [facts | row for row in _win_rates(judgements.filter(is_of_policy(policy)), by)]
     return pl.DataFrame(rows, schema=EVALUATION)
+
+
+def lengths(answers: pl.DataFrame) -> dict[str, float]:
+    """Of RESPONSES: their mean length in characters, and the share that the token limit cut.
+
+    >>> lengths(pl.DataFrame({"response": ["ab", "abcd"], "finish_reason": ["stop", "length"]}))
+    {'chars': 3.0, 'truncated': 0.5}
+    """
+    chars, cut = answers.select(
+        pl.col("response").fill_null("").str.len_chars().mean(),
+        (pl.col("finish_reason") == "length").mean(),
+    ).row(0)
+    return {"chars": chars, "truncated": cut}
 
 
 def _win_rates(judgements: pl.DataFrame, by: dict[str, str]) -> list[dict[str, Any]]:

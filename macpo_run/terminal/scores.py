@@ -10,6 +10,9 @@ from rich.text import Text
 
 from macpo_data.errors import plain as without_controls
 from macpo_data.evaluation.draws import described
+from macpo_data.evaluation.measures import WHO, lengths
+from macpo_data.evaluation.policies import is_of_policy
+from macpo_data.evaluation.verdict import NOT_SCORED, TO_SCORE
 from macpo_data.plan import Policy
 from macpo_run.terminal.text import interval, make_table, plain
 
@@ -22,11 +25,15 @@ KINDS = ["measure", "against", "by"]  # columns of an evaluation that together n
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """A row per policy, a column per measure, each with its 95 % interval."""
+    """A row per policy, a column per measure, each with its 95 % interval.
+
+    Without a measure, which answers are how long, and who could score them.
+    """
     measurements = evaluation.table.select(KINDS).unique(maintain_order=True).rows()
     console = Console()
     console.print(_table_of_policies(evaluation, measurements))
-    console.print(plain(f"held-out: {described(evaluation.sampling)}, mean over prompts [95 %]"))
+    means = ", mean over prompts [95 %]" if measurements else f". {NOT_SCORED} {TO_SCORE}"
+    console.print(plain(f"held-out: {described(evaluation.sampling)}{means}"))
     for measure, against, by in measurements:
         controlled = ", as if both were equally long" if measure == "win_lc" else ""
         versus = f" against {against}" if against else ""
@@ -36,18 +43,19 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _table_of_policies(evaluation: Evaluation, measurements: list[tuple[Any, ...]]) -> Table:
-    cut = ["cut"] if (evaluation.table["truncated"] > 0).any() else []
+    answers = evaluation.responses.group_by(WHO, maintain_order=True)
+    rows = [(Policy(str(agent), *rest), lengths(own)) for (agent, *rest), own in answers]
+    cut = ["cut"] if any(length["truncated"] for _, length in rows) else []
     names = ("chars", *cut, *(MEASURES[measure] for measure, _, _ in measurements))
     numbers = (Column(name, justify="right", overflow="fold") for name in names)
     table = make_table(Column("held-out", no_wrap=True), *numbers)
-    policies = evaluation.table.group_by(["agent", "behavior", "round"], maintain_order=True)
-    for (agent, behavior, round_), rows in policies:
-        values = {tuple(row[k] for k in KINDS): row for row in rows.iter_rows(named=True)}
-        first = rows.row(0, named=True)
+    for policy, length in rows:
+        scores = evaluation.table.filter(is_of_policy(policy)).iter_rows(named=True)
+        values = {tuple(row[k] for k in KINDS): row for row in scores}
         table.add_row(
-            str(Policy(str(agent), behavior, round_)),
-            f"{first['chars']:.0f}",
-            *([f"{first['truncated']:.0%}"] if cut else []),
+            str(policy),
+            f"{length['chars']:.0f}",
+            *([f"{length['truncated']:.0%}"] if cut else []),
             *(Text(interval(values[m]) if m in values else "") for m in measurements),
         )
     return table
