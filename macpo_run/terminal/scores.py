@@ -27,7 +27,7 @@ KINDS = ["measure", "against", "by"]  # columns of an evaluation that together n
 def print_evaluation(evaluation: Evaluation) -> None:
     """A row per policy, a column per measure, each with its 95 % interval.
 
-    Without a measure, which answers are how long, and who could score them.
+    Without a measure: how long the answers are, and who could score them.
     """
     measurements = evaluation.table.select(KINDS).unique(maintain_order=True).rows()
     console = Console()
