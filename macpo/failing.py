@@ -42,8 +42,10 @@ def one_line_errors() -> Iterator[None]:
             print(f"error: {INTERRUPTED}", file=sys.stderr)
         raise
     except TyperException as error:
-        if mistake := error.format_message():  # none where a bare `macpo` has shown its help
-            print(f"error: {_mistyped(error, mistake)}", file=sys.stderr)
+        if type(error).__name__ == "NoArgsIsHelpError":  # a bare `macpo`
+            print(error.format_message(), end="")  # its help; empty where rich has shown it
+        else:
+            print(f"error: {_mistyped(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except MacpoError as error:
         sys.exit(f"error: {plain(' '.join(str(error).split()))}")
@@ -73,13 +75,16 @@ def refusal(error: OSError) -> str | None:
     return f"{what} ({where})" if where else what
 
 
-def _mistyped(error: TyperException, mistake: str) -> str:
+def _mistyped(error: TyperException) -> str:
     """What is wrong on a command line, and which command explains what it takes."""
+    from macpo_run.terminal.lines import program
+
     context: Context | None = getattr(error, "ctx", None)
     command = "macpo" if context is None else context.command_path
-    mistake = plain(" ".join(mistake.split())).rstrip(".")
+    mistake = plain(" ".join(error.format_message().split())).rstrip(".")
     mistake += "" if mistake.endswith("?") else ";"
-    return f"{mistake[:1].lower()}{mistake[1:]} `{command} -h` explains what it takes"
+    explains = command.replace("macpo", program(), 1)
+    return f"{mistake[:1].lower()}{mistake[1:]} `{explains} -h` explains what it takes"
 
 
 def _interrupt(*_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from typer import TyperException
 from typer.core import TyperCommand, TyperGroup
 
 from macpo_run import names
@@ -116,6 +117,15 @@ class Command(TyperCommand):
         """Write the help."""
         self.epilog = below(str(self.name))
         super().format_help(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line; an error always knows of which command it is."""
+        try:
+            return super().parse_args(ctx, args)
+        except TyperException as error:
+            mistake: Any = error  # of an option without its value the parser says no command
+            mistake.ctx = getattr(mistake, "ctx", None) or ctx
+            raise
 
 
 class Commands(TyperGroup):

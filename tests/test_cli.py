@@ -137,6 +137,7 @@ def test_a_loop_by_hand(macpo: Macpo, recipe_file: Path) -> None:
     [
         ("trian", "no such command 'trian'. Did you mean 'train'? `macpo -h` explains what"),
         ("gen", "missing option '--round'; `macpo gen -h` explains what it takes"),
+        ("gen --round", "option '--round' requires an argument; `macpo gen -h` explains"),
         ("gen --round one", "invalid value for '--round': "),
         ("gen --rounds 2", "no such option: --rounds (Possible options: "),
         ("init a b", "got unexpected extra argument"),

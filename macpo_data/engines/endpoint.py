@@ -178,7 +178,10 @@ async def _load(line: Line, voice: Voice, missed: float) -> None:
     except APIStatusError as error:
         # An adapter that its engine cannot load is a 500 of vLLM's as well.
         passes = error.status_code >= 500 and "add_lora method failed" not in error.message
-        if passes or "already" in error.message:
+        if "already" in error.message:
+            line.loaded[name] = time.monotonic()
+            return
+        if passes:
             return
         if error.status_code in (401, 403):
             raise _refusal(line, error, body) from None

@@ -12,7 +12,7 @@ from macpo_data.errors import plain as without_controls
 from macpo_data.evaluation.draws import described
 from macpo_data.evaluation.measures import WHO, lengths
 from macpo_data.evaluation.policies import is_of_policy
-from macpo_data.evaluation.verdict import NOT_SCORED, TO_SCORE
+from macpo_data.evaluation.verdict import TO_SCORE
 from macpo_data.plan import Policy
 from macpo_run.terminal.text import interval, make_table, plain
 
@@ -32,8 +32,11 @@ def print_evaluation(evaluation: Evaluation) -> None:
     measurements = evaluation.table.select(KINDS).unique(maintain_order=True).rows()
     console = Console()
     console.print(_table_of_policies(evaluation, measurements))
-    means = ", mean over prompts [95 %]" if measurements else f". {NOT_SCORED} {TO_SCORE}"
-    console.print(plain(f"held-out: {described(evaluation.sampling)}{means}"))
+    how = described(evaluation.sampling)
+    if measurements:
+        console.print(plain(f"held-out: {how}, mean over prompts [95 %]"))
+    else:
+        console.print(plain(f"held-out: {how}. Nobody has scored them. {TO_SCORE}"))
     for measure, against, by in measurements:
         controlled = ", as if both were equally long" if measure == "win_lc" else ""
         versus = f" against {against}" if against else ""
