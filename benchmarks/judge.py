@@ -52,7 +52,7 @@ SIDES = ("chosen", "rejected")
 LOOPS = 1_500  # pairs whose worse side is a loop
 HELD_OUT, CALIBRATION = (0, 1), (2,)  # tenths
 
-BASE = "weakened:packaged:smollm2-135m?drop=12-28"
+BASE = "weakened:packaged:smollm2-135m?drop=20-28"
 TEMPLATE = "chatml"  # SmolLM2's own puts a system sentence before each prompt
 REWARD = RewardTraining(epochs=1, learning_rate=3e-4)
 LORA = Lora(r=16, alpha=32, targets=["all-linear"])
