@@ -64,7 +64,8 @@ demo: install ## MACPO rounds 0..2 on the embedded world
 
 # With the data beside the project where they are there, else from the Hub; and with the judge of
 # `python -m benchmarks.judge judge`, if there is one.
-ENGLISH = $(if $(wildcard judge/judge/config.json),--set eval.reward=./judge/judge) $(if $(wildcard ../shared/data/hh_harmless_d1.parquet),$(foreach part,d1 d2 test,\
+ENGLISH = $(if $(wildcard judge/judge/config.json),--set eval.reward=./judge/judge) \
+  $(if $(wildcard ../shared/data/hh_harmless_d1.parquet),$(foreach part,d1 d2 test,\
   --set data.$(part).path=../shared/data/hh_harmless_$(part).parquet --set data.$(part).split=null))
 
 english: install ## MACPO rounds 0..1 on real English: SmolLM2 from a package, about half an hour

@@ -128,8 +128,8 @@ def looping(pairs: pl.DataFrame) -> pl.DataFrame:
     random = Random(0)
     rows = pairs.sample(fraction=1.0, shuffle=True, seed=0).to_dicts()
     drawn = ((row, loop(row["chosen"], random)) for row in rows)
-    longer = [row | dict(zip(SIDES, sides, strict=True)) for row, sides in drawn if sides]
-    return pl.DataFrame(longer, schema=pairs.schema)
+    loops = [row | dict(zip(SIDES, sides, strict=True)) for row, sides in drawn if sides]
+    return pl.DataFrame(loops, schema=pairs.schema)
 
 
 def read(file: str) -> pl.DataFrame:
